@@ -1,0 +1,80 @@
+"""What one file adds to a model, as a frozen value that knows neither keys' spelling nor models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, final
+
+from torch import Tensor
+
+from lorry.algebra import Delta
+from lorry.names import Target
+
+ScaleSource = Literal["alpha tensor", "metadata", "rank"]
+"""Where a delta's `rank_scale` comes from: the order of truth, the first that is there wins."""
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Entry:
+    """One delta and the target it is for."""
+
+    target: Target
+    delta: Delta
+    keys: tuple[str, ...]
+    """The keys of the file that it was made of: what a load report counts."""
+    scale_source: ScaleSource = "rank"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A key of the file that is left out on purpose, and why."""
+
+    key: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Adapter:
+    """One adapter: its deltas by target, what its file holds besides, and where it came from."""
+
+    entries: tuple[Entry, ...]
+    dialect: str
+    ignored: tuple[Ignored, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Keys that the dialect cannot read: an error when the adapter is bound strictly."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    source: str = "a state dict"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that it has deltas for, in the order of the file."""
+        return tuple(dict.fromkeys(entry.target.component for entry in self.entries))
+
+    @property
+    def key_count(self) -> int:
+        """How many keys its file has, read or not."""
+        return sum(len(entry.keys) for entry in self.entries) + len(self.ignored) + len(self.unknown)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that its deltas hold."""
+        return sum(entry.delta.nbytes for entry in self.entries)
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same adapter with `change` applied to every tensor."""
+
+        def mapped(entry: Entry) -> Entry:
+            tensors = {name: change(tensor) for name, tensor in entry.delta.tensors().items()}
+            return replace(entry, delta=entry.delta.with_tensors(tensors))
+
+        return replace(self, entries=tuple(mapped(entry) for entry in self.entries))
+
+    def only(self, *components: str) -> Self:
+        """The part of it that is for these components, as if its file held nothing else."""
+        return replace(
+            self, entries=tuple(entry for entry in self.entries if entry.target.component in components)
+        )

@@ -1,0 +1,86 @@
+"""The contract of a family: what a delta is, whatever it is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor, dtype, float32
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LowRank:
+    """A delta as two factors: `scale * up @ down`, with the kernel of a convolution held by `down`.
+
+    Several of these on one target join along the rank into one pair (`LowRank` of the concatenated factors).
+    """
+
+    down: Tensor
+    """(rank, in), or (rank, in / groups, kh, kw) for a convolution."""
+    up: Tensor
+    """(out, rank)."""
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+class Delta(ABC):
+    """What an adapter adds to one base weight, as a frozen value that shares its tensors with nobody's model.
+
+    A concrete family is a frozen dataclass of the tensors that a file holds plus a few numbers. Its formula stands
+    once, in `weight`; `low_rank` is the same effect in factors where the family has them.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight it is for: (out, in), or (out, in / groups, kh, kw)."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int | None:
+        """The rank, or None where the family has none."""
+
+    @property
+    @abstractmethod
+    def rank_scale(self) -> float:
+        """The factor that the file itself puts on the delta (alpha / rank for LoRA; 1.0 where there is none)."""
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors it is made of, by field name."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same delta over other tensors (moved, cast), given under the names that `tensors` uses."""
+
+    @abstractmethod
+    def weight(self, base: Tensor | None = None, dtype: dtype = float32) -> Tensor:
+        """The full delta at strength 1.
+
+        Args:
+            base: the base weight, for families that need it; others ignore it.
+            dtype: what to compute in and return; the factors are upcast to it before anything is multiplied.
+
+        Returns:
+            A new tensor of `shape`, on the device of the factors. It shares no memory with them.
+        """
+
+    @abstractmethod
+    def low_rank(self) -> LowRank | None:
+        """The delta as two factors, or None where the family has no such form."""
+
+    @abstractmethod
+    def fitted(self, shape: tuple[int, ...]) -> Self | None:
+        """The same delta for a weight of `shape`, where that differs by trailing 1x1 axes only; else None."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that its tensors hold."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())

@@ -1,0 +1,109 @@
+"""What a load did, as a value that prints well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+from lorry.adapters import Ignored
+from lorry.errors import some
+from lorry.names import Target
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ComponentReport:
+    """What one component of a pipeline gets."""
+
+    component: str
+    targets: int
+    keys: int
+    ranks: tuple[int, ...]
+    """The different ranks, rising."""
+    scales: tuple[float, ...]
+    """The different factors (alpha / rank) that the file puts on its deltas, rising."""
+    scale_sources: tuple[str, ...]
+    families: tuple[str, ...]
+    nbytes: int
+
+    def __str__(self) -> str:
+        families = "+".join(self.families)
+        sources = ", ".join(self.scale_sources)
+        return (
+            f"{self.component}: {self.targets} targets from {self.keys} keys, {families} {_span('rank', self.ranks)}, "
+            f"{_span('scale', self.scales)} (from {sources}), {self.nbytes / 1e6:.1f} MB"
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A delta that has another shape than the weight it is for."""
+
+    target: Target
+    path: str
+    keys: tuple[str, ...]
+    got: tuple[int, ...]
+    expected: tuple[int, ...] | None
+    """None where the module cannot carry a delta at all."""
+
+    def __str__(self) -> str:
+        if self.expected is None:
+            return f"`{self.path}`: the delta is {self.got}, the module cannot carry one"
+        return f"`{self.path}`: the delta is {self.got}, the weight is {self.expected}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Accounts for every key of a file: the counts of its parts sum to `key_count`."""
+
+    source: str
+    dialect: str
+    key_count: int
+    components: tuple[ComponentReport, ...]
+    ignored: tuple[Ignored, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Keys that no dialect reads, or whose module the model does not have."""
+    mismatched: tuple[Mismatch, ...] = ()
+
+    @property
+    def applied(self) -> int:
+        """How many keys were applied."""
+        return sum(component.keys for component in self.components)
+
+    @property
+    def mismatched_keys(self) -> int:
+        """How many keys belong to deltas of a wrong shape."""
+        return sum(len(mismatch.keys) for mismatch in self.mismatched)
+
+    @property
+    def targets(self) -> int:
+        """How many modules are changed, in all components."""
+        return sum(component.targets for component in self.components)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.source}: {self.dialect}, {self.applied} of {self.key_count} keys applied to "
+            f"{self.targets} targets, {len(self.ignored)} ignored, {len(self.unknown)} unknown, {self.mismatched_keys} of a wrong shape"
+        )
+        return "\n  ".join([head, *map(str, self.components), *self._leftovers()])
+
+    def _leftovers(self) -> Iterable[str]:
+        reasons: dict[str, list[str]] = {}
+        for item in self.ignored:
+            reasons.setdefault(item.reason, []).append(item.key)
+        for reason, keys in reasons.items():
+            yield f"ignored, {reason}: {some(keys, 3)}"
+        if self.unknown:
+            yield f"unknown: {some(self.unknown, 3)}"
+        if self.mismatched:
+            yield f"wrong shape: {some(map(str, self.mismatched), 3)}"
+
+
+def _span(word: str, numbers: tuple[float, ...]) -> str:
+    if not numbers:
+        return f"no {word}"
+    low, high = numbers[0], numbers[-1]
+    return f"{word} {low:.4g}" if low == high else f"{word} {low:.4g} to {high:.4g}"

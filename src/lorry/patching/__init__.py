@@ -1,0 +1,16 @@
+"""Make plans active, fused, and off again, exactly: the only room that changes a model."""
+
+from lorry.patching.call_scale import take_scale
+from lorry.patching.state import AdapterState, Originals, Strength, find_state, get_state, unknown_adapter
+from lorry.patching.undo import Undo
+
+__all__ = [
+    "AdapterState",
+    "Originals",
+    "Strength",
+    "Undo",
+    "find_state",
+    "get_state",
+    "take_scale",
+    "unknown_adapter",
+]

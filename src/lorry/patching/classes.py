@@ -1,0 +1,36 @@
+"""Give a live module a subclass of its own class, and its own class back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from lorry.patching.undo import Undo
+
+
+def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> None:
+    """Make `module` an instance of `new`, also for wrappers that took hold of its `forward` before.
+
+    accelerate and diffusers put a function of theirs in place of `module.forward` and keep the bound method that was
+    there; it is pointed at the new class's, and the wrappers are otherwise left alone.
+    """
+    old = type(module)
+    undo.set_attribute(module, "__class__", new)
+    for holder, name in _held_forwards(module):
+        held = getattr(holder, name)
+        if isinstance(held, MethodType) and held.__self__ is module and held.__func__ is old.forward:
+            undo.set_attribute(holder, name, MethodType(new.forward, module))
+
+
+def _held_forwards(module: nn.Module) -> Iterator[tuple[Any, str]]:
+    for name in ("forward", "_old_forward"):
+        if name in vars(module):
+            yield module, name
+    registry = vars(module).get("_diffusers_hook") or module._modules.get("_diffusers_hook")
+    for reference in getattr(registry, "_fn_refs", ()):
+        for name in ("forward", "original_forward"):
+            if hasattr(reference, name):
+                yield reference, name

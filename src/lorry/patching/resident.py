@@ -1,0 +1,78 @@
+"""A loaded adapter on one model: its exact deltas, and the factors that the side path computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import nn
+
+from lorry.algebra import Delta, LowRank
+from lorry.errors import StateError
+from lorry.patching.placement import module_device, module_dtype, own_copy
+
+
+@final
+@dataclass(eq=False, slots=True)
+class Resident:
+    """One adapter's tensors on one model.
+
+    `deltas` keep the bits of the file. The side path computes in the module's dtype: where that is the file's too, its
+    factors are the same memory; else the cast ones are kept beside (made once, at the first use).
+    """
+
+    deltas: Mapping[str, Delta]
+    parked: torch.device | None = None
+    """Where `set_lora_device` has put it; None for an adapter that follows its modules."""
+    trainable: bool = False
+    """Its tensors are parameters: they are used as they are and never joined with others."""
+    _factors: dict[str, LowRank] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, deltas: Mapping[str, Delta], modules: Mapping[str, nn.Module]) -> Resident:
+        """Copy `deltas` to where their modules compute."""
+        return cls(own_copy(deltas, {path: module_device(modules[path]) for path in deltas}))
+
+    def factors(self, path: str, module: nn.Module) -> LowRank:
+        """Return the factors for `module`, on its device and in its dtype.
+
+        Raises:
+            StateError: the delta's family has no low-rank form.
+        """
+        device, dtype = module_device(module), module_dtype(module)
+        cached = self._factors.get(path)
+        if cached is not None and cached.down.device == device and cached.down.dtype == dtype:
+            return cached
+        low_rank = self.deltas[path].low_rank()
+        if low_rank is None:
+            raise StateError(
+                f"`{path}`: {self.deltas[path].family} has no side path; fuse the adapter instead."
+            )
+        here = LowRank(low_rank.down.to(device, dtype), low_rank.up.to(device, dtype), low_rank.scale)
+        if self.parked is None or self.parked == device:
+            self._factors[path] = here
+        return here
+
+    def moved(self, device: torch.device) -> Resident:
+        """Return the same adapter parked on `device`; memory elsewhere is freed when this one is dropped.
+
+        Raises:
+            StateError: it is in training.
+        """
+        if self.trainable:
+            raise StateError(
+                "An adapter in training cannot be parked: it would lose its optimiser's parameters."
+            )
+        return Resident(own_copy(self.deltas, dict.fromkeys(self.deltas, device)), parked=device)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it holds, cast factors included."""
+        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}
+        return sum(own.values())
+
+    def _tensors(self) -> list[torch.Tensor]:
+        exact = [tensor for delta in self.deltas.values() for tensor in delta.tensors().values()]
+        return exact + [tensor for pair in self._factors.values() for tensor in (pair.down, pair.up)]

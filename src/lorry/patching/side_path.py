@@ -1,0 +1,143 @@
+"""The side path: a module's own output plus a low-rank one, computed in the module's own forward.
+
+A patched module is the same object under a subclass of its own class. Its adapters' tensors are non-persistent
+buffers, so that `.to()`, offloading hooks and `torch.compile` see them and `state_dict()` does not. All active
+low-rank deltas of a target stand joined along the rank in one pair of factors; their strengths are one vector over
+the joined rank:
+
+    out = base(x) + up @ (scale * (down @ x))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+DOWN, UP, SCALE = BUFFERS = ("lorry_down", "lorry_up", "lorry_scale")
+
+
+class SidePath(nn.Module):
+    """What the subclass of a patched module adds to it."""
+
+    lorry_class: ClassVar[type[nn.Module]]
+    """The module's own class."""
+    lorry_down: Tensor | None
+    """(rank, in), or (rank, in / groups, kh, kw): the joined factors. None when nothing is active here."""
+    lorry_up: Tensor | None
+    """(out, rank)."""
+    lorry_scale: Tensor | None
+    """(rank,), float32 whatever the module's dtype: strength times the file's own scale."""
+    lorry_trained: tuple[str, ...] = ()
+    """The trainable adapters active here: their factors are parameters, each pair on its own."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        exact = self.lorry_scale
+        super()._apply(fn, recurse)
+        if exact is not None and self.lorry_scale is not None and self.lorry_scale.dtype != exact.dtype:
+            self._buffers[SCALE] = exact.to(self.lorry_scale.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in [key for key in destination if key.startswith(f"{prefix}lorry_")]:
+            del destination[name]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing_keys[:] = [key for key in missing_keys if not key.startswith(f"{prefix}lorry_")]
+
+    def _with_side_output(self, x: Tensor, out: Tensor) -> Tensor:
+        if self.lorry_down is not None and self.lorry_up is not None and self.lorry_scale is not None:
+            out = self._add(x, out, self.lorry_down, self.lorry_up, self.lorry_scale)
+        for name in self.lorry_trained:
+            out = self._add(x, out, *(getattr(self, key) for key in trained_names(name)))
+        return out
+
+    def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearSidePath(SidePath):
+    """For `nn.Linear` and its subclasses."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        out = super().forward(input, *args, **kwargs)
+        if self.lorry_down is None and not self.lorry_trained:
+            return out
+        return self._with_side_output(input, out)
+
+    def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+        hidden = functional.linear(x.to(down.dtype), down).mul_(scale)
+        if _can_add_in_place(out, hidden, up):
+            out.view(-1, up.shape[0]).addmm_(hidden.view(-1, up.shape[1]), up.t())
+            return out
+        return out + functional.linear(hidden, up).to(out.dtype)
+
+
+class Conv2dSidePath(SidePath):
+    """For `nn.Conv2d` and its subclasses; stride, padding, dilation and groups are the module's own."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        out = super().forward(input, *args, **kwargs)
+        if self.lorry_down is None and not self.lorry_trained:
+            return out
+        return self._with_side_output(input, out)
+
+    def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+        conv = cast(nn.Conv2d, self)
+        groups = conv.groups
+        if groups > 1:
+            down, scale = down.repeat(groups, 1, 1, 1), scale.repeat(groups)
+        hidden = conv._conv_forward(x.to(down.dtype), down, None).mul_(scale[:, None, None])
+        side = functional.conv2d(hidden, up[:, :, None, None], groups=groups).to(out.dtype)
+        return out + side if torch.is_grad_enabled() else out.add_(side)
+
+
+def trained_names(adapter: str) -> tuple[str, str, str]:
+    """Return the attributes of a patched module that hold a trainable adapter's down, up and scale."""
+    return (f"lorry_{adapter}_down", f"lorry_{adapter}_up", f"lorry_{adapter}_scale")
+
+
+def side_path_class(cls: type[nn.Module]) -> type[SidePath] | None:
+    """Return the subclass of a module's class that adds the side path, or None where there is none for it."""
+    if issubclass(cls, nn.Linear):
+        return _subclass(cls, LinearSidePath)
+    if issubclass(cls, nn.Conv2d):
+        return _subclass(cls, Conv2dSidePath)
+    return None
+
+
+@functools.cache
+def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]:
+    names = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "lorry_class": cls,
+    }
+    return type(cls.__name__, (side_path, cls), names)
+
+
+def _can_add_in_place(out: Tensor, hidden: Tensor, up: Tensor) -> bool:
+    """Whether the product may be accumulated into the base's output, which saves writing and reading it once more."""
+    return (
+        out.dtype == hidden.dtype == up.dtype
+        and not (torch.is_grad_enabled() and (hidden.requires_grad or out.requires_grad))
+        and out.is_contiguous()
+        and out.device == up.device
+    )

@@ -1,0 +1,47 @@
+"""All or nothing: every change to a live model is written down, and taken back when a later one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, final
+
+
+@final
+class Undo:
+    """A context whose changes are taken back, last first, when an exception (of any kind) leaves it.
+
+    Changes are made through its methods, each one pointer or dictionary entry, so that taking back cannot fail.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            for step, arguments in reversed(self._steps):
+                step(*arguments)
+        self._steps.clear()
+
+    def set_attribute(self, holder: object, name: str, value: object) -> None:
+        """`setattr(holder, name, value)`, to be taken back to the value that is there now."""
+        self._steps.append((setattr, (holder, name, getattr(holder, name))))
+        setattr(holder, name, value)
+
+    def set_item(self, holder: dict[str, Any], key: str, value: object) -> None:
+        """`holder[key] = value`, to be taken back to what is there now, or to nothing."""
+        if key in holder:
+            self._steps.append((holder.__setitem__, (key, holder[key])))
+        else:
+            self._steps.append((holder.pop, (key, None)))
+        holder[key] = value
+
+    def delete_item(self, holder: dict[str, Any], key: str) -> None:
+        """`del holder[key]`, to be put back."""
+        self._steps.append((holder.__setitem__, (key, holder[key])))
+        del holder[key]
