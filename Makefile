@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test
+.PHONY: help demo setup check test bench
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8
@@ -19,3 +19,7 @@ test:  ## set up, check, run all tests
 	@scripts/setup dev
 	@scripts/check
 	@scripts/test
+
+bench:  ## measure beside diffusers + PEFT, and write docs/benchmarks.md
+	@scripts/setup dev
+	.venv/bin/python -m benchmarks.run

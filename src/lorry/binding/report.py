@@ -84,10 +84,9 @@ class LoadReport:
         return sum(component.targets for component in self.components)
 
     def __str__(self) -> str:
-        head = (
-            f"{self.source}: {self.dialect}, {self.applied} of {self.key_count} keys applied to "
-            f"{self.targets} targets, {len(self.ignored)} ignored, {len(self.unknown)} unknown, {self.mismatched_keys} of a wrong shape"
-        )
+        counts = f"{len(self.ignored)} ignored, {len(self.unknown)} unknown, {self.mismatched_keys} of a wrong shape"
+        applied = f"{self.applied} of {self.key_count} keys applied to {self.targets} targets"
+        head = f"{self.source}: {self.dialect}, {applied}, {counts}"
         return "\n  ".join([head, *map(str, self.components), *self._leftovers()])
 
     def _leftovers(self) -> Iterable[str]:

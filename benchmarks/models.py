@@ -1,0 +1,74 @@
+"""Full-size architectures with random weights, and adapter files for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+ARCHITECTURES = {"SD 1.5": SD15, "SDXL": SDXL}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def build_unet(name: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Build the UNet of an architecture with small random weights, without ever holding it in float32."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**ARCHITECTURES[name])
+    unet = unet.to(dtype).to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in unet.parameters():
+        parameter.data.normal_(std=0.02, generator=generator)
+    return unet
+
+
+def write_adapter(unet: nn.Module, path: Path, rank: int, dtype: torch.dtype, seed: int) -> Path:
+    """Write a LoRA on every attention projection of `unet`, in the names that diffusers reads."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(ATTENTION):
+            down = torch.randn(rank, module.in_features, generator=generator) * 0.02
+            up = torch.randn(module.out_features, rank, generator=generator) * 0.02
+            tensors[f"unet.{name}.lora_A.weight"] = down.to(dtype)
+            tensors[f"unet.{name}.lora_B.weight"] = up.to(dtype)
+    save_file(tensors, path)
+    return path
+
+
+def unet_inputs(name: str, dtype: torch.dtype, size: int) -> dict[str, Any]:
+    """Make the arguments of one forward of the UNet at a latent of `size` x `size`."""
+    config = ARCHITECTURES[name]
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    inputs: dict[str, Any] = {
+        "sample": noise(1, 4, size, size),
+        "timestep": torch.tensor(10),
+        "encoder_hidden_states": noise(1, 77, config["cross_attention_dim"]),
+    }
+    if name == "SDXL":
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": noise(1, 1280),
+            "time_ids": torch.zeros(1, 6, dtype=dtype),
+        }
+    return inputs

@@ -1,0 +1,6 @@
+"""Speak diffusers: the mixins, the components of a pipeline, and the names of its arguments."""
+
+from lorry.pipelines.attach import attach
+from lorry.pipelines.mixins import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+__all__ = ["LoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin", "attach"]

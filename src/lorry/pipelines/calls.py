@@ -1,0 +1,81 @@
+"""A strength for one call of a pipeline: `pipe(…, cross_attention_kwargs={"scale": 0.5})` and its kin."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lorry.errors import StateError
+from lorry.names import TEXT_ENCODERS
+from lorry.patching import take_scale
+from lorry.pipelines.components import states_of
+
+
+@contextmanager
+def scaled(pipeline: Any, scale: float, only_text: bool = False) -> Iterator[None]:
+    """Scale the active adapters of the pipeline's components (of its text encoders only) inside the context."""
+    with ExitStack() as stack:
+        for name, state in states_of(pipeline).items():
+            if name in TEXT_ENCODERS or not only_text:
+                stack.enter_context(state.scaled(scale))
+        yield
+
+
+def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a pipeline's `__call__` so that the strength in its attention arguments reaches every component.
+
+    The strength is taken out of the arguments: diffusers would look for PEFT's layers with it.
+    """
+
+    @functools.wraps(call)
+    def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scale, kwargs = take_scale(kwargs)
+        self._lora_scale = scale
+        try:
+            with scaled(self, scale):
+                return call(self, *args, **kwargs)
+        finally:
+            vars(self).pop("_lora_scale", None)
+
+    return call_with_scale
+
+
+def obeying_lora_scale(encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a pipeline's `encode_prompt` so that its `lora_scale` reaches the text encoders."""
+    signature = inspect.signature(encode_prompt)
+
+    @functools.wraps(encode_prompt)
+    def encode_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return encode_prompt(self, *args, **kwargs)
+        scale = bound.arguments.pop("lora_scale", None)
+        with scaled(self, 1.0 if scale is None else float(scale), only_text=True):
+            return encode_prompt(*bound.args, **bound.kwargs)
+
+    return encode_with_scale if "lora_scale" in signature.parameters else encode_prompt
+
+
+def wrap_calls(cls: type) -> None:
+    """Give a pipeline class calls that obey a strength, in place of those that it inherits from diffusers."""
+    for name, wrapper in (("__call__", obeying_scale), ("encode_prompt", obeying_lora_scale)):
+        inherited = getattr(cls, name, None)
+        if inspect.isfunction(inherited) and not hasattr(inherited, "lorry_obeys"):
+            wrapped = wrapper(inherited)
+            wrapped.lorry_obeys = True  # type: ignore[attr-defined]
+            setattr(cls, name, wrapped)
+
+
+def check_scale(scale: object) -> float:
+    """Return a user's strength as a float.
+
+    Raises:
+        StateError: it is no number.
+    """
+    if isinstance(scale, (int, float)) and not isinstance(scale, bool):
+        return float(scale)
+    raise StateError(f"`lora_scale`: expected a number, got {scale!r}.")

@@ -1,0 +1,55 @@
+"""The parts of a pipeline that adapters go into."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+from torch import nn
+
+from lorry.errors import StateError, did_you_mean
+from lorry.names import DENOISERS, TEXT_ENCODERS
+from lorry.patching import AdapterState, find_state
+
+
+def components_of(pipeline: object) -> dict[str, nn.Module | None]:
+    """Return the denoisers and text encoders of a pipeline by name; None for a place that is empty.
+
+    A model that `torch.compile` has wrapped is looked into.
+    """
+    places = inspect.signature(type(pipeline).__init__).parameters.keys() | vars(pipeline).keys()
+    names = [name for name in (*DENOISERS, *TEXT_ENCODERS) if name in places]
+    models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
+    return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}
+
+
+def unwrapped(model: object) -> object:
+    """Return the model inside what `torch.compile(model)` gives, or `model` itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def states_of(pipeline: object, only: Iterable[str] | None = None) -> dict[str, AdapterState]:
+    """Return the states of the components that carry adapters (of those named in `only`, when given)."""
+    wanted = components_of(pipeline)
+    names = list(wanted) if only is None else list(only)
+    found = {name: find_state(wanted.get(name)) for name in names}
+    return {name: state for name, state in found.items() if state is not None}
+
+
+def check_components(pipeline: object, names: Iterable[str]) -> list[str]:
+    """Return `names` as a list when each is a component of the pipeline.
+
+    Raises:
+        StateError: there are no names, or one is not a component.
+    """
+    known = components_of(pipeline)
+    listed = list(names)
+    if not listed:
+        raise StateError(f"`components` is empty: name at least one of {', '.join(known)}.")
+    for name in listed:
+        if name not in known:
+            raise StateError(
+                f"{name!r} is not found among this pipeline's components ({', '.join(known)})."
+                + did_you_mean(name, known)
+            )
+    return listed

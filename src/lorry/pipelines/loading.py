@@ -1,0 +1,109 @@
+"""Put an adapter on a pipeline's components: read, plan, apply, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import nn
+
+from lorry.adapters import Adapter
+from lorry.algebra import Delta
+from lorry.binding import LoadReport, bind
+from lorry.errors import DuplicateAdapterError, UnknownAdapterError
+from lorry.names import check_adapter_name
+from lorry.patching import Strength, Undo, find_state, get_state, unknown_adapter
+
+log = logging.getLogger("lorry")
+
+
+def load_adapter(
+    adapter: Adapter,
+    models: Mapping[str, nn.Module | None],
+    name: str | None,
+    *,
+    strength: float = 1.0,
+    strict: bool = True,
+    hotswap: bool = False,
+) -> LoadReport:
+    """Load an adapter into `models`, and make it the one active adapter of them all.
+
+    Args:
+        adapter: what to load.
+        models: the components by name.
+        name: the adapter's name; `default_{i}` when None, i the number of adapters loaded.
+        strength: its strength.
+        strict: refuse a file of which any tensor has no place or a wrong shape.
+        hotswap: put it in the place of the adapter of that name, with that one's strength and activity.
+
+    Returns:
+        The report, which is logged too.
+
+    Raises:
+        DuplicateAdapterError: the name is taken, and not `hotswap`.
+        UnknownAdapterError: `hotswap`, and there is none of that name.
+        BindingError: the adapter does not fit; nothing was changed.
+    """
+    loaded = loaded_names(models)
+    name = check_adapter_name(name or f"default_{len(loaded)}")
+    if hotswap and name not in loaded:
+        raise unknown_adapter(name, loaded)
+    if not hotswap and name in loaded:
+        raise DuplicateAdapterError(
+            f"An adapter named {name!r} is loaded already. Choose another `adapter_name`, swap it in place with "
+            f"`hotswap=True`, or take it off with `delete_adapters({name!r})`."
+        )
+    plan = bind(adapter, models, strict=strict)
+    with Undo() as undo:
+        if hotswap:
+            _swap(plan.deltas, models, name, undo)
+        else:
+            for component, model in models.items():
+                if model is not None and component in plan.deltas:
+                    get_state(model, undo).add(name, plan.deltas[component], undo)
+            for state in filter(None, map(find_state, models.values())):
+                state.set_active({name: Strength(strength)}, undo)
+    _log(plan.report, name, models)
+    return plan.report
+
+
+def _swap(
+    deltas: Mapping[str, Mapping[str, Delta]], models: Mapping[str, nn.Module | None], name: str, undo: Undo
+) -> None:
+    for component, model in models.items():
+        state = find_state(model)
+        if component in deltas and model is not None:
+            here = state or get_state(model, undo)
+            known = name in here.adapters
+            here.add(name, deltas[component], undo, replace=known)
+            if not known:
+                here.set_active({**{n: here.strengths[n] for n in here.active}, name: Strength()}, undo)
+        elif state is not None and name in state.adapters:
+            state.remove([name], undo)
+
+
+def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) -> None:
+    level = logging.WARNING if report.unknown or report.mismatched else logging.INFO
+    log.log(level, "Loaded %r: %s", name, report)
+    if any(not state.enabled for state in filter(None, map(find_state, models.values()))):
+        log.warning("Adapters are disabled on this pipeline: %r acts after `enable_lora()`.", name)
+
+
+def loaded_names(models: Mapping[str, nn.Module | None]) -> list[str]:
+    """Return the names of all adapters loaded on `models`, in the order of loading."""
+    states = [state for model in models.values() if (state := find_state(model)) is not None]
+    return list(dict.fromkeys(name for state in states for name in state.adapters))
+
+
+def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> None:
+    """Raise when one of `names` is loaded nowhere.
+
+    Raises:
+        UnknownAdapterError: names it, the loaded ones, and the likeliest meant.
+    """
+    loaded = loaded_names(models)
+    unknown = [name for name in names if name not in loaded]
+    if len(unknown) == 1:
+        raise unknown_adapter(unknown[0], loaded)
+    if unknown:
+        raise UnknownAdapterError(f"No adapters named {unknown} are loaded (loaded: {loaded}).")

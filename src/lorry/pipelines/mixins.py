@@ -1,0 +1,525 @@
+"""The LoRA loader API that diffusers' users know, over lorry's own core."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lorry.binding import LoadReport
+from lorry.errors import FuseError
+from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
+from lorry.patching import Originals, Undo, find_state
+from lorry.pipelines.calls import check_scale, wrap_calls
+from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
+from lorry.pipelines.loading import check_loaded, load_adapter
+from lorry.pipelines.reading import Source, as_state_dict, read_source
+from lorry.pipelines.saving import Layers, SaveFunction, write_layers
+from lorry.pipelines.strengths import for_component, per_adapter, strength_for
+
+Names = str | Sequence[str]
+
+
+class LoraLoaderMixin:
+    """Loads LoRA-type adapters into a pipeline with a `unet` or a `transformer` and up to three text encoders.
+
+    Stands in front of a diffusers pipeline (`class MyPipeline(lorry.LoraLoaderMixin, StableDiffusionPipeline)`), or is
+    given to a pipeline that exists by `lorry.attach(pipeline)`. Every method does the whole of what it says, or raises
+    one of `lorry.errors` and leaves the pipeline as it was.
+    """
+
+    unet_name: ClassVar[str] = "unet"
+    transformer_name: ClassVar[str] = "transformer"
+    text_encoder_name: ClassVar[str] = "text_encoder"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        wrap_calls(cls)
+
+    # --- load and save ----------------------------------------------------------------------------------------
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: Source, adapter_name: str | None = None, **kwargs: Any
+    ) -> LoadReport:
+        """Read an adapter and put it into the denoiser and the text encoders; it becomes the one active adapter.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a Hub model id, a local directory, a local file, or a state dict.
+            adapter_name: what to call it; `default_{i}` when None, i the number of adapters already loaded.
+            kwargs: those of `lora_state_dict`, and
+                `strict` (True): refuse a file of which any tensor has no place; when false, the rest is loaded;
+                `hotswap` (False): put it in the place of the adapter of that name.
+
+        Returns:
+            The load report, which accounts for every key of the file. It is logged, too.
+
+        Raises:
+            FileError: the file cannot be had or read.
+            FormatError: its names are not understood.
+            BindingError: it does not fit this pipeline.
+            DuplicateAdapterError: the name is taken.
+        """
+        strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
+        try:
+            adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
+            models = components_of(self)
+            return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
+        except Exception as error:
+            error.add_note(
+                f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"
+            )
+            raise
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: Source, **kwargs: Any
+    ) -> tuple[dict[str, Tensor], dict[str, float] | None]:
+        """Read an adapter into a dict of tensors under today's diffusers names, and its alphas.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a Hub model id, a local directory, a local file, or a state dict.
+            kwargs: `weight_name`, `use_safetensors`, `cache_dir`, `force_download` (False), `resume_download` (False),
+                `proxies`, `local_files_only` (False), `token` (str or bool), `revision` ("main"), `subfolder` (""),
+                `low_cpu_mem_usage` (accepted; nothing is initialised either way), `mirror`, and `unet_config`, which
+                tells what flattened and original (SGM) block names mean.
+
+        Returns:
+            `(state_dict, network_alphas)`: tensors under `unet.….lora_A.weight`, floats under `unet.….alpha` (None
+            where every strength is 1). With `return_lora_metadata=True`, the file's metadata as a third value.
+
+        Raises:
+            FileError, FormatError: the file cannot be had, read or understood.
+        """
+        adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
+        found = as_state_dict(adapter, _denoiser_of(cls), kwargs.get("unet_config"))
+        return (*found, dict(adapter.metadata)) if kwargs.get("return_lora_metadata") else found  # type: ignore[return-value]
+
+    @classmethod
+    def load_lora_into_unet(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        network_alphas: Mapping[str, float] | None,
+        unet: nn.Module,
+        low_cpu_mem_usage: bool | None = None,
+        adapter_name: str | None = None,
+        _pipeline: object = None,
+        metadata: Mapping[str, Any] | None = None,
+        hotswap: bool = False,
+    ) -> LoadReport:
+        """Load what a state dict has for a UNet into it; keys may be bare or prefixed by `unet.`.
+
+        Raises:
+            NothingAppliedError: the state dict has nothing for a UNet.
+        """
+        return _load_into("unet", unet, state_dict, network_alphas, adapter_name, metadata, hotswap)
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        network_alphas: Mapping[str, float] | None,
+        transformer: nn.Module,
+        low_cpu_mem_usage: bool | None = None,
+        adapter_name: str | None = None,
+        _pipeline: object = None,
+        metadata: Mapping[str, Any] | None = None,
+        hotswap: bool = False,
+    ) -> LoadReport:
+        """Load what a state dict has for a transformer into it; keys may be bare or prefixed by `transformer.`.
+
+        Raises:
+            NothingAppliedError: the state dict has nothing for a transformer.
+        """
+        return _load_into(
+            "transformer", transformer, state_dict, network_alphas, adapter_name, metadata, hotswap
+        )
+
+    @classmethod
+    def load_lora_into_text_encoder(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        network_alphas: Mapping[str, float] | None,
+        text_encoder: nn.Module,
+        prefix: str | None = None,
+        lora_scale: float = 1.0,
+        low_cpu_mem_usage: bool | None = None,
+        adapter_name: str | None = None,
+        _pipeline: object = None,
+        metadata: Mapping[str, Any] | None = None,
+        hotswap: bool = False,
+    ) -> LoadReport:
+        """Load what a state dict has for a text encoder, under `prefix` (`text_encoder` when None), into it.
+
+        Args:
+            lora_scale: its strength: scales the adapter's output before it is added to a layer's own.
+
+        Raises:
+            NothingAppliedError: the state dict has nothing under `prefix`.
+        """
+        name = cls.text_encoder_name if prefix is None else prefix
+        return _load_into(
+            name,
+            text_encoder,
+            state_dict,
+            network_alphas,
+            adapter_name,
+            metadata,
+            hotswap,
+            check_scale(lora_scale),
+        )
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike[str],
+        unet_lora_layers: Layers = None,
+        text_encoder_lora_layers: Layers = None,
+        transformer_lora_layers: Layers = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: SaveFunction | None = None,
+        safe_serialization: bool = True,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write adapter layers to `save_directory`, as today's diffusers reads them.
+
+        Args:
+            save_directory: made when it is not there.
+            unet_lora_layers: a dict of modules or of tensors by name; the others likewise.
+            is_main_process: on other than the main process nothing is written.
+            weight_name: `pytorch_lora_weights.safetensors` when None, or `.bin` when not `safe_serialization`.
+            save_function: called with (tensors, path) in place of the writer, for distributed training.
+            safe_serialization: write safetensors, not a pickle.
+            unet_lora_adapter_metadata: the adapter's configuration, kept in the file's header; the others likewise.
+
+        Raises:
+            StateError: there is nothing to save, or `save_directory` is a file.
+        """
+        layers = {
+            "unet": unet_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "transformer": transformer_lora_layers,
+        }
+        metadata = {
+            "unet": unet_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "transformer": transformer_lora_adapter_metadata,
+        }
+        write_layers(
+            save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
+        )
+
+    def unload_lora_weights(self, keep_fused: bool = False, **_: Any) -> None:
+        """Make the pipeline as if no adapter had ever been loaded: fused ones are taken out by their saved bits.
+
+        Args:
+            keep_fused: leave fused weights as they are, for good, and let their originals go.
+
+        Raises:
+            FuseError: adapters were fused without keeping originals, and not `keep_fused`.
+        """
+        with Undo() as undo:
+            for state in states_of(self).values():
+                state.clear(undo, keep_fused=keep_fused)
+
+    # --- which act, and how strongly --------------------------------------------------------------------------
+
+    def set_adapters(self, adapter_names: Names, adapter_weights: Any = None) -> None:
+        """Make these adapters, and only these, active, each at its weight.
+
+        Args:
+            adapter_names: one name or several.
+            adapter_weights: one for all or a list of one for each; None is 1.0. Each is a number, or a dict per
+                component, whose values are numbers or (for a UNet) dicts per block, block index and attention:
+                `{"unet": {"down": 0.5, "up": {"block_0": [0.1, 0.2, 0.3]}}}`.
+
+        Raises:
+            UnknownAdapterError: a name is loaded nowhere.
+            StateError: the weights do not fit the names or the model.
+        """
+        names = _listed(adapter_names)
+        models = components_of(self)
+        check_loaded(names, models)
+        weights = per_adapter(names, adapter_weights)
+        wanted = {}
+        for component, model in models.items():
+            chosen = [for_component(weight, component, models) for weight in weights]
+            if model is not None and find_state(model) is not None:
+                wanted[component] = {n: strength_for(w, model) for n, w in zip(names, chosen, strict=True)}
+        with Undo() as undo:
+            for component, state in states_of(self).items():
+                state.set_active(wanted[component], undo)
+
+    def set_adapters_for_text_encoder(
+        self, adapter_names: Names, text_encoder: nn.Module | None = None, text_encoder_weights: Any = None
+    ) -> None:
+        """Make these adapters, and only these, active on one text encoder (`self.text_encoder` when None).
+
+        Raises:
+            UnknownAdapterError: a name is not loaded on it.
+            StateError: the weights do not fit the names.
+        """
+        encoder = self._text_encoder(text_encoder)
+        names = _listed(adapter_names)
+        check_loaded(names, {"text_encoder": encoder})
+        weights = per_adapter(names, text_encoder_weights)
+        strengths = {name: strength_for(weight, encoder) for name, weight in zip(names, weights, strict=True)}
+        state = find_state(encoder)
+        if state is not None:
+            with Undo() as undo:
+                state.set_active(strengths, undo)
+
+    def disable_lora(self) -> None:
+        """Turn all adapters off; `enable_lora` brings them back as they were set."""
+        self._set_enabled(False)
+
+    def enable_lora(self) -> None:
+        """Turn the adapters on again, with the names and weights that were set."""
+        self._set_enabled(True)
+
+    def _set_enabled(self, enabled: bool) -> None:
+        with Undo() as undo:
+            for state in states_of(self).values():
+                state.set_enabled(enabled, undo)
+
+    def disable_lora_for_text_encoder(self, text_encoder: nn.Module | None = None) -> None:
+        """Turn all adapters of one text encoder off (of `self.text_encoder` when None)."""
+        _set_enabled_on(self._text_encoder(text_encoder), False)
+
+    def enable_lora_for_text_encoder(self, text_encoder: nn.Module | None = None) -> None:
+        """Turn the adapters of one text encoder on again (of `self.text_encoder` when None)."""
+        _set_enabled_on(self._text_encoder(text_encoder), True)
+
+    def _text_encoder(self, given: nn.Module | None) -> nn.Module:
+        encoder = unwrapped(given if given is not None else getattr(self, self.text_encoder_name, None))
+        if isinstance(encoder, nn.Module):
+            return encoder
+        raise ValueError("This pipeline has no text encoder of its own: pass `text_encoder`.")
+
+    def delete_adapters(self, adapter_names: Names) -> None:
+        """Remove adapters from every component, unfusing them where they are fused; their memory is freed.
+
+        Raises:
+            UnknownAdapterError: a name is loaded nowhere; none is removed.
+        """
+        names = _listed(adapter_names)
+        check_loaded(names, components_of(self))
+        with Undo() as undo:
+            for state in states_of(self).values():
+                state.remove(names, undo)
+
+    def get_active_adapters(self) -> list[str]:
+        """Return the names of the active adapters, e.g. `["toy"]`."""
+        return list(dict.fromkeys(name for state in states_of(self).values() for name in state.active))
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Return the loaded adapters by component, e.g. `{"unet": ["toy", "pixel"], "text_encoder": ["pixel"]}`."""
+        return {
+            component: list(state.adapters) for component, state in states_of(self).items() if state.adapters
+        }
+
+    def set_lora_device(self, adapter_names: Names, device: torch.device | str | int) -> None:
+        """Move adapters' weights to a device, e.g. to park them on the CPU.
+
+        An active adapter that is parked goes on acting, from a copy where its layers are; park inactive ones to free
+        memory.
+
+        Raises:
+            UnknownAdapterError: a name is loaded nowhere.
+        """
+        names = _listed(adapter_names)
+        check_loaded(names, components_of(self))
+        with Undo() as undo:
+            for state in states_of(self).values():
+                state.park(names, torch.device(device), undo)
+
+    # --- fuse and unfuse --------------------------------------------------------------------------------------
+
+    def fuse_lora(
+        self,
+        fuse_unet: bool | Iterable[str] = True,
+        fuse_text_encoder: bool = True,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Names | None = None,
+        *,
+        components: Iterable[str] | None = None,
+        fuse_transformer: bool | None = None,
+        originals: Originals = "device",
+    ) -> None:
+        """Add adapters into their layers' own weights, from the saved originals in one rounding.
+
+        Args:
+            fuse_unet: fuse the denoiser (`unet` or `transformer`). A list is read as `components`.
+            fuse_text_encoder: fuse the text encoders.
+            lora_scale: their strength, times the weights set.
+            safe_fusing: look for NaN and infinite values first, and where there are any, fuse nothing.
+            adapter_names: which; all active ones when None.
+            components: which components, by name; goes before the `fuse_…` arguments.
+            fuse_transformer: the same as `fuse_unet`.
+            originals: where the original weights are kept for `unfuse_lora`: "device" (beside the fused ones; unfusing
+                swaps pointers), "cpu", or "none" (no memory, and no way back).
+
+        Raises:
+            FuseError: nothing is active, an adapter is fused already, a weight cannot take a delta without loss, or
+                `safe_fusing` found values that are not finite. Nothing was fused.
+            UnknownAdapterError: a name is loaded nowhere.
+        """
+        chosen = self._chosen(components, fuse_unet, fuse_text_encoder, fuse_transformer)
+        states = states_of(self, chosen)
+        names = None if adapter_names is None else _listed(adapter_names)
+        if names is not None:
+            check_loaded(names, components_of(self))
+        elif not any(state.active for state in states.values()):
+            raise FuseError(f"There is nothing to fuse: no adapter is active on {', '.join(chosen)}.")
+        with Undo() as undo:
+            for state in states.values():
+                state.fuse(undo, names, check_scale(lora_scale), safe=safe_fusing, originals=originals)
+
+    def unfuse_lora(
+        self,
+        unfuse_unet: bool | Iterable[str] = True,
+        unfuse_text_encoder: bool = True,
+        *,
+        components: Iterable[str] | None = None,
+        unfuse_transformer: bool | None = None,
+    ) -> None:
+        """Undo `fuse_lora`: the weights are, bit for bit, what they were. The arguments are those of `fuse_lora`.
+
+        Raises:
+            FuseError: the adapters were fused without keeping originals.
+        """
+        with Undo() as undo:
+            for state in states_of(
+                self, self._chosen(components, unfuse_unet, unfuse_text_encoder, unfuse_transformer)
+            ).values():
+                state.unfuse(undo)
+
+    def _chosen(
+        self,
+        components: Iterable[str] | None,
+        denoisers: bool | Iterable[str],
+        text_encoders: bool,
+        transformer: bool | None,
+    ) -> list[str]:
+        if components is None and not isinstance(denoisers, bool):
+            components = denoisers
+        if components is not None:
+            return check_components(self, [components] if isinstance(components, str) else components)
+        with_denoiser = denoisers if transformer is None else transformer
+        known = components_of(self)
+        return [name for name in known if (text_encoders if name in TEXT_ENCODERS else with_denoiser)]
+
+    @property
+    def fused_loras(self) -> set[str]:
+        """The names of the adapters that are fused in any component."""
+        return {name for state in states_of(self).values() for name in state.fused}
+
+    @property
+    def num_fused_loras(self) -> int:
+        """How many adapters are fused."""
+        return len(self.fused_loras)
+
+    @property
+    def lora_scale(self) -> float:
+        """The strength that the running call asked for; 1.0 outside a call."""
+        return getattr(self, "_lora_scale", 1.0)
+
+    def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
+        """Accepted for diffusers' sake: `load_lora_weights(…, hotswap=True)` needs no preparation in lorry.
+
+        Any rank may follow any other, on any targets, text encoders included. A model that `torch.compile` has compiled
+        recompiles when the joined rank or the set of targets changes.
+
+        Args:
+            target_rank: the highest rank to come; must be at least 1.
+            check_compiled: "error", "warn" or "ignore".
+
+        Raises:
+            ValueError: an argument has none of these values.
+        """
+        if target_rank < 1 or check_compiled not in ("error", "warn", "ignore"):
+            raise ValueError(
+                f"Expected a rank of at least 1 and 'error', 'warn' or 'ignore'; got {target_rank}, {check_compiled!r}."
+            )
+
+
+class StableDiffusionXLLoraLoaderMixin(LoraLoaderMixin):
+    """The same for SDXL, with two text encoders."""
+
+    @classmethod
+    def save_lora_weights(  # type: ignore[override]
+        cls,
+        save_directory: str | os.PathLike[str],
+        unet_lora_layers: Layers = None,
+        text_encoder_lora_layers: Layers = None,
+        text_encoder_2_lora_layers: Layers = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: SaveFunction | None = None,
+        safe_serialization: bool = True,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write adapter layers to `save_directory`; see `LoraLoaderMixin.save_lora_weights`.
+
+        Raises:
+            StateError: there is nothing to save, or `save_directory` is a file.
+        """
+        layers = {
+            "unet": unet_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "text_encoder_2": text_encoder_2_lora_layers,
+        }
+        metadata = {
+            "unet": unet_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+        }
+        write_layers(
+            save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
+        )
+
+
+def _listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _described(source: Source) -> str:
+    return f"a state dict of {len(source)} tensors" if isinstance(source, Mapping) else str(source)
+
+
+def _denoiser_of(cls: type) -> str:
+    places = inspect.signature(cls.__init__).parameters
+    return next((name for name in DENOISERS if name in places), DENOISERS[0])
+
+
+def _set_enabled_on(encoder: nn.Module, enabled: bool) -> None:
+    state = find_state(encoder)
+    if state is not None:
+        with Undo() as undo:
+            state.set_enabled(enabled, undo)
+
+
+def _load_into(
+    component: str,
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    alphas: Mapping[str, float] | None,
+    name: str | None,
+    metadata: Mapping[str, Any] | None,
+    hotswap: bool,
+    strength: float = 1.0,
+) -> LoadReport:
+    adapter = read_source(state_dict, alphas, metadata).only(
+        component, DENOISER if component in DENOISERS else component
+    )
+    models = {component: unwrapped(model)}
+    return load_adapter(adapter, models, name, strength=strength, hotswap=hotswap)  # type: ignore[arg-type]

@@ -1,0 +1,5 @@
+"""Fresh adapters to train, and what of them is saved."""
+
+from lorry.training.fresh import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
+
+__all__ = ["AdapterConfig", "add_adapter", "get_adapter_metadata", "get_adapter_state_dict"]
