@@ -1,0 +1,20 @@
+"""Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
+
+from lorry.files.finding import find_weights
+from lorry.files.pickles import LIST_MARKER, read_pickle
+from lorry.files.reading import read_adapter_file, read_weights
+from lorry.files.safetensors_reader import read_header, read_safetensors
+from lorry.files.safetensors_writer import write_safetensors
+from lorry.files.tensor_file import TensorFile
+
+__all__ = [
+    "LIST_MARKER",
+    "TensorFile",
+    "find_weights",
+    "read_adapter_file",
+    "read_header",
+    "read_pickle",
+    "read_safetensors",
+    "read_weights",
+    "write_safetensors",
+]

@@ -1,0 +1,108 @@
+"""Read safetensors files: whole ones as views of a memory map, or headers alone."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorry.errors import AdapterNotFoundError
+from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
+from lorry.files.tensor_file import TensorFile
+
+ALIGNMENT = 8
+"""The most that an element of any dtype takes, which is where its address must be a multiple of."""
+Buffer = Any
+"""A memory map or an array: what `torch.frombuffer` takes."""
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
+    """Read a safetensors file through one memory map.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its tensors, on the CPU and sharing the map's memory: bytes are read when they are first used, and writing to
+        a tensor changes neither the file nor another reader. Files of 2022 and 2023, whose data does not begin at a
+        multiple of eight bytes, are read into memory of their own.
+
+    Raises:
+        AdapterNotFoundError: there is no such file.
+        BrokenFileError: the header does not describe the file.
+    """
+    source = os.fspath(path)
+    with _open(path) as file:
+        layout = _read_layout(file, source)
+        data, start = _data(file, layout)
+    return TensorFile({span.key: _view(data, start, span) for span in layout.spans}, layout.metadata, source)
+
+
+def read_header(path: str | os.PathLike[str]) -> TensorFile:
+    """Read what a safetensors file says about itself, and no weights.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its tensors on the meta device; but those of at most one element (alphas) hold their value.
+
+    Raises:
+        AdapterNotFoundError: there is no such file.
+        BrokenFileError: the header does not describe the file.
+    """
+    source = os.fspath(path)
+    with _open(path) as file:
+        layout = _read_layout(file, source)
+        tensors = {span.key: _shape_or_value(file, layout.data_start, span) for span in layout.spans}
+    return TensorFile(tensors, layout.metadata, source)
+
+
+def _open(path: str | os.PathLike[str]) -> BufferedReader:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise AdapterNotFoundError(f"{path}: the file cannot be opened: {error.strerror}.") from error
+
+
+def _read_layout(file: BufferedReader, source: str) -> Layout:
+    size = os.fstat(file.fileno()).st_size
+    length = header_length(file.read(LENGTH_BYTES), size, source)
+    return parse_header(file.read(length), size, source)
+
+
+def _data(file: BufferedReader, layout: Layout) -> tuple[Buffer, int]:
+    if layout.data_start % ALIGNMENT == 0:
+        # Copy on write: torch warns about memory that it may not write to.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), layout.data_start
+    size = max((span.stop for span in layout.spans), default=0)
+    data = torch.empty(size, dtype=torch.uint8).numpy()
+    file.readinto(data.data)
+    return data, 0
+
+
+def _view(data: Buffer, data_start: int, span: Span) -> Tensor:
+    start, size = data_start + span.start, span.stop - span.start
+    if size == 0:
+        return torch.empty(span.shape, dtype=span.dtype)
+    if start % span.dtype.itemsize:
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start)
+        return raw.clone().view(span.dtype).view(span.shape)
+    return torch.frombuffer(data, dtype=span.dtype, count=size // span.dtype.itemsize, offset=start).view(
+        span.shape
+    )
+
+
+def _shape_or_value(file: BufferedReader, data_start: int, span: Span) -> Tensor:
+    size = span.stop - span.start
+    if size > span.dtype.itemsize:
+        return torch.empty(span.shape, dtype=span.dtype, device="meta")
+    if size == 0:
+        return torch.empty(span.shape, dtype=span.dtype)
+    file.seek(data_start + span.start)
+    return torch.frombuffer(bytearray(file.read(size)), dtype=span.dtype).view(span.shape)

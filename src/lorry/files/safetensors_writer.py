@@ -1,0 +1,94 @@
+"""Write safetensors files: the same bytes for the same tensors, and never half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from lorry.errors import FileError
+from lorry.files._layout import DTYPES, LENGTH_BYTES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tensors and text to a safetensors file.
+
+    The file appears whole or not at all, and an older one of that name stays until then. The bytes depend on the
+    tensors and the text alone, not on the order they are given in. Tensors that share memory are written one by one.
+
+    Args:
+        path: of the file; its folder must be there.
+        tensors: on any device, contiguous or not.
+        metadata: text for the header.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileError: a tensor or a text that the format cannot hold, or the file cannot be written.
+    """
+    path = Path(path)
+    order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
+    header = _header({key: tensors[key] for key in order}, metadata or {})
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(header).to_bytes(LENGTH_BYTES, "little"))
+        file.write(header)
+        for key in order:
+            file.write(_bytes(tensors[key]))
+
+    _replace(path, write)
+    return path
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    wrong = [key for key, value in metadata.items() if not isinstance(key, str) or not isinstance(value, str)]
+    if wrong:
+        raise FileError(
+            f"Metadata of safetensors is text: {wrong[0]!r} is not. Use `json.dumps` on its value."
+        )
+    described: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for key, tensor in tensors.items():
+        if (
+            tensor.dtype not in _NAMES
+            or tensor.is_meta
+            or tensor.layout != torch.strided
+            or key == "__metadata__"
+        ):
+            raise FileError(f"`{key}`: {tensor.dtype} on {tensor.device} cannot be written to safetensors.")
+        span = [at, at + tensor.numel() * tensor.dtype.itemsize]
+        described[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        at = span[1]
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return text + b" " * (-len(text) % LENGTH_BYTES)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}. Make it first.")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror}.") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""Pickles: tensors come out, and nothing in them runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorry.errors import AdapterNotFoundError, BrokenFileError
+from lorry.files import LIST_MARKER, read_pickle
+
+
+class Malicious:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.victim}",)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_code_in_a_pickle_does_not_run(new_format: bool, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    torch.save({"x": Malicious(victim)}, tmp_path / "x.bin", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(BrokenFileError, match="runs no code of a file"):
+        read_pickle(tmp_path / "x.bin")
+    assert not victim.exists()
+
+
+def test_code_in_a_bare_pickle_does_not_run(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "x.pt").write_bytes(pickle.dumps({"x": Malicious(victim)}, protocol=2))
+    with pytest.raises(BrokenFileError, match=r"got one that would run (posix|nt)\.system"):
+        read_pickle(tmp_path / "x.pt")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("nest", ["state_dict", "lora_state_dict", "weights"])
+def test_nested_weights_are_taken_out(nest: str, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, nest: {"state_dict": {"x": torch.ones(2)}}}, tmp_path / "x.ckpt")
+    found = read_pickle(tmp_path / "x.ckpt")
+    assert found.tensors["x"].tolist() == [1, 1]
+    assert list(found.tensors) == ["x"]
+
+
+def test_plain_numbers_become_tensors(tmp_path: Path) -> None:
+    torch.save({"x.alpha": 8, "y.alpha": 0.1}, tmp_path / "x.pt")
+    found = read_pickle(tmp_path / "x.pt").tensors
+    assert found["x.alpha"].item() == 8
+    assert found["y.alpha"].item() == 0.1
+
+
+def test_a_bare_list_comes_back_by_position(tmp_path: Path) -> None:
+    torch.save([torch.ones(2, 1, requires_grad=True), torch.zeros(1, 3)], tmp_path / "x.pt")
+    found = read_pickle(tmp_path / "x.pt")
+    assert {key: tuple(tensor.shape) for key, tensor in found.tensors.items()} == {"0": (2, 1), "1": (1, 3)}
+    assert not found.tensors["0"].requires_grad
+    assert LIST_MARKER in found.metadata
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.ones(1)}, "expected names as keys, got 1"),
+        ({"x": "text"}, "expected a tensor under 'x', got str"),
+        ({"x": True}, "expected a tensor under 'x', got bool"),
+        (torch.ones(1), "expected tensors by name, or a list of tensors, got Tensor"),
+        ([], "expected tensors by name, or a list of tensors, got list"),
+        ([torch.ones(1), "text"], "expected a tensor under '1', got str"),
+    ],
+)
+def test_anything_but_tensors_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(BrokenFileError, match=message):
+        read_pickle(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello there", b"PK\3\4 no zip", b"\x80\2}q\0."[:3]])
+def test_what_is_no_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(BrokenFileError, match="expected a "):
+        read_pickle(tmp_path / "x.pt")
+
+
+def test_a_missing_pickle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterNotFoundError, match=r"no\.bin: the file cannot be opened"):
+        read_pickle(tmp_path / "no.bin")

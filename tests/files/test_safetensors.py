@@ -1,0 +1,238 @@
+"""Safetensors files: the same tensors as the reference reader, and every lie of a header found."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorry.errors import AdapterNotFoundError, BrokenFileError, FileError
+from lorry.files import read_header, read_safetensors, write_safetensors
+from lorry.files._layout import DTYPES
+
+DATA = bytes(range(16))
+
+
+def described(
+    dtype: str = "F32", shape: object = (2,), start: object = 0, stop: object = 8
+) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def file_of(path: Path, header: object, data: bytes = DATA) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def example() -> dict[str, torch.Tensor]:
+    return {
+        "a.alpha": torch.tensor(4.0),
+        "b.weight": torch.arange(12, dtype=torch.float16).view(3, 4),
+        "c.bf16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "d.empty": torch.zeros(0, 3),
+        "e.fp8": torch.tensor([1.0, 2.0, 0.5]).to(torch.float8_e4m3fn),
+        "f.bool": torch.tensor([True, False, True]),
+    }
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    if set(found) != set(expected):
+        raise AssertionError(set(found) ^ set(expected))
+    for key, tensor in expected.items():
+        other = found[key]
+        if (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+            raise AssertionError((key, other.dtype, other.shape))
+        if (
+            other.contiguous().view(-1).view(torch.uint8).tolist()
+            != tensor.contiguous().view(-1).view(torch.uint8).tolist()
+        ):
+            raise AssertionError(key)
+
+
+def test_a_file_of_the_reference_writer_is_read_bit_for_bit(tmp_path: Path) -> None:
+    safetensors.torch.save_file(example(), tmp_path / "x.safetensors", metadata={"who": "wir"})
+    found = read_safetensors(tmp_path / "x.safetensors")
+    assert_same(dict(found.tensors), example())
+    assert found.metadata == {"who": "wir"}
+    assert found.source == str(tmp_path / "x.safetensors")
+
+
+def test_the_reference_reader_reads_what_is_written(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x.safetensors", example(), {"who": "wir"})
+    assert_same(safetensors.torch.load_file(tmp_path / "x.safetensors"), example())
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == {"who": "wir"}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_dtype_comes_back(name: str, tmp_path: Path) -> None:
+    raw = torch.zeros(3 * DTYPES[name].itemsize, dtype=torch.uint8)
+    tensors = {"x": raw.view(DTYPES[name]), "y": raw[: DTYPES[name].itemsize].view(DTYPES[name]).view(())}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    assert_same(dict(read_safetensors(tmp_path / "x.safetensors").tensors), tensors)
+
+
+@pytest.mark.parametrize("padding", range(1, 9))
+def test_data_may_begin_at_any_byte(padding: int, tmp_path: Path) -> None:
+    header = json.dumps(
+        {"x": described(stop=8), "y": described("U8", (1,), 8, 9), "z": described("F32", (1,), 9, 13)}
+    )
+    values = torch.tensor([1.0, 2.0]).numpy().tobytes() + b"\7" + torch.tensor([3.0]).numpy().tobytes()
+    path = file_of(tmp_path / "x.safetensors", header.encode() + b" " * padding, values)
+    found = read_safetensors(path).tensors
+    assert found["x"].tolist() == [1.0, 2.0]
+    assert found["z"].tolist() == [3.0]
+    assert all(tensor.data_ptr() % tensor.dtype.itemsize == 0 for tensor in found.values())
+
+
+def test_tensors_share_one_map_and_writing_to_them_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(4), "y": torch.ones(4)})
+    before = path.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_safetensors(path).tensors
+    distance = found["y"].data_ptr() - found["x"].data_ptr()
+    found["x"].fill_(5)
+    assert distance == 16
+    assert path.read_bytes() == before
+    assert read_safetensors(path).tensors["x"].tolist() == [0, 0, 0, 0]
+
+
+def test_a_header_is_read_without_weights_and_with_alphas(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", example(), {"who": "wir"})
+    found = read_header(path)
+    assert found.tensors["b.weight"].is_meta
+    assert found.tensors["b.weight"].shape == (3, 4)
+    assert found.tensors["a.alpha"].item() == 4.0
+    assert found.tensors["d.empty"].shape == (0, 3)
+    assert found.metadata == {"who": "wir"}
+
+
+def test_a_header_of_a_file_larger_than_memory_is_read(tmp_path: Path) -> None:
+    size = 1 << 40
+    header = {"x": described("U8", (size - 4,), 4, size), "x.alpha": described("F32", (), 0, 4)}
+    path = file_of(tmp_path / "x.safetensors", header, torch.tensor(2.0).numpy().tobytes())
+    os.truncate(path, path.stat().st_size - 4 + size)
+    found = read_header(path).tensors
+    assert found["x"].shape == (size - 4,)
+    assert found["x.alpha"].item() == 2.0
+
+
+BROKEN = {
+    "is cut off in the first 8 bytes": (b"\1\2", "the header's length, got 2 bytes"),
+    "announces a header longer than itself": (
+        b"\xff\0\0\0\0\0\0\0{}",
+        "a header of at most 2 bytes, got 255",
+    ),
+    "announces a header of exabytes": (b"\xff" * 8 + b"{}", "a header of at most 2 bytes"),
+    "is a web page": (b"<!DOCTYPE html><html>", "This is a web page"),
+    "is empty": (b"", "got 0 bytes in all"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_that(what: str, tmp_path: Path) -> None:
+    content, message = BROKEN[what]
+    (tmp_path / "x.safetensors").write_bytes(content)
+    for read in (read_safetensors, read_header):
+        with pytest.raises(BrokenFileError, match=message):
+            read(tmp_path / "x.safetensors")
+
+
+HEADERS: dict[str, tuple[object, str]] = {
+    "no JSON": (b"{nonsense}", "expected UTF-8 JSON"),
+    "no UTF-8": (b'{"\xff": 1}', "expected UTF-8 JSON"),
+    "a list": (b"[]", "a JSON object, got list"),
+    "NaN": (b'{"x": NaN}', "the constant NaN"),
+    "a key twice": (b'{"x": 1, "x": 2}', "the key 'x' twice"),
+    "metadata that is no text": ({"__metadata__": {"a": 1}}, "text under every key"),
+    "no description": ({"x": 3}, "`x`: expected dtype, shape and two data_offsets"),
+    "a float offset": ({"x": described(start=0.0)}, "`x`: expected dtype, shape and two"),
+    "an unknown dtype": ({"x": described("F12")}, "`x`: expected a dtype of BOOL"),
+    "a negative size": ({"x": described(shape=(-2,))}, "`x`: expected a shape of whole numbers"),
+    "a size that is no number": ({"x": described(shape=(True,))}, "`x`: expected a shape of whole numbers"),
+    "too few bytes": ({"x": described(stop=4)}, r"`x`: expected 8 bytes for F32 \[2\], got bytes 0 to 4"),
+    "a start before the data": ({"x": described(start=-8, stop=0)}, "`x`: expected 8 bytes"),
+    "a hole": ({"x": described(), "y": described("U8", (4,), 12, 16)}, "`y` leaves a hole before it"),
+    "an overlap": (
+        {"x": described(), "y": described("U8", (12,), 4, 16)},
+        "`y` overlaps the tensor before it",
+    ),
+    "an end after the file's": ({"x": described("U8", (32,), 0, 32)}, "the data: expected 32 bytes, got 16"),
+    "data that no tensor takes": ({"x": described()}, "the data: expected 8 bytes, got 16"),
+    "deep nesting": (b"[" * 50_000, "expected UTF-8 JSON"),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_header_is_refused_with(what: str, tmp_path: Path) -> None:
+    header, message = HEADERS[what]
+    path = file_of(tmp_path / "x.safetensors", header)
+    with pytest.raises(BrokenFileError, match=message):
+        read_safetensors(path)
+    with pytest.raises(BrokenFileError, match=r"x\.safetensors: "):
+        read_header(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        AdapterNotFoundError, match=r"no\.safetensors: the file cannot be opened: No such file"
+    ):
+        read_safetensors(tmp_path / "no.safetensors")
+
+
+@given(keys=st.permutations(sorted(example())), names=st.permutations(["b", "a", "ä"]))
+def test_the_same_tensors_give_the_same_bytes(
+    keys: list[str], names: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    tensors = example()
+    write_safetensors(folder / "a", tensors, {"a": "1", "b": "2", "ä": "ö"})
+    write_safetensors(
+        folder / "b",
+        {key: tensors[key] for key in keys},
+        {n: {"a": "1", "b": "2", "ä": "ö"}[n] for n in names},
+    )
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+
+
+def test_views_and_shared_memory_are_written_in_full(tmp_path: Path) -> None:
+    base = torch.arange(6.0).view(2, 3)
+    tensors = {"whole": base, "turned": base.T, "again": base, "grown": torch.ones(1).expand(4)}
+    write_safetensors(tmp_path / "x.safetensors", {**tensors, "trained": torch.ones(2, requires_grad=True)})
+    found = read_safetensors(tmp_path / "x.safetensors").tensors
+    assert torch.equal(found["turned"], base.T)
+    assert torch.equal(found["again"], base)
+    assert found["grown"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+    before = path.read_bytes()
+
+    def fails(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(FileError, match=r"x\.safetensors: cannot be written: No space left"):
+        write_safetensors(path, {"x": torch.ones(2)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"`x`: torch\.float32 on meta cannot be written"):
+        write_safetensors(tmp_path / "x", {"x": torch.zeros(2, device="meta")})
+    with pytest.raises(FileError, match="there is no folder"):
+        write_safetensors(tmp_path / "no" / "x", {"x": torch.zeros(2)})
+    assert not list(tmp_path.iterdir())
