@@ -1,0 +1,7 @@
+"""Read and write adapter files: one naming convention a file, and a registry that finds the one a file is of."""
+
+from lorry.dialects._unflatten import unflatten
+from lorry.dialects.base import Dialect
+from lorry.dialects.registry import DIALECTS, find_dialect, get_dialect, read_adapter
+
+__all__ = ["DIALECTS", "Dialect", "find_dialect", "get_dialect", "read_adapter", "unflatten"]

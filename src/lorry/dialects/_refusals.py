@@ -1,0 +1,75 @@
+"""Files that are met in the same places as LoRAs, are recognised, and are something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from lorry.errors import some
+from lorry.files import TensorFile
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A kind of file that lorry refuses by name."""
+
+    pattern: re.Pattern[str]
+    """Found at the start of a key of such a file."""
+    what: str
+    """Completes "x.safetensors is …", with what to do."""
+    holds_for: Callable[[int, int], bool] = lambda found, _: found > 0
+    """Whether the count of such keys, out of all, is enough."""
+
+
+def _all(found: int, count: int) -> bool:
+    return found == count
+
+
+REFUSALS = (
+    Refusal(re.compile("lllite_"), "a ControlNet-LLLite, which is a control network and no LoRA"),
+    Refusal(re.compile(r"ip_adapter\.|image_proj\."), "an IP-Adapter. Load it with `load_ip_adapter`"),
+    Refusal(
+        re.compile("lora_controlnet$"), "a Control-LoRA of Stability AI, which is a ControlNet and no LoRA"
+    ),
+    Refusal(
+        re.compile(r"adapter\.(?:body|conv_in)\."), "a T2I-Adapter. Load it with `T2IAdapter.from_pretrained`"
+    ),
+    Refusal(
+        re.compile(
+            r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\."
+            r"(?!.*lora).*\.(?:weight|bias)$"
+        ),
+        "a whole checkpoint. Load it with `from_single_file`",
+    ),
+    Refusal(re.compile(r"(?:(?:de|en)coder\.(?:conv_in|mid|conv_out)|(?:post_)?quant_conv)\."), "a VAE"),
+    Refusal(
+        re.compile(r"string_to_param|emb_params$|<[^.]*>$|(?:clip_l|clip_g|t5)$"),
+        "a textual inversion embedding. Load it with `load_textual_inversion`",
+        _all,
+    ),
+    Refusal(
+        re.compile(r".*\.(?:mlp_fc\d|mlp_context_fc\d|qkv_proj)\.lora_(?:down|up)$"),
+        "a LoRA packed for Nunchaku's kernels. Ask its author for the original",
+    ),
+    Refusal(re.compile(r".*\.processor\.(?:qkv|proj)_lora"), "a Flux LoRA of XLabs' trainer, not yet read"),
+    Refusal(
+        re.compile("oft_unet_"),
+        "an OFT of kohya's trainer. This version of lorry applies LoRA and LoCon only",
+    ),
+    Refusal(re.compile("hypernet"), "a hypernetwork, which is no LoRA"),
+)
+"""Source: `shared/FORMATS.md` of the project's workplace, sections 2 and 11."""
+
+
+def find_refusal(file: TensorFile) -> str | None:
+    """Return what a file is, with its first keys, where it is something that lorry refuses; else None."""
+    if not file.tensors:
+        return None
+    for refusal in REFUSALS:
+        found = [key for key in file.tensors if refusal.pattern.match(key)]
+        if found and refusal.holds_for(len(found), len(file.tensors)):
+            return f"{refusal.what}. Its keys: {some((f'`{key}`' for key in sorted(found)), 3)}."
+    return None

@@ -1,0 +1,45 @@
+"""The contract of a dialect: one naming convention of adapter files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from lorry.adapters import Adapter
+from lorry.errors import UnsupportedAdapterError
+from lorry.files import TensorFile
+
+
+class Dialect(ABC):
+    """Reads, and where it can writes, the files of one naming convention.
+
+    A dialect is a value without state. It knows names, shapes and metadata; live models are no concern of it.
+    """
+
+    name: ClassVar[str]
+    """What users and reports call it."""
+    before: ClassVar[tuple[str, ...]] = ()
+    """The dialects that it takes a file from when both claim it."""
+
+    @abstractmethod
+    def claims(self, file: TensorFile) -> bool:
+        """Whether a file is of this dialect, by its keys, shapes and metadata; never raises."""
+
+    @abstractmethod
+    def read(self, file: TensorFile) -> Adapter:
+        """Return the adapter that a file of this dialect holds.
+
+        Every key of the file ends in an entry, in `ignored` or in `unknown`. The deltas share the file's tensors.
+
+        Raises:
+            UnsupportedAdapterError: it holds tensors of a family that lorry cannot apply.
+            FormatError: its tensors contradict each other.
+        """
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file of this dialect that holds an adapter.
+
+        Raises:
+            UnsupportedAdapterError: this dialect is not written, or cannot carry what the adapter holds.
+        """
+        raise UnsupportedAdapterError(f"lorry reads the dialect {self.name!r} and does not write it.")

@@ -1,0 +1,32 @@
+"""diffusers' LoRA layers: the training scripts of diffusers 0.20 to 0.24.
+
+    unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight
+    unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora.up.weight
+    text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight
+
+Pattern: the component, the module's dotted path, `lora` on a UNet and `lora_linear_layer` on a text encoder, and
+`down` or `up`. No alpha: scale 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from lorry.adapters import Adapter
+from lorry.dialects._named import read_named
+from lorry.dialects.base import Dialect
+from lorry.files import TensorFile
+
+
+@final
+class LoraLayers(Dialect):
+    """diffusers' LoRA layers."""
+
+    name: ClassVar[str] = "lora-layers"
+    before: ClassVar[tuple[str, ...]] = ("dotted-kohya", "diffusers")
+
+    def claims(self, file: TensorFile) -> bool:
+        return any(".lora.down" in key or ".lora_linear_layer.down." in key for key in file.tensors)
+
+    def read(self, file: TensorFile) -> Adapter:
+        return read_named(file, self.name)

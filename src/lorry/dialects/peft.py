@@ -1,0 +1,32 @@
+"""PEFT's adapter folders: `adapter_model.safetensors` with `adapter_config.json` beside it.
+
+    base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight
+    transformer.base_model.model.transformer_blocks.0.attn.to_k.lora_A.default.weight
+
+Pattern: `base_model.model.`, once or more, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`. The
+file names no component; alpha, its exceptions (`alpha_pattern`) and `use_rslora` stand in the config.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from lorry.adapters import Adapter
+from lorry.dialects._named import read_named
+from lorry.dialects.base import Dialect
+from lorry.files import TensorFile
+
+
+@final
+class Peft(Dialect):
+    """PEFT's adapter folders."""
+
+    name: ClassVar[str] = "peft"
+    before: ClassVar[tuple[str, ...]] = ("attention-processors", "lora-layers", "dotted-kohya", "diffusers")
+
+    def claims(self, file: TensorFile) -> bool:
+        return any("base_model.model." in key for key in file.tensors)
+
+    def read(self, file: TensorFile) -> Adapter:
+        return read_named(file, self.name)
