@@ -1,0 +1,175 @@
+"""The commands and their options: words only, the work is imported when a command runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from lorry.cli.console import tell_error
+from lorry.cli.options import DtypeName, LoraChoice, Size, parse_lora, parse_size
+from lorry.errors import LorryError
+
+_DEBUG: Final = "lorry.debug"
+
+
+class _Commands(TyperGroup):
+    """Commands whose foreseen errors end in one message and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (LorryError, OSError) as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            tell_error(error)
+            raise typer.Exit(1) from None
+
+
+def _remember_debug(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[_DEBUG] = value
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"lorry {importlib.metadata.version('lorry')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)
+]
+
+
+@app.callback()
+def _lorry(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Draw with LoRA-type adapters for diffusion models, and look into their files."""
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="An adapter file, or the name of one that lorry ships.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with metadata in full.")] = False,
+    _debug: _Debug = False,
+) -> None:
+    """Say what an adapter file holds, from its header alone."""
+    from lorry.cli.inspecting import inspect_and_print
+
+    if not inspect_and_print(file, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="What to draw; several may be given.")
+    ],
+    lora: Annotated[
+        list[LoraChoice] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            parser=parse_lora,
+            help="An adapter: a file, a folder, a Hub id, or the name of one that lorry ships; may be repeated.",
+        ),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model, in diffusers' layout.")
+    ] = "shipped",
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; the base model's usual number when not given.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How closely to follow the prompt; the base model's usual when not given."),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="A picture's seed, 0 when not given; may be repeated.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures of each prompt: seeds count up from the last one given."),
+    ] = None,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="N|WxH",
+            parser=parse_size,
+            help="The pictures' size; the base model's usual when not given.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="A file (.png, .jpg, .webp), numbered when there are several, or a folder."
+        ),
+    ] = Path(),
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Fuse the adapters into the weights before drawing.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
+    dtype: Annotated[
+        DtypeName, typer.Option(help="auto: float32 on the CPU, float16 elsewhere.")
+    ] = DtypeName.AUTO,
+    _debug: _Debug = False,
+) -> None:
+    """Draw pictures, with or without adapters."""
+    from lorry.cli.generating import Order, generate_and_print
+    from lorry.cli.options import chosen_seeds
+
+    order = Order(
+        prompts=tuple(prompts),
+        seeds=chosen_seeds(seed or (), count),
+        loras=tuple(lora or ()),
+        base=base,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        out=out,
+        fuse=fuse,
+        device=device,
+        dtype=dtype.value,
+    )
+    generate_and_print(order)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures go.")] = Path("lorry-demo"),
+    _debug: _Debug = False,
+) -> None:
+    """Draw with the shipped model and its adapters, check every promise, and write one labelled sheet."""
+    from lorry.cli.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    _show_version(True)
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    app()

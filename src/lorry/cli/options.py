@@ -1,0 +1,119 @@
+"""What the words on the command line mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, final
+
+import typer
+
+from lorry.assets import lora_files
+from lorry.errors import AdapterNotFoundError, did_you_mean
+
+
+class DtypeName(StrEnum):
+    """The dtypes to compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Size(NamedTuple):
+    """A picture's size in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def parse_size(text: str) -> Size:
+    """Read `64` or `64x96`."""
+    match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", str(text).strip().lower())
+    if match is None or "0" in match.groups():
+        raise typer.BadParameter(f"expected a size such as 512 or 768x512, got {text!r}.")
+    return Size(int(match[1]), int(match[2] or match[1]))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LoraChoice:
+    """An adapter that the user names, and its strength."""
+
+    source: str
+    scale: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The adapter as messages call it."""
+        return f"{Path(self.source).stem if Path(self.source).is_file() else self.source} at {self.scale:g}"
+
+
+def parse_lora(text: str) -> LoraChoice:
+    r"""Read `FILE[:SCALE]`. The colon of `C:\x.safetensors` and of a name that exists as it stands is no strength.
+
+    Raises:
+        typer.BadParameter: what follows the last colon is a number that no strength can be, or nothing.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or not head or Path(text).exists():
+        return LoraChoice(text)
+    try:
+        scale = float(tail)
+    except ValueError:
+        if tail:
+            return LoraChoice(text)
+        raise typer.BadParameter(
+            f"{text!r} ends in a colon: expected a strength after it, as in `{text}0.8`."
+        ) from None
+    if not math.isfinite(scale):
+        raise typer.BadParameter(f"{text!r}: a strength must be a finite number.")
+    return LoraChoice(head, scale)
+
+
+def find_adapter(source: str) -> str:
+    """Return the path or Hub id that `source` means: a path that exists, a Hub id, or a shipped adapter.
+
+    Raises:
+        AdapterNotFoundError: it is none of the three.
+        FileError: it may be a shipped one, and this installation came without them.
+    """
+    if Path(source).exists():
+        return source
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith((".safetensors", ".bin", ".pt")):
+        return source
+    shipped = lora_files()
+    if source in shipped:
+        return str(shipped[source])
+    raise AdapterNotFoundError(
+        f"There is no adapter {source!r}: expected a file, a folder, a Hub id, or one of those that lorry ships "
+        f"({', '.join(shipped)}).{did_you_mean(source, shipped)}{_strength_hint(source)}"
+    )
+
+
+def _strength_hint(source: str) -> str:
+    head, _, tail = source.rpartition(":")
+    return f" Is {tail!r} meant as a strength? It is not a number." if len(head) > 1 else ""
+
+
+def chosen_seeds(seeds: Sequence[int], count: int | None) -> tuple[int, ...]:
+    """Return the seeds of each prompt's pictures: those given, and as many after the last one as `count` asks for.
+
+    Raises:
+        typer.BadParameter: there are more seeds than pictures.
+    """
+    given = tuple(seeds) or (0,)
+    wanted = len(given) if count is None else count
+    if len(given) > wanted:
+        raise typer.BadParameter(
+            f"{len(given)} seeds and a count of {wanted}: each seed is a picture of its own."
+        )
+    return given + tuple(range(given[-1] + 1, given[-1] + 1 + wanted - len(given)))
