@@ -61,12 +61,14 @@ class Delta(ABC):
         """The same delta over other tensors (moved, cast), given under the names that `tensors` uses."""
 
     @abstractmethod
-    def weight(self, base: Tensor | None = None, dtype: dtype = float32) -> Tensor:
-        """The full delta at strength 1.
+    def weight(self, base: Tensor | None = None, dtype: dtype = float32, strength: float = 1.0) -> Tensor:
+        """The full delta: what is to be added to `base`.
 
         Args:
             base: the base weight, for families that need it; others ignore it.
             dtype: what to compute in and return; the factors are upcast to it before anything is multiplied.
+            strength: the user's number. Most families are linear in it; those that are not say how they depend on it.
+                At 0 the delta is zero.
 
         Returns:
             A new tensor of `shape`, on the device of the factors. It shares no memory with them.

@@ -89,11 +89,13 @@ class LoraDelta(Delta):
         core, down = self.mid.float(), self.down.flatten(1).float()
         return LowRank(torch.einsum("pqxy,qi->pixy", core, down).to(self.down.dtype), up, self.rank_scale)
 
-    def weight(self, base: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    def weight(
+        self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
+    ) -> Tensor:
         up, down = self.up.flatten(1).to(dtype), self.down.to(dtype)
         if self.mid is not None:
             down = torch.einsum("pqxy,qi->pixy", self.mid.to(dtype), down.flatten(1))
-        return (up @ down.flatten(1)).mul_(self.rank_scale).reshape(self.shape)
+        return (up @ down.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.shape == shape:

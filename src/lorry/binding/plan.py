@@ -130,7 +130,9 @@ class _Draft:
 
 def _equal(one: Delta, other: Delta) -> bool:
     ours, theirs = one.tensors(), other.tensors()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if (type(one), one.rank_scale, ours.keys()) != (type(other), other.rank_scale, theirs.keys()):
+        return False
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def _component_report(name: str, entries: list[Entry]) -> ComponentReport:

@@ -61,7 +61,7 @@ def fused_weight(original: Tensor, deltas: Sequence[tuple[Delta, float]]) -> Ten
         total = torch.addmm(flat[block].to(dtype), up[block], down)
         if full is not None:
             total += full[block]
-        fused.flatten(1)[block] = total
+        fused[block] = total.view(-1, *original.shape[1:])  # not by a flat view: channels_last has none
     return fused
 
 
@@ -74,7 +74,7 @@ def _in_factors(
     for delta, strength in deltas:
         pair = delta.low_rank() if delta.tensors().keys() == {"down", "up"} else None
         if pair is None:
-            weight = delta.weight(original, dtype).to(device).flatten(1).mul_(strength)
+            weight = delta.weight(original, dtype, strength).to(device).flatten(1)
             full = weight if full is None else full + weight
         else:
             ups.append(pair.up.to(device, dtype) * (strength * pair.scale))

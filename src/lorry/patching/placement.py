@@ -87,7 +87,7 @@ class _Block:
             self._memory[self._offset : self._offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         )
         self._offset += self._padded(tensor.nbytes)
-        return piece.copy_(tensor)
+        return piece.copy_(tensor.detach())
 
     def _padded(self, nbytes: int) -> int:
         return -(-nbytes // self.ALIGNMENT) * self.ALIGNMENT

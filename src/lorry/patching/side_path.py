@@ -36,10 +36,12 @@ class SidePath(nn.Module):
     """The trainable adapters active here: their factors are parameters, each pair on its own."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        exact = self.lorry_scale
+        names = (SCALE, *(trained_names(name)[2] for name in self.lorry_trained))
+        exact = {name: scale for name in names if (scale := self._buffers[name]) is not None}
         super()._apply(fn, recurse)
-        if exact is not None and self.lorry_scale is not None and self.lorry_scale.dtype != exact.dtype:
-            self._buffers[SCALE] = exact.to(self.lorry_scale.device)
+        for name, scale in exact.items():
+            applied = cast(Tensor, self._buffers[name])
+            self._buffers[name] = applied if applied.dtype == scale.dtype else scale.to(applied.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -324,7 +324,8 @@ class AdapterState:
                 undo.set_attribute(weight, "data", original)
                 del self._originals[path]
                 continue
-            new = fused_weight(original, deltas)
+            with torch.autocast(weight.device.type, enabled=False):
+                new = fused_weight(original, deltas)
             if safe and not bool(torch.isfinite(new).all()):
                 raise FuseError(
                     f"`{path}` would not be finite with {', '.join(fused)} fused: nothing was fused."
@@ -414,7 +415,8 @@ class AdapterState:
             down, up, scale = trained_names(name)
             undo.set_item(module._parameters, down, pair.down)
             undo.set_item(module._parameters, up, pair.up)
-            undo.set_item(module._buffers, scale, torch.full((pair.rank,), strength, device=pair.down.device))
+            vector = torch.full((pair.rank,), strength, dtype=torch.float32, device=pair.down.device)
+            undo.set_item(module._buffers, scale, vector)
         undo.set_item(vars(module), "lorry_trained", trained)
         return tuple(name for name in names if name not in trained)
 
@@ -428,7 +430,7 @@ class AdapterState:
             for name, scale in zip(joined.names, joined.scales, strict=True)
         ]
         ranks = [rank for joined in self._joined.values() for rank in joined.ranks]
-        vector = torch.tensor(scales).repeat_interleave(torch.tensor(ranks))
+        vector = torch.tensor(scales, dtype=torch.float32).repeat_interleave(torch.tensor(ranks))
         sizes = [sum(joined.ranks) for joined in self._joined.values()]
         pieces: dict[torch.device, tuple[Tensor, ...]] = {}
         for number, path in enumerate(self._joined):
@@ -514,6 +516,9 @@ def _unpatch(module: SidePath, undo: Undo) -> None:
     undo.set_attribute(
         module, "_non_persistent_buffers_set", module._non_persistent_buffers_set - set(BUFFERS)
     )
+    for name in vars(module).get("lorry_trained", ()):
+        for key in trained_names(name):
+            undo.delete_item(module._parameters if key in module._parameters else module._buffers, key)
     if "lorry_trained" in vars(module):
         undo.delete_item(vars(module), "lorry_trained")
     change_class(module, module.lorry_class, undo)

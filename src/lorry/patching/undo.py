@@ -42,6 +42,12 @@ class Undo:
         holder[key] = value
 
     def delete_item(self, holder: dict[str, Any], key: str) -> None:
-        """`del holder[key]`, to be put back."""
+        """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
+        rest = list(holder)[list(holder).index(key) + 1 :]
+        self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
         self._steps.append((holder.__setitem__, (key, holder[key])))
         del holder[key]
+
+
+def _move_to_end(holder: dict[str, Any], key: str) -> None:
+    holder[key] = holder.pop(key)

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import Any
 
 from lorry.errors import StateError
@@ -33,12 +34,15 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale, kwargs = take_scale(kwargs)
-        self._lora_scale = scale
+        outside = vars(self).get("_lora_scale")  # of a call that this one stands in
+        self._lora_scale = scale if outside is None else outside * scale
         try:
             with scaled(self, scale):
                 return call(self, *args, **kwargs)
         finally:
             vars(self).pop("_lora_scale", None)
+            if outside is not None:
+                self._lora_scale = outside
 
     return call_with_scale
 
@@ -76,6 +80,6 @@ def check_scale(scale: object) -> float:
     Raises:
         StateError: it is no number.
     """
-    if isinstance(scale, (int, float)) and not isinstance(scale, bool):
+    if isinstance(scale, Real) and not isinstance(scale, bool):
         return float(scale)
     raise StateError(f"`lora_scale`: expected a number, got {scale!r}.")

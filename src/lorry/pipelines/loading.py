@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 
@@ -10,9 +11,9 @@ from torch import nn
 from lorry.adapters import Adapter
 from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind
-from lorry.errors import DuplicateAdapterError, UnknownAdapterError
+from lorry.errors import DuplicateAdapterError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
-from lorry.patching import Strength, Undo, find_state, get_state, unknown_adapter
+from lorry.patching import AdapterState, Strength, Undo, find_state, get_state, unknown_adapter
 
 log = logging.getLogger("lorry")
 
@@ -45,7 +46,7 @@ def load_adapter(
         BindingError: the adapter does not fit; nothing was changed.
     """
     loaded = loaded_names(models)
-    name = check_adapter_name(name or f"default_{len(loaded)}")
+    name = check_adapter_name(name or _default_name(loaded))
     if hotswap and name not in loaded:
         raise unknown_adapter(name, loaded)
     if not hotswap and name in loaded:
@@ -58,11 +59,14 @@ def load_adapter(
         if hotswap:
             _swap(plan.deltas, models, name, undo)
         else:
+            before = _states(models)
             for component, model in models.items():
                 if model is not None and component in plan.deltas:
                     get_state(model, undo).add(name, plan.deltas[component], undo)
-            for state in filter(None, map(find_state, models.values())):
+            for state in _states(models):
                 state.set_active({name: Strength(strength)}, undo)
+                if before and not any(other.enabled for other in before):
+                    state.set_enabled(False, undo)
     _log(plan.report, name, models)
     return plan.report
 
@@ -70,14 +74,18 @@ def load_adapter(
 def _swap(
     deltas: Mapping[str, Mapping[str, Delta]], models: Mapping[str, nn.Module | None], name: str, undo: Undo
 ) -> None:
+    first = next(state for state in _states(models) if name in state.adapters)
+    acts, strength = name in first.active, Strength(first.strengths[name].value)
     for component, model in models.items():
         state = find_state(model)
         if component in deltas and model is not None:
             here = state or get_state(model, undo)
             known = name in here.adapters
             here.add(name, deltas[component], undo, replace=known)
-            if not known:
-                here.set_active({**{n: here.strengths[n] for n in here.active}, name: Strength()}, undo)
+            if acts and not known:
+                here.set_active({**{n: here.strengths[n] for n in here.active}, name: strength}, undo)
+            if not first.enabled and state is None:
+                here.set_enabled(False, undo)
         elif state is not None and name in state.adapters:
             state.remove([name], undo)
 
@@ -85,14 +93,22 @@ def _swap(
 def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) -> None:
     level = logging.WARNING if report.unknown or report.mismatched else logging.INFO
     log.log(level, "Loaded %r: %s", name, report)
-    if any(not state.enabled for state in filter(None, map(find_state, models.values()))):
+    if any(not state.enabled for state in _states(models)):
         log.warning("Adapters are disabled on this pipeline: %r acts after `enable_lora()`.", name)
+
+
+def _states(models: Mapping[str, nn.Module | None]) -> list[AdapterState]:
+    return [state for model in models.values() if (state := find_state(model)) is not None]
+
+
+def _default_name(loaded: list[str]) -> str:
+    """Return `default_{i}`, i the number of adapters loaded, or the next number whose name is free."""
+    return next(name for i in itertools.count(len(loaded)) if (name := f"default_{i}") not in loaded)
 
 
 def loaded_names(models: Mapping[str, nn.Module | None]) -> list[str]:
     """Return the names of all adapters loaded on `models`, in the order of loading."""
-    states = [state for model in models.values() if (state := find_state(model)) is not None]
-    return list(dict.fromkeys(name for state in states for name in state.adapters))
+    return list(dict.fromkeys(name for state in _states(models) for name in state.adapters))
 
 
 def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> None:
@@ -103,7 +119,8 @@ def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> No
     """
     loaded = loaded_names(models)
     unknown = [name for name in names if name not in loaded]
-    if len(unknown) == 1:
-        raise unknown_adapter(unknown[0], loaded)
     if unknown:
-        raise UnknownAdapterError(f"No adapters named {unknown} are loaded (loaded: {loaded}).")
+        raise UnknownAdapterError(
+            f"No adapter named {', '.join(map(repr, unknown))}: not in the list of present adapters "
+            f"({', '.join(map(repr, loaded)) or 'none'}).{did_you_mean(unknown[0], loaded)}"
+        )

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lorry.binding import LoadReport
-from lorry.errors import FuseError
+from lorry.errors import FuseError, StateError
 from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
 from lorry.patching import Originals, Undo, find_state
 from lorry.pipelines.calls import check_scale, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
 from lorry.pipelines.loading import check_loaded, load_adapter
-from lorry.pipelines.reading import Source, as_state_dict, read_source
+from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
 
@@ -89,14 +89,17 @@ class LoraLoaderMixin:
 
         Returns:
             `(state_dict, network_alphas)`: tensors under `unet.….lora_A.weight`, floats under `unet.….alpha` (None
-            where every strength is 1). With `return_lora_metadata=True`, the file's metadata as a third value.
+            where every strength is 1). With `return_lora_metadata=True`, the adapter's configuration
+            (`{"unet.r": 4, …}`) out of the file's header as a third value; None where it has none.
 
         Raises:
             FileError, FormatError: the file cannot be had, read or understood.
         """
         adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
         found = as_state_dict(adapter, _denoiser_of(cls), kwargs.get("unet_config"))
-        return (*found, dict(adapter.metadata)) if kwargs.get("return_lora_metadata") else found  # type: ignore[return-value]
+        if not kwargs.get("return_lora_metadata"):
+            return found
+        return (*found, configuration_of(adapter))  # type: ignore[return-value]
 
     @classmethod
     def load_lora_into_unet(
@@ -161,6 +164,12 @@ class LoraLoaderMixin:
             NothingAppliedError: the state dict has nothing under `prefix`.
         """
         name = cls.text_encoder_name if prefix is None else prefix
+        if name not in TEXT_ENCODERS:
+            state_dict, network_alphas, metadata = (
+                with_prefix(given or {}, name, TEXT_ENCODERS[0])
+                for given in (state_dict, network_alphas, metadata)
+            )
+            name = TEXT_ENCODERS[0]
         return _load_into(
             name,
             text_encoder,
@@ -186,6 +195,11 @@ class LoraLoaderMixin:
         unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        *,
+        text_encoder_2_lora_layers: Layers = None,
+        text_encoder_3_lora_layers: Layers = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_3_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Write adapter layers to `save_directory`, as today's diffusers reads them.
 
@@ -203,22 +217,29 @@ class LoraLoaderMixin:
         """
         layers = {
             "unet": unet_lora_layers,
-            "text_encoder": text_encoder_lora_layers,
             "transformer": transformer_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "text_encoder_2": text_encoder_2_lora_layers,
+            "text_encoder_3": text_encoder_3_lora_layers,
         }
         metadata = {
             "unet": unet_lora_adapter_metadata,
-            "text_encoder": text_encoder_lora_adapter_metadata,
             "transformer": transformer_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+            "text_encoder_3": text_encoder_3_lora_adapter_metadata,
         }
         write_layers(
             save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
         )
 
-    def unload_lora_weights(self, keep_fused: bool = False, **_: Any) -> None:
+    def unload_lora_weights(
+        self, reset_to_overwritten_params: bool = True, *, keep_fused: bool = False
+    ) -> None:
         """Make the pipeline as if no adapter had ever been loaded: fused ones are taken out by their saved bits.
 
         Args:
+            reset_to_overwritten_params: accepted for diffusers' sake: lorry always puts back what was there.
             keep_fused: leave fused weights as they are, for good, and let their originals go.
 
         Raises:
@@ -376,8 +397,17 @@ class LoraLoaderMixin:
         names = None if adapter_names is None else _listed(adapter_names)
         if names is not None:
             check_loaded(names, components_of(self))
-        elif not any(state.active for state in states.values()):
-            raise FuseError(f"There is nothing to fuse: no adapter is active on {', '.join(chosen)}.")
+        fusable = {
+            component: [name for name in names or state.active if name in state.adapters]
+            for component, state in states.items()
+        }
+        if not any(fusable.values()):
+            which = "is active" if names is None else f"of {', '.join(names)} is loaded"
+            raise FuseError(f"There is nothing to fuse: no adapter {which} on {', '.join(chosen)}.")
+        if all(name in states[component].fused for component, found in fusable.items() for name in found):
+            raise FuseError(
+                "There is nothing to fuse: all of it is fused already. Call `unfuse_lora()` first."
+            )
         with Undo() as undo:
             for state in states.values():
                 state.fuse(undo, names, check_scale(lora_scale), safe=safe_fusing, originals=originals)
@@ -408,6 +438,11 @@ class LoraLoaderMixin:
         text_encoders: bool,
         transformer: bool | None,
     ) -> list[str]:
+        if not isinstance(text_encoders, bool):
+            raise StateError(
+                f"Whether text encoders are meant: expected True or False, got {text_encoders!r}. "
+                "Pass `components` and `lora_scale` by name."
+            )
         if components is None and not isinstance(denoisers, bool):
             components = denoisers
         if components is not None:
@@ -473,18 +508,18 @@ class StableDiffusionXLLoraLoaderMixin(LoraLoaderMixin):
         Raises:
             StateError: there is nothing to save, or `save_directory` is a file.
         """
-        layers = {
-            "unet": unet_lora_layers,
-            "text_encoder": text_encoder_lora_layers,
-            "text_encoder_2": text_encoder_2_lora_layers,
-        }
-        metadata = {
-            "unet": unet_lora_adapter_metadata,
-            "text_encoder": text_encoder_lora_adapter_metadata,
-            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
-        }
-        write_layers(
-            save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
+        super().save_lora_weights(
+            save_directory,
+            unet_lora_layers,
+            text_encoder_lora_layers,
+            text_encoder_2_lora_layers=text_encoder_2_lora_layers,
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=safe_serialization,
+            unet_lora_adapter_metadata=unet_lora_adapter_metadata,
+            text_encoder_lora_adapter_metadata=text_encoder_lora_adapter_metadata,
+            text_encoder_2_lora_adapter_metadata=text_encoder_2_lora_adapter_metadata,
         )
 
 

@@ -72,6 +72,21 @@ def read_source(
     return read_adapter(read_adapter_file(source, **{k: v for k, v in kwargs.items() if k in FILE_ARGUMENTS}))
 
 
+def configuration_of(adapter: Adapter) -> dict[str, Any] | None:
+    """Return the adapter configuration that diffusers keeps in a file's header (`{"unet.r": 4, …}`), or None."""
+    written = adapter.metadata.get(METADATA_KEY)
+    return None if written is None else json.loads(written)
+
+
+def with_prefix(given: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any]:
+    """Return what `given` has under `prefix`, under `name` instead."""
+    return {
+        f"{name}{key.removeprefix(prefix)}": value
+        for key, value in given.items()
+        if key.startswith(f"{prefix}.")
+    }
+
+
 def _with_alphas(state_dict: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in state_dict.items():

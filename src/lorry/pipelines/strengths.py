@@ -20,8 +20,9 @@ def strength_for(given: object, model: nn.Module) -> Strength:
 
     Args:
         given: None (1.0), a number, or a dict. For a UNet: `{"down": …, "mid": …, "up": …}`, each a number, a list
-            of one number per layer of the block, or `{"block_1": number or list}`. For other models:
-            `{module path: number}`, which reaches that module and all below it. What a dict leaves out is at 1.0.
+            of one number per layer of the block (a block's sampler goes by the first, as in diffusers), or
+            `{"block_1": number or list}`. For other models: `{module path: number}`, which reaches that module and all
+            below it. What a dict leaves out is at 1.0.
 
     Raises:
         StateError: a value is no number, or names a block, layer or module that the model does not have.
@@ -84,7 +85,7 @@ def _block_rules(block: str, strengths: object, paths: Sequence[str]) -> Iterabl
             f"`{block}` has {layers} layers: expected as many strengths (or one), got {len(strengths)}."
         )
     for layer, strength in enumerate(strengths):
-        for kind in ("attentions", "resnets", "motion_modules"):
+        for kind in ("attentions", "resnets", "motion_modules", "downsamplers", "upsamplers"):
             yield f"{block}.{kind}.{layer}", _number(strength, block)
 
 
@@ -98,8 +99,13 @@ def per_adapter(names: Sequence[str], weights: object) -> list[Any]:
     """Spread the `adapter_weights` of a call over its adapters: one value for all, or a list of one for each.
 
     Raises:
-        StateError: the list has another length than `names`.
+        StateError: the list has another length than `names`, or a name is there twice.
     """
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise StateError(
+            f"{', '.join(map(repr, twice))}: named twice. Name each adapter once, with one weight."
+        )
     listed = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
     if len(listed) != len(names):
         raise StateError(

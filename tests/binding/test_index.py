@@ -1,0 +1,246 @@
+"""The names that files use for a live model's modules, found in the model."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from torch import nn
+
+from lorry.binding import ModuleIndex
+from lorry.binding.original_names import sgm_names
+from lorry.errors import StateError, UnknownTargetError
+from lorry.names import Target
+from models import carriers, tiny_flux_transformer, tiny_text_encoder, tiny_unet
+
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SD2 = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "sample_size": 96,
+    "use_linear_projection": True,
+}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+CONFIGS: dict[str, dict[str, Any]] = {"sd15": SD15, "sd2": SD2, "sdxl": SDXL}
+
+
+@functools.cache
+def full_size(name: str) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel(**CONFIGS[name])
+
+
+@functools.cache
+def index_of(name: str) -> ModuleIndex:
+    return ModuleIndex(full_size(name))
+
+
+# --- original names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_of_a_published_unet_has_one_original_name(name: str) -> None:
+    paths = list(dict(full_size(name).named_modules()))
+    original = sgm_names(paths)
+    named = set(original.values())
+    assert len(named) == len(original), "one path has two original names"
+    assert named >= carriers(full_size(name)).keys(), "a layer has no original name"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_original_name_is_also_another_modules_own_path(name: str) -> None:
+    index = index_of(name)
+    for original, path in sgm_names(index.modules).items():
+        assert index.modules.get(original) in (None, index.modules[path]), original
+        assert index.find(Target("unet", original)) == path
+        assert index.find(Target("unet", original.replace(".", "_"), flat=True)) == path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_original_names_are_those_that_diffusers_converts(name: str) -> None:
+    model = full_size(name)
+    original = {path: alias for alias, path in sgm_names(dict(model.named_modules())).items()}
+    keys = [key for key in model.state_dict() if key.rpartition(".")[0] in original]
+    assert len(keys) == len(model.state_dict())
+    checkpoint, number = {}, {}
+    for count, key in enumerate(keys):
+        path, _, end = key.rpartition(".")
+        checkpoint[f"model.diffusion_model.{original[path]}.{end}"] = torch.tensor(float(count))
+        number[key] = float(count)
+    config: dict[str, Any] = dict(model.config) | ({"num_class_embeds": None} if name == "sdxl" else {})
+    converted = convert_ldm_unet_checkpoint(checkpoint, config)
+    assert {key: float(tensor) for key, tensor in converted.items()} == number
+
+
+KNOWN = {
+    "sd15": {
+        "input_blocks.0.0": "conv_in",
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.1.0.in_layers.2": "down_blocks.0.resnets.0.conv1",
+        "input_blocks.1.1.proj_in": "down_blocks.0.attentions.0.proj_in",
+        "input_blocks.2.1.transformer_blocks.0.norm1": "down_blocks.0.attentions.1.transformer_blocks.0.norm1",
+        "input_blocks.3.0.op": "down_blocks.0.downsamplers.0.conv",
+        "input_blocks.4.0.skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
+        "input_blocks.6.0.op": "down_blocks.1.downsamplers.0.conv",
+        "input_blocks.8.1.proj_out": "down_blocks.2.attentions.1.proj_out",
+        "input_blocks.9.0.op": "down_blocks.2.downsamplers.0.conv",
+        "input_blocks.10.0.emb_layers.1": "down_blocks.3.resnets.0.time_emb_proj",
+        "input_blocks.11.0.out_layers.3": "down_blocks.3.resnets.1.conv2",
+        "middle_block.0.in_layers.2": "mid_block.resnets.0.conv1",
+        "middle_block.1.proj_in": "mid_block.attentions.0.proj_in",
+        "middle_block.2.out_layers.3": "mid_block.resnets.1.conv2",
+        "output_blocks.0.0.in_layers.2": "up_blocks.0.resnets.0.conv1",
+        "output_blocks.2.1.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.3.1.proj_in": "up_blocks.1.attentions.0.proj_in",
+        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        "output_blocks.8.2.conv": "up_blocks.2.upsamplers.0.conv",
+        "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj": (
+            "up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj"
+        ),
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    },
+    "sd2": {
+        "input_blocks.8.1.proj_in": "down_blocks.2.attentions.1.proj_in",
+        "output_blocks.2.1.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.8.2.conv": "up_blocks.2.upsamplers.0.conv",
+    },
+    "sdxl": {
+        "label_emb.0.0": "add_embedding.linear_1",
+        "label_emb.0.2": "add_embedding.linear_2",
+        "input_blocks.2.0.in_layers.2": "down_blocks.0.resnets.1.conv1",
+        "input_blocks.4.1.transformer_blocks.1.attn2.to_k": (
+            "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+        ),
+        "input_blocks.5.1.proj_in": "down_blocks.1.attentions.1.proj_in",
+        "input_blocks.6.0.op": "down_blocks.1.downsamplers.0.conv",
+        "input_blocks.7.1.transformer_blocks.9.ff.net.2": "down_blocks.2.attentions.0.transformer_blocks.9.ff.net.2",
+        "middle_block.1.transformer_blocks.9.attn1.to_v": "mid_block.attentions.0.transformer_blocks.9.attn1.to_v",
+        "output_blocks.0.1.transformer_blocks.0.attn1.to_out.0": (
+            "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+        ),
+        "output_blocks.2.2.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        "output_blocks.8.0.skip_connection": "up_blocks.2.resnets.2.conv_shortcut",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "original", "path"), [(n, o, p) for n, names in KNOWN.items() for o, p in names.items()]
+)
+def test_known_original_names_mean_what_the_format_notes_say(name: str, original: str, path: str) -> None:
+    assert path in index_of(name).modules
+    assert index_of(name).find(Target("unet", original)) == path
+    assert index_of(name).find(Target("unet", original.replace(".", "_"), flat=True)) == path
+
+
+def test_an_original_name_past_the_end_of_the_model_means_nothing() -> None:
+    assert index_of("sdxl").find(Target("unet", "output_blocks.9.0.in_layers.2")) is None
+    assert index_of("sdxl").find(Target("unet", "input_blocks_10_0_in_layers_2", flat=True)) is None
+
+
+def test_models_that_are_no_unets_have_no_original_names() -> None:
+    assert sgm_names(dict(tiny_text_encoder().named_modules())) == {}
+    assert sgm_names(dict(tiny_flux_transformer().named_modules())) == {}
+
+
+# --- dotted and flattened names -----------------------------------------------------------------------------------
+
+
+def test_every_module_of_a_unet_is_found_by_its_own_and_by_its_flattened_path() -> None:
+    index = ModuleIndex(tiny_unet())
+    for path in index.modules:
+        assert index.find(Target("unet", path)) == path
+        assert index.find(Target("unet", path.replace(".", "_"), flat=True)) == path
+
+
+def test_a_dotted_name_is_not_read_as_a_flattened_one_nor_the_reverse() -> None:
+    index = ModuleIndex(tiny_unet())
+    assert index.find(Target("unet", "conv_in.weight")) is None
+    assert index.find(Target("unet", "mid_block_resnets_0_conv1")) is None
+    assert index.find(Target("unet", "mid_block.resnets.0.conv1", flat=True)) is None
+
+
+class Encoder(nn.Module):
+    """A text encoder of a transformers version that has, or has dropped, a level at its root."""
+
+    def __init__(self, level: str | None) -> None:
+        super().__init__()
+        inner = nn.ModuleDict({"encoder": nn.ModuleDict({"fc1": nn.Linear(2, 2)})})
+        if level:
+            self.add_module(level, inner)
+        else:
+            self.encoder = inner["encoder"]
+
+
+LEVELS = [(has, says) for has in (None, "text_model", "model") for says in ("", "text_model.", "model.")]
+"""What a version of transformers has, and what a file says; one level for another has never happened."""
+
+
+@pytest.mark.parametrize(("has", "says"), [(h, s) for h, s in LEVELS if not (h and s) or s.startswith(h)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_level_at_the_root_of_a_text_encoder_may_be_there_or_not(
+    says: str, flat: bool, has: str | None
+) -> None:
+    name = f"{says}encoder.fc1"
+    path = f"{has}.encoder.fc1" if has else "encoder.fc1"
+    target = Target("text_encoder", name.replace(".", "_") if flat else name, flat)
+    assert ModuleIndex(Encoder(has)).find(target) == path
+
+
+def test_the_text_encoder_of_the_installed_transformers_is_found_with_and_without_its_level() -> None:
+    index = ModuleIndex(tiny_text_encoder())
+    for name in ("encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.self_attn.q_proj"):
+        found = index.find(Target("text_encoder", name))
+        assert found is not None
+        assert found == index.find(Target("text_encoder", name.replace(".", "_"), flat=True))
+        assert isinstance(index.modules[found], nn.Linear)
+
+
+def test_a_flattened_name_of_two_modules_is_refused_with_both_paths() -> None:
+    model = nn.Module()
+    model.a_b = nn.Linear(2, 2)
+    model.a = nn.Module()
+    model.a.b = nn.Linear(2, 2)
+    index = ModuleIndex(model)
+    with pytest.raises(UnknownTargetError, match=r"`a_b` can mean a\.b or a_b: .* ambiguous"):
+        index.find(Target("unet", "a_b", flat=True))
+    assert index.find(Target("unet", "a.b")) == "a.b"
+    assert index.find(Target("unet", "a_b")) == "a_b"
+
+
+def test_a_models_own_name_goes_before_an_original_one() -> None:
+    model = tiny_unet()
+    model.add_module("time_embed", nn.ModuleList([nn.Linear(2, 2)]))
+    index = ModuleIndex(model)
+    assert index.find(Target("unet", "time_embed.0")) == "time_embed.0"
+    assert index.find(Target("unet", "time_embed_0", flat=True)) == "time_embed.0"
+
+
+def test_a_model_that_peft_has_wrapped_is_refused() -> None:
+    from peft import LoraConfig
+
+    model = tiny_unet()
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(
+        StateError, match=r"carries adapters that PEFT loaded .* `pipe\.unload_lora_weights\(\)`"
+    ):
+        ModuleIndex(model)

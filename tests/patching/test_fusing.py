@@ -1,0 +1,424 @@
+"""Fusing in one rounding from the saved original, and getting the original's own bits back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorry.errors import FuseError, StateError
+from lorry.patching import Originals, Strength, find_state
+from lorry.patching.fusing import fused_weight
+from models import random_delta, random_deltas
+from small import PATHS, Small, changing, check_near, put, small_input, total, with_deltas
+from snapshots import check_same, snapshot
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KEPT: list[Originals] = ["device", "cpu"]
+
+
+def fuse(model: nn.Module, names: Sequence[str] | None = None, scale: float = 1.0, **kwargs: Any) -> None:
+    with changing(model) as (state, undo):
+        state.fuse(undo, names, scale, **kwargs)
+
+
+def unfuse(model: nn.Module, names: Sequence[str] | None = None) -> None:
+    with changing(model) as (state, undo):
+        state.unfuse(undo, names)
+
+
+def clear(model: nn.Module, **kwargs: Any) -> None:
+    with changing(model) as (state, undo):
+        state.clear(undo, **kwargs)
+
+
+def enable(model: nn.Module, enabled: bool) -> None:
+    with changing(model) as (state, undo):
+        state.set_enabled(enabled, undo)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {path: model.get_submodule(path).get_parameter("weight").detach().clone() for path in PATHS}
+
+
+def check_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise where a tensor differs in a bit."""
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype, name
+        assert torch.equal(got[name], tensor), name
+
+
+def step(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between the numbers that `dtype` has around each exact one."""
+    info = torch.finfo(dtype)
+    exponent = torch.floor(torch.log2(exact.abs().clamp_min(info.smallest_normal)))
+    return info.eps * 2.0**exponent
+
+
+# --- one rounding -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"]
+)
+@pytest.mark.parametrize("shape", [(300, 200), (1, 7), (30, 20, 3, 3), (8, 1, 3, 3), (6, 5, 1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_fused_weights_are_within_one_rounding_of_the_exact_sum(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    original = torch.randn(shape).to(dtype)
+    if len(shape) == 4:
+        original = original.to(memory_format=layout)
+    before = original.clone()
+    deltas = [
+        (random_delta(shape, 1, 4, alpha=2.0, dtype=dtype), 0.7),
+        (random_delta(shape, 2, 2, tucker=len(shape) == 4), -1.3),
+        (random_delta(shape, 3, 1, dtype=torch.float16), 0.2),
+    ]
+    fused = fused_weight(original, deltas)
+    exact = original.double() + sum(
+        strength * delta.weight(dtype=torch.float64) for delta, strength in deltas
+    )
+    # Half a step of the dtype, and what float32 sums of some dozen terms may add before they are rounded.
+    allowed = step(exact, dtype) / 2 + (2e-6 if dtype != torch.float64 else 1e-14)
+    assert bool(((fused.double() - exact).abs() <= allowed).all())
+    assert fused.dtype == dtype
+    assert fused.stride() == original.stride()
+    assert torch.equal(original, before)
+
+
+def test_weights_larger_than_a_block_are_fused_whole() -> None:
+    original = torch.randn(700, 900)
+    delta = random_delta((700, 900), rank=2)
+    check_near(
+        fused_weight(original, [(delta, 1.0)]), original.double() + delta.weight(dtype=torch.float64), 1e-6
+    )
+
+
+def test_autocast_does_not_lower_the_precision_of_fusing() -> None:
+    model, exact = Small(), Small()
+    put(model)
+    exact.load_state_dict(model.state_dict())
+    put(exact)
+    fuse(exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        fuse(model)
+    check_equal(weights(model), weights(exact))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_second_adapter_is_fused_from_the_original_too(dtype: torch.dtype) -> None:
+    together, one_by_one = Small().to(dtype), Small().to(dtype)
+    for model in (together, one_by_one):
+        put(model, "first", 0.7)
+        put(model, "second", -0.4, seed=1)
+    fuse(together)
+    fuse(one_by_one, ["first"])
+    fuse(one_by_one, ["second"])
+    check_equal(weights(one_by_one), weights(together))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unfusing_one_of_two_leaves_what_the_other_alone_would_give(dtype: torch.dtype) -> None:
+    both, alone = Small().to(dtype), Small().to(dtype)
+    put(both, "first", 0.7, ends=("conv", "to_q"))
+    for model in (both, alone):
+        put(model, "second", -0.4, seed=1, ends=("to_q", "out"))
+    fuse(both)
+    unfuse(both, ["first"])
+    fuse(alone)
+    check_equal(weights(both), weights(alone))
+    assert list(both.lorry.fused) == ["second"]  # pyright: ignore[reportAttributeAccessIssue]
+    unfuse(both)
+    check_equal(weights(both), weights(Small().to(dtype)))
+
+
+# --- the way back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("originals", KEPT)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_ten_rounds_of_fusing_and_unfusing_change_no_bit(dtype: torch.dtype, originals: Originals) -> None:
+    model = Small().to(dtype)
+    bare = snapshot(model)
+    put(model, "first", 0.7)
+    put(model, "second", -0.3, seed=1, ends=("to_q",))
+    before = weights(model)
+    x = small_input(dtype=dtype)
+    out = model(x)
+    for round_number in range(10):
+        fuse(model, scale=0.1 * round_number + 0.1, originals=originals)
+        assert not torch.equal(model.conv.weight, before["conv"])
+        unfuse(model)
+        check_equal(weights(model), before)
+        assert torch.equal(model(x), out)
+    clear(model)
+    check_same(snapshot(model), bare)
+
+
+def test_fused_weights_are_the_same_parameters_with_other_values() -> None:
+    model = Small()
+    parameters = dict(model.named_parameters())
+    put(model)
+    fuse(model)
+    assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_and_unfused_outputs_agree(dtype: torch.dtype) -> None:
+    model = Small().to(dtype)
+    deltas = put(model, strength=0.8, dtype=dtype)
+    fuse(model, scale=0.5)
+    exact = with_deltas(Small().to(dtype), total({"toy": (deltas, Strength(0.4))}))
+    x = small_input(dtype=dtype)
+    check_near(model(x), exact(x.double()), 8 * torch.finfo(dtype).eps)
+
+
+def test_fusing_takes_strengths_by_path() -> None:
+    model = Small()
+    strength = Strength(1.0, {"conv": 0.0, "out": 2.0})
+    deltas = put(model, strength=strength)
+    fuse(model, scale=0.5)
+    exact = with_deltas(Small(), total({"toy": (deltas, strength.times(0.5))}))
+    for path in PATHS:
+        check_near(weights(model)[path], exact.get_submodule(path).get_parameter("weight"), 1e-6)
+
+
+def test_the_strength_after_unfusing_is_the_one_before_fusing() -> None:
+    model = Small()
+    put(model, strength=0.8)
+    x = small_input()
+    before = model(x)
+    fuse(model, scale=0.25)
+    unfuse(model)
+    assert torch.equal(model(x), before)
+
+
+def test_an_inactive_adapter_can_be_fused_and_is_inactive_again_after() -> None:
+    model = Small()
+    bare = model(small_input())
+    put(model)
+    with changing(model) as (state, undo):
+        state.set_active({}, undo)
+    fuse(model)
+    assert torch.equal(model(small_input()), bare), "no active adapters, so nothing is fused"
+    fuse(model, ["toy"])
+    assert not torch.equal(model(small_input()), bare)
+    unfuse(model)
+    assert torch.equal(model(small_input()), bare)
+
+
+@pytest.mark.parametrize("originals", KEPT)
+def test_a_model_cast_while_fused_unfuses_to_its_cast_original(originals: Originals) -> None:
+    model = Small()
+    put(model)
+    fuse(model, originals=originals)
+    model.half()
+    unfuse(model)
+    check_equal(weights(model), weights(Small().half()))
+
+
+def test_originals_on_the_cpu_are_copies() -> None:
+    model = Small()
+    memory = model.conv.weight.data_ptr()
+    put(model)
+    fuse(model, originals="cpu")
+    state = find_state(model)
+    assert state is not None
+    kept = state._originals["conv"]
+    assert kept is not None
+    assert kept.data_ptr() != memory
+
+
+def test_originals_on_the_device_are_the_old_weights_themselves() -> None:
+    model = Small()
+    memory = model.conv.weight.data_ptr()
+    put(model)
+    fuse(model)
+    unfuse(model)
+    assert model.conv.weight.data_ptr() == memory
+
+
+def test_without_originals_every_way_back_is_refused_and_keeping_is_not() -> None:
+    model = Small()
+    put(model)
+    put(model, "second", seed=1)
+    fuse(model, ["toy"], originals="none")
+    fused, before = weights(model), snapshot(model)
+    with pytest.raises(FuseError, match='was fused with `originals="none"`: there are no saved bits'):
+        unfuse(model)
+    with pytest.raises(FuseError, match="no saved bits"):
+        enable(model, False)
+    with pytest.raises(FuseError, match="no saved bits"):
+        clear(model)
+    with pytest.raises(FuseError, match="no saved bits"):
+        fuse(model, ["second"])
+    check_same(snapshot(model), before)
+    clear(model, keep_fused=True)
+    check_equal(weights(model), fused)
+    assert find_state(model) is None
+
+
+def test_kept_fused_weights_stay_when_all_adapters_go() -> None:
+    model = Small()
+    put(model, "first")
+    put(model, "second", seed=1)
+    fuse(model, ["first"])
+    fused = weights(model)
+    enable(model, False)
+    clear(model, keep_fused=True)
+    check_equal(weights(model), fused)
+    assert type(model.conv) is nn.Conv2d
+    assert "lorry" not in vars(model)
+
+
+# --- with the other operations ------------------------------------------------------------------------------------
+
+
+def test_disabling_turns_fused_adapters_off_and_on_again() -> None:
+    model = Small()
+    before, bare = weights(model), model(small_input())
+    put(model)
+    fuse(model, scale=0.5)
+    fused, out = weights(model), model(small_input())
+    for _ in range(3):
+        enable(model, False)
+        check_equal(weights(model), before)
+        assert torch.equal(model(small_input()), bare)
+        enable(model, True)
+        check_equal(weights(model), fused)
+        assert torch.equal(model(small_input()), out)
+
+
+def test_unfusing_and_removing_while_disabled_restore_the_original() -> None:
+    for act in (unfuse, clear):
+        model = Small()
+        before = weights(model)
+        put(model)
+        fuse(model)
+        enable(model, False)
+        act(model)
+        check_equal(weights(model), before)
+
+
+def test_unfused_while_disabled_stays_off_until_enabled() -> None:
+    model = Small()
+    bare = model(small_input())
+    put(model)
+    active = model(small_input())
+    fuse(model)
+    enable(model, False)
+    unfuse(model)
+    assert torch.equal(model(small_input()), bare)
+    enable(model, True)
+    assert torch.equal(model(small_input()), active)
+
+
+def test_removing_a_fused_adapter_unfuses_it_and_leaves_the_others() -> None:
+    model, alone = Small(), Small()
+    put(model, "first")
+    for one in (model, alone):
+        put(one, "second", 0.4, seed=1)
+    fuse(model)
+    fuse(alone)
+    with changing(model) as (state, undo):
+        state.remove(["first"], undo)
+    check_equal(weights(model), weights(alone))
+
+
+def test_a_fused_adapter_keeps_its_strength_until_unfused() -> None:
+    model = Small()
+    put(model, strength=0.8)
+    fuse(model)
+    with pytest.raises(
+        StateError, match=r"'toy' is fused at 0\.8, which `set_adapters` cannot change to 0\.5"
+    ):
+        put_strength(model, 0.5)
+    put_strength(model, 0.8)
+
+
+def put_strength(model: nn.Module, strength: float) -> None:
+    with changing(model) as (state, undo):
+        state.set_active({"toy": Strength(strength)}, undo)
+
+
+def test_a_fused_adapter_cannot_be_fused_again_or_replaced() -> None:
+    model = Small()
+    put(model)
+    fuse(model)
+    before = snapshot(model)
+    with pytest.raises(FuseError, match="'toy' is fused already, at 1"):
+        fuse(model, ["toy"])
+    with pytest.raises(StateError, match="'toy' is fused: unfuse it"), changing(model) as (state, undo):
+        state.add("toy", random_deltas(model), undo, replace=True)
+    fuse(model)
+    check_same(snapshot(model), before)
+
+
+def test_disabled_adapters_are_not_fused() -> None:
+    model = Small()
+    put(model)
+    enable(model, False)
+    with pytest.raises(FuseError, match=r"disabled: call `enable_lora\(\)`"):
+        fuse(model)
+
+
+def test_a_strength_for_one_call_does_not_reach_fused_adapters_and_says_so() -> None:
+    model = Small()
+    put(model)
+    fuse(model)
+    before = snapshot(model)
+    with pytest.raises(FuseError, match=r"0\.5 for this call cannot reach 'toy': fused"):
+        model(small_input(), cross_attention_kwargs={"scale": 0.5})
+    check_same(snapshot(model), before)
+    model(small_input(), cross_attention_kwargs={"scale": 1.0})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_safe_fusing_of_numbers_that_are_not_finite_fuses_nothing(bad: float) -> None:
+    model = Small()
+    deltas = random_deltas(model)
+    deltas["out"].tensors()["up"][1, 1] = bad
+    put(model, deltas=deltas)
+    before = snapshot(model)
+    with pytest.raises(FuseError, match="`out` would not be finite with toy fused: nothing was fused"):
+        fuse(model, safe=True)
+    check_same(snapshot(model), before)
+    fuse(model)
+    assert not torch.isfinite(model.out.weight).all()
+    unfuse(model)
+    check_equal(weights(model), weights(Small()))
+
+
+def test_safe_fusing_sees_what_overflows_in_the_weights_dtype() -> None:
+    model = Small().half()
+    put(model, strength=1e6)
+    with pytest.raises(FuseError, match="would not be finite"):
+        fuse(model, safe=True)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (nn.Parameter(torch.zeros(7, 5, dtype=torch.int8), requires_grad=False), r"Tensor of torch\.int8"),
+        (nn.Parameter(torch.zeros(7, 5).to(torch.float8_e4m3fn), requires_grad=False), "float8"),
+        (nn.Parameter(torch.zeros(18, 1, dtype=torch.uint8), requires_grad=False), "without loss"),
+        (nn.Parameter(torch.zeros(7, 5, device="meta")), "`out` is offloaded"),
+    ],
+    ids=["int8", "float8", "packed", "meta"],
+)
+def test_a_weight_that_cannot_take_a_delta_without_loss_is_refused(
+    weight: nn.Parameter, message: str
+) -> None:
+    model = Small()
+    put(model, deltas=random_deltas(model))
+    model.out.weight = weight
+    before = weights(model)["conv"]
+    with pytest.raises(FuseError, match=message):
+        fuse(model)
+    assert torch.equal(model.conv.weight, before), "what was fused before the refusal is taken back"

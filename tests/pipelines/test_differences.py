@@ -1,0 +1,467 @@
+"""Where diffusers with PEFT does something else, on purpose: each test shows their behaviour and lorry's.
+
+docs/differences.md lists them with the reasons. A test that fails here on a new diffusers may mean that it has changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorry import errors
+from pipelines import oracle
+from pipelines.conftest import Files
+from pipelines.oracle import Lora, check_close
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:peft"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+
+def pair(family: str = "sd") -> tuple[Any, Any]:
+    return oracle.reference(family), oracle.ours(family)
+
+
+def with_both(files: Files, family: str = "sd", names: str = "ab") -> tuple[Any, Any]:
+    """A pair with the adapters "a" and "b", both active."""
+    theirs, mine = pair(family)
+    for name in names:
+        theirs.load_lora_weights(str(files.get(family, name)), adapter_name=name)
+        mine.load_lora_weights(files.get(family, name), adapter_name=name)
+    for pipe in (theirs, mine):
+        pipe.set_adapters(list(names))
+    return theirs, mine
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def added_by_hand(weights: Lora, scales: dict[tuple[str, str], float]) -> Any:
+    """A pipeline with `scale * up @ down` added to its weights: what a file means, by the plainest formula."""
+    pipe = oracle.reference("sd")
+    with torch.no_grad():
+        for component, path, down, up, _ in weights.items():
+            module = getattr(pipe, component).get_submodule(path)
+            delta = (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape)
+            module.weight += scales[component, path] * delta
+    return pipe
+
+
+# --- reading a file -----------------------------------------------------------------------------------------------
+
+
+def mixed_alphas(alpha_less: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], Any]:
+    """A kohya file whose alpha is 8 at `to_k` and 4 elsewhere (rank 4), and what it means."""
+    made = oracle.lora("sd", alpha=4)
+    for key in made.alpha:
+        made.alpha[key] = 8.0 if key[1].endswith("to_k") else 4.0
+    scales = {key: alpha / 4 for key, alpha in made.alpha.items()}
+    tensors = oracle.kohya(made)
+    meaning = added_by_hand(made, scales)
+    for key in made.alpha:
+        made.alpha[key] = 4.0
+    return tensors, meaning
+
+
+def test_an_alpha_of_its_own_reaches_an_attention_layer_of_a_kohya_file() -> None:
+    tensors, meaning = mixed_alphas()
+    theirs, mine = pair()
+    theirs.load_lora_weights(dict(tensors))
+    mine.load_lora_weights(tensors)
+    expected = oracle.denoised(meaning)
+    assert distance(oracle.denoised(theirs), expected) > 1e-3  # the alpha of the most layers is taken for all
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": expected})
+
+
+def test_a_layer_without_an_alpha_has_strength_one_whatever_the_others_have() -> None:
+    made = oracle.lora("sd", alpha=12)
+    tensors = oracle.kohya(made)
+    bare = [key for key in tensors if key.endswith(".alpha") and ("_resnets_" in key or "_mlp_" in key)]
+    for key in bare:
+        del tensors[key]
+    scales = {key: 1.0 if (".resnets." in key[1] or ".mlp." in key[1]) else 3.0 for key in made.down}
+    expected = oracle.outputs(added_by_hand(made, scales))
+    theirs, mine = pair()
+    theirs.load_lora_weights(dict(tensors))
+    mine.load_lora_weights(tensors)
+    assert distance(oracle.denoised(theirs), expected["denoiser"]) > 1e-3
+    check_close(oracle.outputs(mine), expected)
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_the_order_of_keys_never_matters(order: str) -> None:
+    made = oracle.lora("sd", alpha=6)
+    tensors = oracle.kohya(made)
+    ordered = dict(sorted(tensors.items(), reverse=order == "last"))
+    mine, plain = oracle.ours("sd"), oracle.ours("sd")
+    mine.load_lora_weights(ordered)
+    plain.load_lora_weights(tensors)
+    check_close(oracle.outputs(mine), oracle.outputs(plain), 0.0)
+
+
+def bare_processors() -> dict[str, Tensor]:
+    made = oracle.lora("sd", text=False).only(*oracle.ATTENTION)
+    return {key.removeprefix("unet."): tensor for key, tensor in oracle.old_processors(made).items()}
+
+
+def bare_names() -> dict[str, Tensor]:
+    made = oracle.lora("sd", text=False)
+    tensors = oracle.dotted(made, ".lora_A.weight", ".lora_B.weight")
+    return {key.removeprefix("unet."): tensor for key, tensor in tensors.items()}
+
+
+def of_a_peft_folder() -> dict[str, Tensor]:
+    return {f"base_model.model.{key}": tensor for key, tensor in bare_names().items()}
+
+
+@pytest.mark.parametrize("spelling", [bare_processors, bare_names, of_a_peft_folder])
+def test_a_file_that_diffusers_loads_without_effect_has_its_effect(spelling: Any) -> None:
+    tensors = spelling()
+    theirs, mine = pair()
+    before = oracle.denoised(mine)
+    theirs.load_lora_weights(dict(tensors))
+    assert torch.equal(oracle.denoised(theirs), before)
+    report = mine.load_lora_weights(tensors)
+    assert report.applied == report.key_count
+    assert distance(oracle.denoised(mine), before) > 1e-3
+
+
+def test_a_file_with_nothing_to_apply_is_an_error() -> None:
+    theirs, mine = pair()
+    nothing = {"lora_foo": torch.tensor(2.0), "lora_bar": torch.tensor(3.0)}
+    theirs.load_lora_weights(dict(nothing))
+    with pytest.raises(errors.UnknownDialectError, match="is in no dialect that lorry knows"):
+        mine.load_lora_weights(nothing)
+
+
+def test_half_a_file_is_not_loaded_in_silence() -> None:
+    tensors = oracle.dotted(oracle.lora("sd", text=False), ".lora_A.weight", ".lora_B.weight")
+    path = "mid_block.attentions.7.proj_in"
+    extra = {f"unet.{path}.lora_A.weight": torch.ones(4, 16), f"unet.{path}.lora_B.weight": torch.ones(16, 4)}
+    theirs, mine = pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.load_lora_weights(tensors | extra)
+    with pytest.raises(errors.UnknownTargetError, match=r"2 of \d+ keys with no place in this pipeline"):
+        mine.load_lora_weights(tensors | extra)
+    report = mine.load_lora_weights(tensors | extra, strict=False)
+    assert report.unknown == tuple(extra)
+
+
+def test_a_load_that_fails_leaves_no_wrappers_behind(files: Files) -> None:
+    tensors = oracle.dotted(oracle.lora("sd", text=False), ".lora_A.weight", ".lora_B.weight")
+    key = next(key for key in reversed(tensors) if key.endswith("lora_B.weight"))
+    broken = tensors | {key: torch.cat([tensors[key]] * 2)}
+    theirs, mine = pair()
+    keys = list(mine.unet.state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        theirs.load_lora_weights(dict(broken))
+    assert list(theirs.unet.state_dict()) != keys
+    before = oracle.snapshot(mine)
+    with pytest.raises(errors.ShapeMismatchError, match="does not fit"):
+        mine.load_lora_weights(broken)
+    oracle.check_same(oracle.snapshot(mine), before)
+
+
+def test_lora_state_dict_has_two_parts_for_every_pipeline(files: Files) -> None:
+    folder = files.get("sd3")
+    theirs = type(oracle.base("sd3")).lora_state_dict(str(folder))
+    assert isinstance(theirs, dict)
+    state_dict, alphas = oracle.lorry_class(type(oracle.base("sd3"))).lora_state_dict(folder)
+    assert state_dict.keys() == theirs.keys()
+    assert alphas is not None
+
+
+# --- the model and its modules ------------------------------------------------------------------------------------
+
+
+def test_the_module_tree_and_the_keys_stay_as_they_are(files: Files) -> None:
+    theirs, mine = pair()
+    keys, names = list(mine.unet.state_dict()), [name for name, _ in mine.unet.named_modules()]
+    theirs.load_lora_weights(str(files.get("sd")))
+    mine.load_lora_weights(files.get("sd"))
+    assert any(".base_layer." in key for key in theirs.unet.state_dict())
+    assert list(mine.unet.state_dict()) == keys
+    assert [name for name, _ in mine.unet.named_modules()] == names
+
+
+def test_a_saved_pipeline_is_the_base_and_its_adapters_stay_files(files: Files, tmp_path: Path) -> None:
+    theirs, mine = with_both(files, names="a")
+    theirs.text_encoder.save_pretrained(tmp_path / "theirs")
+    mine.text_encoder.save_pretrained(tmp_path / "mine")
+    assert (tmp_path / "theirs" / "adapter_config.json").exists()
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"config.json", "model.safetensors"}
+    fresh = type(mine.text_encoder).from_pretrained(tmp_path / "mine")
+    before = oracle.base("sd").text_encoder.state_dict()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in fresh.state_dict().items())
+    mine.fuse_lora()
+    mine.text_encoder.save_pretrained(tmp_path / "fused")
+    fused = type(mine.text_encoder).from_pretrained(tmp_path / "fused").state_dict()
+    assert not all(torch.equal(tensor, before[key]) for key, tensor in fused.items())
+
+
+# --- strengths ----------------------------------------------------------------------------------------------------
+
+
+def only(end: str) -> dict[str, Tensor]:
+    made = oracle.lora("sd", text=False)
+    kept = made.where(lambda _, path: end in path)
+    return oracle.dotted(kept, ".lora_A.weight", ".lora_B.weight")
+
+
+@pytest.mark.parametrize(
+    ("end", "weights"),
+    [
+        ("mid_block.resnets.0.conv1", {"mid": 0.0}),
+        ("down_blocks.0.resnets.0.conv1", {"down": 0.0}),
+        ("down_blocks.0.downsamplers.0.conv", {"down": 0.0}),
+        ("down_blocks.0.resnets.0.conv1", {"down": {"block_0": 0.0}}),
+        ("up_blocks.1.resnets.0.conv2", {"up": 0.0}),
+    ],
+)
+def test_a_block_weight_reaches_the_whole_block(end: str, weights: dict[str, float]) -> None:
+    theirs, mine = pair()
+    before = oracle.denoised(mine)
+    for pipe in (theirs, mine):
+        pipe.load_lora_weights(only(end), adapter_name="a")
+    full = oracle.denoised(mine)
+    for pipe in (theirs, mine):
+        pipe.set_adapters("a", {"unet": weights})
+    assert distance(full, before) > 1e-4
+    check_close(
+        {"denoiser": oracle.denoised(theirs)}, {"denoiser": full}
+    )  # a layer beside attention keeps 1.0
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": before}, 1e-6)
+
+
+def test_block_weights_pass_over_layers_outside_the_blocks() -> None:
+    theirs, mine = pair()
+    for pipe in (theirs, mine):
+        pipe.load_lora_weights(only("conv_out"), adapter_name="a")
+    full = oracle.denoised(mine)
+    with pytest.raises(IndexError, match="list index out of range"):
+        theirs.set_adapters("a", {"unet": {"down": 0.5}})
+    mine.set_adapters("a", {"unet": {"down": 0.5}})
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": full}, 0.0)
+
+
+def test_weights_of_a_flux_transformers_blocks_work(files: Files) -> None:
+    theirs, mine = with_both(files, "flux", "a")
+    full = oracle.denoised(mine)
+    weights = {"transformer": {"single_transformer_blocks.1": 0.2}}
+    with pytest.raises(IndexError, match="list index out of range"):
+        theirs.set_adapters("a", weights)
+    mine.set_adapters("a", weights)
+    assert distance(oracle.denoised(mine), full) > 1e-3
+
+
+def test_the_name_of_a_block_means_that_block_alone(files: Files) -> None:
+    theirs, mine = with_both(files, "flux", "a")
+    weights = {"transformer": {"transformer_blocks.0": 0.0, "single_transformer_blocks.1": 1.0}}
+    for pipe in (theirs, mine):
+        pipe.set_adapters("a", weights)
+    single = "single_transformer_blocks.0.attn.to_q"  # its name has the other's in it
+    assert theirs.transformer.get_submodule(single).scaling["a"] == 0.0
+    assert mine.transformer.lorry.strengths["a"].at(single) == 1.0
+    assert mine.transformer.lorry.strengths["a"].at("transformer_blocks.0.attn.to_q") == 0.0
+
+
+def test_a_weight_for_a_component_that_is_not_there_is_an_error(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, mine = with_both(files, names="a")
+    theirs.set_adapters("a", {"foo": 0.0})
+    with pytest.raises(errors.StateError, match="'foo' is not a component of this pipeline"):
+        mine.set_adapters("a", {"foo": 0.0})
+
+
+def test_a_strength_for_one_call_with_a_fused_adapter_is_an_error(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    theirs.fuse_lora()
+    mine.fuse_lora()
+    scale = {"cross_attention_kwargs": {"scale": 0.5}}
+    assert torch.equal(oracle.denoised(theirs, **scale), oracle.denoised(theirs))  # without effect
+    for call in (oracle.denoised, oracle.drawn):
+        with pytest.raises(errors.FuseError, match="cannot reach 'a': fused"):
+            call(mine, **scale)
+
+
+# --- fuse and unfuse ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_unfusing_gives_the_saved_bits_back(dtype: torch.dtype, files: Files) -> None:
+    theirs, mine = pair()
+    for pipe in (theirs, mine):
+        pipe.unet.to(dtype)
+    before = {key: tensor.clone() for key, tensor in mine.unet.state_dict().items()}
+    theirs.load_lora_weights(str(files.get("sd", text=False)), adapter_name="a")
+    mine.load_lora_weights(files.get("sd", text=False), adapter_name="a")
+    for pipe in (theirs, mine):
+        for _ in range(10):
+            pipe.fuse_lora(lora_scale=1.0)
+            pipe.unfuse_lora()
+    changed = [
+        key for key, t in theirs.unet.state_dict().items() if not torch.equal(t, before.get(_bare(key), t))
+    ]
+    assert len(changed) > 10
+    assert all(torch.equal(tensor, before[key]) for key, tensor in mine.unet.state_dict().items())
+
+
+def _bare(key: str) -> str:
+    return key.replace(".base_layer", "")
+
+
+def test_the_scale_of_a_fuse_is_not_left_behind_by_unfuse(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    before = oracle.denoised(mine)
+    for pipe in (theirs, mine):
+        pipe.fuse_lora(lora_scale=0.5)
+        pipe.unfuse_lora()
+    assert distance(oracle.denoised(theirs), before) > 1e-3
+    assert torch.equal(oracle.denoised(mine), before)
+
+
+def test_fusing_some_leaves_the_other_active_ones_acting(files: Files) -> None:
+    theirs, mine = with_both(files)
+    expected = oracle.denoised(mine)
+    for pipe in (theirs, mine):
+        pipe.fuse_lora(adapter_names=["a"])
+    assert distance(oracle.denoised(theirs), expected) > 1e-3  # "b" has gone
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": expected})
+
+
+def test_an_adapter_loaded_after_a_fuse_acts_and_the_fused_one_stays(files: Files) -> None:
+    expected = oracle.denoised(with_both(files)[1])
+    theirs, mine = with_both(files, names="a")
+    for pipe in (theirs, mine):
+        pipe.fuse_lora()
+        pipe.load_lora_weights(str(files.get("sd", "b")), adapter_name="b")
+        assert pipe.get_active_adapters() == ["b"]
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": expected})
+    assert distance(oracle.denoised(theirs), expected) > 1e-3  # unfused without a word
+
+
+def test_fusing_again_at_another_scale_is_an_error(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    for pipe in (theirs, mine):
+        pipe.fuse_lora(lora_scale=0.5)
+    at_half = oracle.denoised(theirs)
+    theirs.fuse_lora(lora_scale=0.9)
+    assert torch.equal(oracle.denoised(theirs), at_half)  # without effect
+    with pytest.raises(errors.FuseError, match="all of it is fused already"):
+        mine.fuse_lora(lora_scale=0.9)
+
+
+def test_fusing_where_nothing_is_active_is_an_error() -> None:
+    theirs, mine = pair()
+    theirs.fuse_lora()
+    with pytest.raises(errors.FuseError, match="There is nothing to fuse"):
+        mine.fuse_lora()
+
+
+def test_unloading_takes_fused_adapters_out(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    before = oracle.denoised(oracle.ours("sd"))
+    for pipe in (theirs, mine):
+        pipe.fuse_lora()
+        fused = oracle.denoised(pipe)
+        pipe.unload_lora_weights()
+        unloaded = before if pipe is mine else fused
+        check_close({"denoiser": oracle.denoised(pipe)}, {"denoiser": unloaded}, 0.0)
+    kept = with_both(files, names="a")[1]
+    kept.fuse_lora()
+    kept.unload_lora_weights(keep_fused=True)  # what diffusers does, on request
+    check_close({"denoiser": oracle.denoised(kept)}, {"denoiser": oracle.denoised(theirs)})
+    assert kept.get_list_adapters() == {}
+
+
+def test_deleting_a_fused_adapter_takes_it_out(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    for pipe in (theirs, mine):
+        pipe.fuse_lora()
+    fused = oracle.outputs(theirs)
+    for pipe in (theirs, mine):
+        pipe.delete_adapters("a")
+    check_close(oracle.outputs(theirs), fused, 0.0)
+    assert theirs.fused_loras == {"a"}
+    check_close(oracle.outputs(mine), oracle.outputs(oracle.ours("sd")), 0.0)
+    assert mine.fused_loras == set()
+
+
+def test_disabling_sets_fused_weights_aside(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    for pipe in (theirs, mine):
+        pipe.fuse_lora()
+    fused = oracle.outputs(mine)
+    for pipe in (theirs, mine):
+        pipe.disable_lora()
+    check_close(oracle.outputs(mine), oracle.outputs(oracle.ours("sd")), 0.0)
+    for pipe in (theirs, mine):
+        pipe.enable_lora()
+        assert pipe.num_fused_loras == 1
+    assert not theirs.unet.mid_block.attentions[0].proj_in.merged  # unfused by then, whatever it says
+    check_close(oracle.outputs(mine), fused, 0.0)
+
+
+# --- switching ----------------------------------------------------------------------------------------------------
+
+
+def test_text_encoders_can_be_hotswapped_and_without_preparation(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    with pytest.raises(ValueError, match="hotswapping is not supported for text encoders"):
+        theirs.load_lora_weights(str(files.get("sd", "b")), adapter_name="a", hotswap=True)
+    mine.load_lora_weights(files.get("sd", "b"), adapter_name="a", hotswap=True)
+    plain = oracle.ours("sd")
+    plain.load_lora_weights(files.get("sd", "b"), adapter_name="a")
+    check_close(oracle.outputs(mine), oracle.outputs(plain), 0.0)
+
+
+def test_numbered_names_are_never_taken_twice(files: Files) -> None:
+    theirs, mine = pair()
+    for pipe in (theirs, mine):
+        for name in ("a", "a"):
+            pipe.load_lora_weights(str(files.get("sd", name, text=False)))
+        pipe.delete_adapters("default_0")
+        pipe.load_lora_weights(str(files.get("sd", "b", text=False)))
+    assert theirs.get_list_adapters()["unet"] == ["default_1"]  # the one that was there is overwritten
+    assert mine.get_list_adapters()["unet"] == ["default_1", "default_2"]
+
+
+def test_a_file_has_one_name_in_all_components(files: Files) -> None:
+    theirs, mine = pair()
+    for pipe in (theirs, mine):
+        pipe.load_lora_weights(str(files.get("sd", text=False)))
+        pipe.load_lora_weights(str(files.get("sd", "b")))
+    assert theirs.get_list_adapters()["text_encoder"] == ["default_0"]
+    assert mine.get_list_adapters() == {"unet": ["default_0", "default_1"], "text_encoder": ["default_1"]}
+
+
+def test_an_argument_that_nothing_knows_is_an_error(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    theirs, mine = pair()
+    theirs.load_lora_weights(str(files.get("sd")), adaptername="a")
+    with pytest.raises(TypeError, match="Unexpected argument 'adaptername'"):
+        mine.load_lora_weights(files.get("sd"), adaptername="a")
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_every_difference_of_the_page_has_its_test_and_every_test_its_line() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "differences.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    tree = ast.parse(Path(__file__).read_text())
+    here = {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    here.discard("test_every_difference_of_the_page_has_its_test_and_every_test_its_line")
+    assert named == here
