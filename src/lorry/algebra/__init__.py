@@ -1,6 +1,28 @@
 """A delta from its parts: one family a file, each with its formula once."""
 
 from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.boft import BoftDelta
+from lorry.algebra.dora import DoraDelta
+from lorry.algebra.full import FullDelta
+from lorry.algebra.glora import GloraDelta
+from lorry.algebra.ia3 import Ia3Delta
+from lorry.algebra.loha import LohaDelta
+from lorry.algebra.lokr import LokrDelta
 from lorry.algebra.lora import LoraDelta
+from lorry.algebra.oft import OftDelta
+from lorry.algebra.parts import PartsDelta
 
-__all__ = ["Delta", "LoraDelta", "LowRank"]
+__all__ = [
+    "BoftDelta",
+    "Delta",
+    "DoraDelta",
+    "FullDelta",
+    "GloraDelta",
+    "Ia3Delta",
+    "LohaDelta",
+    "LokrDelta",
+    "LoraDelta",
+    "LowRank",
+    "OftDelta",
+    "PartsDelta",
+]

@@ -82,6 +82,10 @@ class Delta(ABC):
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where that differs by trailing 1x1 axes only; else None."""
 
+    def part(self, parameter: str) -> Delta | None:
+        """The delta of one of the module's parameters, "weight" or "bias"; None for one that it leaves alone."""
+        return self if parameter == "weight" else None
+
     @property
     def nbytes(self) -> int:
         """The bytes that its tensors hold."""

@@ -87,7 +87,7 @@ class LoraDelta(Delta):
         if self.mid is None:
             return LowRank(self.down, up, self.rank_scale)
         core, down = self.mid.float(), self.down.flatten(1).float()
-        return LowRank(torch.einsum("pqxy,qi->pixy", core, down).to(self.down.dtype), up, self.rank_scale)
+        return LowRank(torch.einsum("pqxy,qi->pixy", core, down), up, self.rank_scale)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

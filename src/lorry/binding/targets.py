@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-CARRIERS = (nn.Linear, nn.Conv2d)
-"""The module classes, subclasses included, that a delta can be put on."""
+_OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d)
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Return the shape of the weight a delta on `module` must have, or None where it cannot carry one.
 
-    The module's own description counts, not its parameter: quantized layers keep theirs packed.
+    The module's own description counts, not its parameter: quantized layers keep theirs packed. Norm layers, of whatever
+    class, are known by a weight of one axis.
     """
     if isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)
     if isinstance(module, nn.Conv2d):
         return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    weight = module._parameters.get("weight")
+    if weight is not None and (weight.ndim == 1 or isinstance(module, _OTHER_CONVOLUTIONS)):
+        return tuple(weight.shape)
     return None

@@ -1,7 +1,9 @@
 """Make plans active, fused, and off again, exactly: the only room that changes a model."""
 
 from lorry.patching.call_scale import take_scale
-from lorry.patching.state import AdapterState, Originals, Strength, find_state, get_state, unknown_adapter
+from lorry.patching.fused import Originals
+from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
+from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
 __all__ = [

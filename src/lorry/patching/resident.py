@@ -28,29 +28,26 @@ class Resident:
     """Where `set_lora_device` has put it; None for an adapter that follows its modules."""
     trainable: bool = False
     """Its tensors are parameters: they are used as they are and never joined with others."""
-    _factors: dict[str, LowRank] = field(default_factory=dict)
+    _factors: dict[str, LowRank | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, deltas: Mapping[str, Delta], modules: Mapping[str, nn.Module]) -> Resident:
         """Copy `deltas` to where their modules compute."""
         return cls(own_copy(deltas, {path: module_device(modules[path]) for path in deltas}))
 
-    def factors(self, path: str, module: nn.Module) -> LowRank:
-        """Return the factors for `module`, on its device and in its dtype.
-
-        Raises:
-            StateError: the delta's family has no low-rank form.
-        """
+    def factors(self, path: str, module: nn.Module) -> LowRank | None:
+        """Return the factors for `module`, on its device and in its dtype; None where the family has none."""
+        cached = self._factors.get(path, self)
+        if cached is None:
+            return None
         device, dtype = module_device(module), module_dtype(module)
-        cached = self._factors.get(path)
-        if cached is not None and cached.down.device == device and cached.down.dtype == dtype:
+        if cached is not self and cached.down.device == device and cached.down.dtype == dtype:
             return cached
-        low_rank = self.deltas[path].low_rank()
-        if low_rank is None:
-            raise StateError(
-                f"`{path}`: {self.deltas[path].family} has no side path; fuse the adapter instead."
-            )
-        here = LowRank(low_rank.down.to(device, dtype), low_rank.up.to(device, dtype), low_rank.scale)
+        pair = self.deltas[path].low_rank()
+        if pair is None:
+            self._factors[path] = None
+            return None
+        here = LowRank(pair.down.to(device, dtype), pair.up.to(device, dtype), pair.scale)
         if self.parked is None or self.parked == device:
             self._factors[path] = here
         return here
@@ -75,4 +72,4 @@ class Resident:
 
     def _tensors(self) -> list[torch.Tensor]:
         exact = [tensor for delta in self.deltas.values() for tensor in delta.tensors().values()]
-        return exact + [tensor for pair in self._factors.values() for tensor in (pair.down, pair.up)]
+        return exact + [tensor for pair in self._factors.values() if pair for tensor in (pair.down, pair.up)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DOWN, UP, SCALE = BUFFERS = ("lorry_down", "lorry_up", "lorry_scale")
+BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lorry_weight", "lorry_bias")
 
 
 class SidePath(nn.Module):
@@ -32,8 +32,24 @@ class SidePath(nn.Module):
     """(out, rank)."""
     lorry_scale: Tensor | None
     """(rank,), float32 whatever the module's dtype: strength times the file's own scale."""
+    lorry_weight: Tensor | None
+    """The weight with deltas added that have no low-rank form, in place of the module's own. None without such."""
+    lorry_bias: Tensor | None
+    """The bias with deltas added, in place of the module's own. None without such."""
     lorry_trained: tuple[str, ...] = ()
     """The trainable adapters active here: their factors are parameters, each pair on its own."""
+
+    @property
+    def weight(self) -> Any:
+        """What the module's own forward computes with: the copy, or the parameter."""
+        copy = self._buffers["lorry_weight"]
+        return self._parameters.get("weight") if copy is None else copy
+
+    @property
+    def bias(self) -> Any:
+        """What the module's own forward computes with: the copy, or the parameter."""
+        copy = self._buffers["lorry_bias"]
+        return self._parameters.get("bias") if copy is None else copy
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         names = (SCALE, *(trained_names(name)[2] for name in self.lorry_trained))
@@ -115,13 +131,11 @@ def trained_names(adapter: str) -> tuple[str, str, str]:
     return (f"lorry_{adapter}_down", f"lorry_{adapter}_up", f"lorry_{adapter}_scale")
 
 
-def side_path_class(cls: type[nn.Module]) -> type[SidePath] | None:
-    """Return the subclass of a module's class that adds the side path, or None where there is none for it."""
+def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
+    """Return the subclass of a module's class that adds the side path; only copies, where no low-rank one is known."""
     if issubclass(cls, nn.Linear):
         return _subclass(cls, LinearSidePath)
-    if issubclass(cls, nn.Conv2d):
-        return _subclass(cls, Conv2dSidePath)
-    return None
+    return _subclass(cls, Conv2dSidePath if issubclass(cls, nn.Conv2d) else SidePath)
 
 
 @functools.cache

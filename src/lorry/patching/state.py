@@ -4,57 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, cast, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lorry.algebra import Delta, LowRank
+from lorry.algebra import Delta
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.call_scale import scaled_class, takes_scale
 from lorry.patching.classes import change_class
-from lorry.patching.fusing import check_fusable, fused_weight
-from lorry.patching.placement import weight_of
+from lorry.patching.fused import FusedWeights, Originals
 from lorry.patching.resident import Resident
-from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath, side_path_class, trained_names
+from lorry.patching.sides import Acting, SidePaths
+from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
-
-Originals = Literal["device", "cpu", "none"]
-"""Where the original weights of fused targets are kept: beside the fused ones (unfuse swaps pointers), in main memory
-(unfuse copies them back), or nowhere (half the memory, and unfuse refuses)."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Strength:
-    """An adapter's strength: one number, or a number by module path with one for all others."""
-
-    value: float = 1.0
-    by_path: Mapping[str, float] | None = None
-
-    def at(self, path: str) -> float:
-        """Return the strength at a module."""
-        return self.value if self.by_path is None else self.by_path.get(path, self.value)
-
-    def times(self, factor: float) -> Strength:
-        """Return this strength scaled by `factor`."""
-        by_path = None if self.by_path is None else {path: s * factor for path, s in self.by_path.items()}
-        return Strength(self.value * factor, by_path)
-
-    def __str__(self) -> str:
-        return f"{self.value:g}" if self.by_path is None else "by block"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """The adapters whose factors stand in one module's side path, in their order."""
-
-    names: tuple[str, ...]
-    scales: tuple[float, ...]
-    """The factor that each adapter's file puts on its delta here."""
-    ranks: tuple[int, ...]
 
 
 def find_state(model: nn.Module | None) -> AdapterState | None:
@@ -89,13 +52,8 @@ class AdapterState:
         self.enabled = True
         self.fused: dict[str, Strength] = {}
         self.call_scale = 1.0
-        self._modules: dict[str, SidePath] = {}
-        self._joined: dict[str, _Joined] = {}
-        """What stands in each module's side path."""
-        self._originals: dict[str, Tensor | None] = {}
-        """The saved weight of each fused module; None where none was kept."""
-        self._aside: dict[str, Tensor] | None = None
-        """The fused weights, while the adapters are disabled."""
+        self._sides = SidePaths(model)
+        self._weights = FusedWeights()
 
     # --- on and off the model ---------------------------------------------------------------------------------
 
@@ -149,8 +107,8 @@ class AdapterState:
         undo.set_attribute(self, "adapters", {**self.adapters, name: resident})
         if name not in self.strengths:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
-        self._forget_joined(name, undo)
-        self._settle_modules(undo)
+        self._sides.forget(name, undo)
+        self._sides.settle(self.adapters.values(), undo)
         self._refresh(undo)
 
     def remove(self, names: Iterable[str], undo: Undo) -> None:
@@ -162,10 +120,10 @@ class AdapterState:
         undo.set_attribute(self, "strengths", {n: s for n, s in self.strengths.items() if n not in leaving})
         undo.set_attribute(self, "active", tuple(name for name in self.active if name not in leaving))
         for name in leaving:
-            self._forget_joined(name, undo)
+            self._sides.forget(name, undo)
         self._refresh(undo)
-        self._settle_modules(undo)
-        if not self.adapters and not self._originals:
+        self._sides.settle(self.adapters.values(), undo)
+        if not self.adapters and not self._weights:
             self._detach(undo)
 
     def clear(self, undo: Undo, *, keep_fused: bool = False) -> None:
@@ -173,7 +131,7 @@ class AdapterState:
         if keep_fused:
             self.set_enabled(True, undo)
             undo.set_attribute(self, "fused", {})
-            undo.set_attribute(self, "_originals", {})
+            self._weights.let_go(undo)
         self.remove(list(self.adapters), undo)
 
     # --- which act, and how strongly --------------------------------------------------------------------------
@@ -203,8 +161,10 @@ class AdapterState:
         """
         if enabled == self.enabled:
             return
-        if self._originals:
-            self._swap_fused(enabled, undo)
+        if self._weights:
+            swap = self._weights.bring_back if enabled else self._weights.put_aside
+            swap(self._sides.modules, undo)
+            self._sides.forget_copies(undo)
         undo.set_attribute(self, "enabled", enabled)
         self._refresh(undo)
 
@@ -239,7 +199,7 @@ class AdapterState:
         moved = {name: self.adapters[name].moved(device) for name in names if name in self.adapters}
         undo.set_attribute(self, "adapters", {**self.adapters, **moved})
         for name in moved:
-            self._forget_joined(name, undo)
+            self._sides.forget(name, undo)
         self._refresh(undo)
 
     # --- fuse and unfuse --------------------------------------------------------------------------------------
@@ -270,12 +230,7 @@ class AdapterState:
         new = {name: self.strengths[name].times(scale) for name in wanted if name not in self.fused}
         if not new:
             return
-        fused = {**self.fused, **new}
-        self._rewrite(
-            fused, [path for name in new for path in self.adapters[name].deltas], undo, safe, originals
-        )
-        undo.set_attribute(self, "fused", fused)
-        self._refresh(undo)
+        self._rewrite({**self.fused, **new}, new, undo, safe=safe, keep=originals)
 
     def unfuse(self, undo: Undo, names: Sequence[str] | None = None) -> None:
         """Take fused adapters (all when None) out of the weights, by their saved bits; they act as set before.
@@ -286,167 +241,52 @@ class AdapterState:
         leaving = [name for name in (self.fused if names is None else names) if name in self.fused]
         if not leaving:
             return
-        self._kept_originals()
+        self._weights.check_kept()
         enabled = self.enabled
         self.set_enabled(True, undo)
-        fused = {name: strength for name, strength in self.fused.items() if name not in leaving}
-        paths = [path for name in leaving for path in self.adapters[name].deltas]
-        self._rewrite(fused, paths, undo)
-        undo.set_attribute(self, "fused", fused)
-        self._refresh(undo)
+        staying = {name: strength for name, strength in self.fused.items() if name not in leaving}
+        self._rewrite(staying, leaving, undo)
         self.set_enabled(enabled, undo)
 
-    @torch.no_grad()
     def _rewrite(
         self,
-        fused: Mapping[str, Strength],
-        paths: Iterable[str],
+        contributing: Mapping[str, Strength],
+        changed: Iterable[str],
         undo: Undo,
+        *,
         safe: bool = False,
         keep: Originals = "device",
     ) -> None:
-        """Give the modules at `paths` the weight that `fused` makes of their original."""
-        undo.set_attribute(self, "_originals", dict(self._originals))
-        for path in dict.fromkeys(paths):
-            module = self._modules[path]
-            check_fusable(path, module)
-            weight = weight_of(module)
-            original = self._originals.get(path, weight.data)
-            if original is None:
-                raise _no_originals(path)
-            original = original.to(weight.device, weight.dtype)
-            deltas = [
-                (self.adapters[n].deltas[path], s.at(path))
-                for n, s in fused.items()
-                if path in self.adapters[n].deltas
+        """Give the modules that the `changed` adapters reach the weights that `contributing` make of their originals."""
+        paths = dict.fromkeys(path for name in changed for path in self.adapters[name].deltas)
+        contributions = {
+            path: [
+                (self.adapters[name].deltas[path], strength.at(path))
+                for name, strength in contributing.items()
+                if path in self.adapters[name].deltas
             ]
-            if not deltas:
-                undo.set_attribute(weight, "data", original)
-                del self._originals[path]
-                continue
-            with torch.autocast(weight.device.type, enabled=False):
-                new = fused_weight(original, deltas)
-            if safe and not bool(torch.isfinite(new).all()):
-                raise FuseError(
-                    f"`{path}` would not be finite with {', '.join(fused)} fused: nothing was fused."
-                )
-            self._originals.setdefault(path, _kept(original, keep))
-            undo.set_attribute(weight, "data", new)
-
-    def _swap_fused(self, enabled: bool, undo: Undo) -> None:
-        originals = self._kept_originals()
-        if enabled:
-            for path, fused in (self._aside or {}).items():
-                weight = weight_of(self._modules[path])
-                undo.set_attribute(weight, "data", fused.to(weight.device, weight.dtype))
-            undo.set_attribute(self, "_aside", None)
-            return
-        undo.set_attribute(self, "_aside", {p: weight_of(self._modules[p]).data for p in self._originals})
-        for path, original in originals.items():
-            weight = weight_of(self._modules[path])
-            undo.set_attribute(weight, "data", original.to(weight.device, weight.dtype))
-
-    def _kept_originals(self) -> dict[str, Tensor]:
-        kept = {path: original for path, original in self._originals.items() if original is not None}
-        for path in self._originals.keys() - kept.keys():
-            raise _no_originals(path)
-        return kept
-
-    # --- the side path ----------------------------------------------------------------------------------------
-
-    def _settle_modules(self, undo: Undo) -> None:
-        """Patch the modules that some adapter has a delta for, and unpatch all others."""
-        wanted = dict.fromkeys(path for resident in self.adapters.values() for path in resident.deltas)
-        modules = {path: module for path, module in self._modules.items() if path in wanted}
-        for path, module in self._modules.items():
-            if path not in wanted:
-                _unpatch(module, undo)
-        named = dict(self.model.named_modules()) if wanted.keys() - modules.keys() else {}
-        for path in wanted:
-            if path not in modules:
-                modules[path] = _patched(path, named[path], undo)
-        undo.set_attribute(self, "_modules", modules)
-
-    def _forget_joined(self, name: str, undo: Undo) -> None:
-        undo.set_attribute(
-            self, "_joined", {path: j for path, j in self._joined.items() if name not in j.names}
-        )
+            for path in paths
+        }
+        self._weights.rewrite(self._sides.modules, contributions, undo, safe=safe, keep=keep)
+        self._sides.forget_copies(undo)
+        undo.set_attribute(self, "fused", contributing)
+        self._refresh(undo)
 
     def _refresh(self, undo: Undo) -> None:
-        """Bring every module's side path to what the fields say: the joined factors, and their strengths."""
-        acting = [name for name in self.active if name not in self.fused] if self.enabled else []
-        joined: dict[str, _Joined] = {}
-        for path, module in self._modules.items():
-            names = tuple([name for name in acting if path in self.adapters[name].deltas])
-            if module.lorry_trained or any(self.adapters[name].trainable for name in names):
-                names = self._refresh_trained(path, module, names, undo)
-            before = self._joined.get(path)
-            if names and before is not None and before.names == names:
-                joined[path] = before
-            elif names:
-                pairs = [self.adapters[name].factors(path, module) for name in names]
-                joined[path] = _Joined(names, tuple([p.scale for p in pairs]), tuple([p.rank for p in pairs]))
-                down, up = _join(pairs)
-                undo.set_item(module._buffers, DOWN, down)
-                undo.set_item(module._buffers, UP, up)
-            elif module._buffers[DOWN] is not None:
-                for buffer in BUFFERS:
-                    undo.set_item(module._buffers, buffer, None)
-        undo.set_attribute(self, "_joined", joined)
-        self._write_scales(undo)
-
-    def _refresh_trained(
-        self, path: str, module: SidePath, names: Sequence[str], undo: Undo
-    ) -> tuple[str, ...]:
-        """Give a module the parameters of the trainable adapters among `names`; return the others."""
-        trained = tuple(name for name in names if self.adapters[name].trainable)
-        for name in set(module.lorry_trained) - set(trained):
-            down, up, scale = trained_names(name)
-            undo.delete_item(module._parameters, down)
-            undo.delete_item(module._parameters, up)
-            undo.delete_item(module._buffers, scale)
-        for name in trained:
-            pair = self.adapters[name].deltas[path].low_rank()
-            if pair is None:
-                raise StateError(
-                    f"`{path}`: {self.adapters[name].deltas[path].family} cannot be trained yet."
-                )
-            strength = pair.scale * self.strengths[name].at(path) * self.call_scale
-            down, up, scale = trained_names(name)
-            undo.set_item(module._parameters, down, pair.down)
-            undo.set_item(module._parameters, up, pair.up)
-            vector = torch.full((pair.rank,), strength, dtype=torch.float32, device=pair.down.device)
-            undo.set_item(module._buffers, scale, vector)
-        undo.set_item(vars(module), "lorry_trained", trained)
-        return tuple(name for name in names if name not in trained)
-
-    def _write_scales(self, undo: Undo) -> None:
-        """Give each module its piece of one vector of strengths: one copy to a device, whatever their number."""
-        if not self._joined:
-            return
-        scales = [
-            self.strengths[name].at(path) * self.call_scale * scale
-            for path, joined in self._joined.items()
-            for name, scale in zip(joined.names, joined.scales, strict=True)
-        ]
-        ranks = [rank for joined in self._joined.values() for rank in joined.ranks]
-        vector = torch.tensor(scales, dtype=torch.float32).repeat_interleave(torch.tensor(ranks))
-        sizes = [sum(joined.ranks) for joined in self._joined.values()]
-        pieces: dict[torch.device, tuple[Tensor, ...]] = {}
-        for number, path in enumerate(self._joined):
-            buffers = self._modules[path]._buffers
-            device = cast(Tensor, buffers[DOWN]).device
-            if device not in pieces:
-                pieces[device] = vector.to(device).split(sizes)
-            undo.set_item(buffers, SCALE, pieces[device][number])
+        """Bring every module's side path to what the fields say."""
+        acting = {
+            name: Acting(self.adapters[name], self.strengths[name].times(self.call_scale))
+            for name in self.active
+            if self.enabled and name not in self.fused
+        }
+        self._sides.refresh(acting, self._weights, undo)
 
     # --- for people -------------------------------------------------------------------------------------------
 
     @property
     def nbytes(self) -> int:
         """The bytes that adapters and saved originals hold, besides the model's own."""
-        originals = sum(tensor.nbytes for tensor in self._originals.values() if tensor is not None)
-        return originals + sum(resident.nbytes for resident in self.adapters.values())
+        return self._weights.nbytes + sum(resident.nbytes for resident in self.adapters.values())
 
     def mode(self, name: str) -> str:
         """Return how an adapter acts: "fused at 0.7", "active at 1", "inactive", or "disabled"."""
@@ -476,49 +316,3 @@ def unknown_adapter(name: str, known: Iterable[str]) -> UnknownAdapterError:
     return UnknownAdapterError(
         f"No adapter named {name!r} is loaded (loaded: {listed}).{did_you_mean(name, loaded)}"
     )
-
-
-def _no_originals(path: str) -> FuseError:
-    return FuseError(
-        f'`{path}` was fused with `originals="none"`: there are no saved bits to go back to. Load the base model '
-        "again, or keep the fused weights for good with `unload_lora_weights(keep_fused=True)`."
-    )
-
-
-def _kept(original: Tensor, keep: Originals) -> Tensor | None:
-    if keep == "none":
-        return None
-    return original if keep == "device" else original.to("cpu", copy=original.device.type == "cpu")
-
-
-def _join(pairs: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
-    if len(pairs) == 1:
-        return pairs[0].down, pairs[0].up
-    return torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs], dim=1)
-
-
-def _patched(path: str, module: nn.Module, undo: Undo) -> SidePath:
-    cls = side_path_class(type(module))
-    if cls is None:
-        raise StateError(f"`{path}` is a {type(module).__name__}, which has no side path.")
-    change_class(module, cls, undo)
-    undo.set_attribute(
-        module, "_non_persistent_buffers_set", module._non_persistent_buffers_set | set(BUFFERS)
-    )
-    for buffer in BUFFERS:
-        undo.set_item(module._buffers, buffer, None)
-    return cast(SidePath, module)
-
-
-def _unpatch(module: SidePath, undo: Undo) -> None:
-    for buffer in BUFFERS:
-        undo.delete_item(module._buffers, buffer)
-    undo.set_attribute(
-        module, "_non_persistent_buffers_set", module._non_persistent_buffers_set - set(BUFFERS)
-    )
-    for name in vars(module).get("lorry_trained", ()):
-        for key in trained_names(name):
-            undo.delete_item(module._parameters if key in module._parameters else module._buffers, key)
-    if "lorry_trained" in vars(module):
-        undo.delete_item(vars(module), "lorry_trained")
-    change_class(module, module.lorry_class, undo)

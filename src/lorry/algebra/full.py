@@ -1,0 +1,60 @@
+"""The full difference: nothing is factored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from lorry.algebra._shapes import trimmed
+from lorry.algebra.base import Delta, LowRank
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class FullDelta(Delta):
+    """`diff` itself, for a parameter of any shape: a weight, a bias, the scale or shift of a norm layer.
+
+    It is linear in the strength.
+
+    Source: Yeh et al., LyCORIS (arXiv:2309.14859), section 3 (`full`, and `norm` for norm layers).
+    """
+
+    diff: Tensor
+    """What to add, in the shape of the parameter."""
+
+    family: ClassVar[str] = "full"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.diff.shape)
+
+    @property
+    def rank(self) -> None:
+        return None
+
+    @property
+    def rank_scale(self) -> float:
+        return 1.0
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"diff": self.diff}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        return type(self)(tensors["diff"])
+
+    def weight(
+        self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
+    ) -> Tensor:
+        return self.diff.to(dtype) * strength
+
+    def low_rank(self) -> LowRank | None:
+        return None
+
+    def fitted(self, shape: tuple[int, ...]) -> Self | None:
+        if self.shape == shape:
+            return self
+        return type(self)(self.diff.reshape(shape)) if trimmed(self.shape) == trimmed(shape) else None
