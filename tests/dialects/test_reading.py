@@ -123,6 +123,39 @@ def test_the_order_of_keys_changes_nothing() -> None:
         assert [entry.keys for entry in whole.entries] == [entry.keys for entry in shuffled.entries]
 
 
+def test_the_order_of_keys_decides_neither_between_spellings_nor_the_order_of_layers() -> None:
+    shapes = {
+        **linear("unet.b"),
+        **linear("lora_te_z"),
+        **linear("lora_unet_c"),
+        **linear("transformer_blocks.0.a"),
+    }
+    file = make_file(
+        {
+            **shapes,
+            "lora_te_q.lora_up.weight": (2, 2),
+            "x.lora_up.weight": (2, 2),
+            "_aux.b": (1,),
+            "_aux.a": (1,),
+        }
+    )
+    copies = {
+        key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): tensor
+        for key, tensor in file.tensors.items()
+        if "unet.b" in key
+    }
+    tensors = {**file.tensors, **copies}
+    whole = read_adapter(TensorFile(tensors))
+    assert [entry.target for entry in whole.entries] == sorted(entry.target for entry in whole.entries)
+    for seed in range(8):
+        keys = list(tensors)
+        random.Random(seed).shuffle(keys)
+        shuffled = read_adapter(TensorFile({key: tensors[key] for key in keys}))
+        assert [entry.keys for entry in shuffled.entries] == [entry.keys for entry in whole.entries]
+        assert shuffled.ignored == whole.ignored
+        assert shuffled.unknown == whole.unknown
+
+
 def doubled(first: str, second: str, change: float = 0.0) -> TensorFile:
     file = make_file({f"{first}.lora_A.weight": (2, 6), f"{first}.lora_B.weight": (8, 2)})
     copies = {key.replace(first, second): tensor.clone() for key, tensor in file.tensors.items()}

@@ -121,6 +121,13 @@ def test_a_lora_under_a_checkpoints_prefix_is_a_lora() -> None:
     assert len(read_adapter(file).entries) == 1
 
 
+def test_a_lora_beside_an_embedding_is_a_lora() -> None:
+    shapes = {f"lora_unet_a.lora_{side}.weight": (2, 2) for side in ("down", "up")}
+    adapter = read_adapter(make_file({**shapes, "<toy>": (1, 2), "clip_l": (1, 2)}))
+    assert len(adapter.entries) == 1
+    assert adapter.unknown == ("<toy>", "clip_l")
+
+
 EXPECTED = {
     "anima_lora_kohya_with_te_format": "kohya",
     "flux_control_lora_format": None,

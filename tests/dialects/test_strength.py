@@ -133,6 +133,7 @@ def test_a_bare_file_takes_the_config_of_its_denoiser_or_the_only_one(read: Read
         ({"^a.to_q": 1}, 0.25),
         ({"a.to_.": 1}, 0.25),
         ({"to_k": 1}, 0.5),
+        ({"to": 1}, 0.5),
         ({"^to_q": 1}, 0.5),
         ({"o_q": 1}, 0.5),
         ({"to_q": 1, "a.to_q": 3}, 0.25),

@@ -240,9 +240,9 @@ def test_a_strength_for_a_call_that_fails_on_the_way_out_is_over_all_the_same() 
     out = model(small_input())
     state = find_state(model)
     assert state is not None
+    mode = FailingTorch(1)
     try:
         with state.scaled(0.5):
-            mode = FailingTorch(1)
             mode.__enter__()
     except InjectedError:
         pass

@@ -13,7 +13,7 @@ from lorry.errors import FuseError, StateError
 from lorry.patching import Originals, Strength, find_state
 from lorry.patching.fusing import fused_weight
 from models import random_delta, random_deltas
-from small import PATHS, Small, changing, check_near, put, small_input, total, with_deltas
+from small import PATHS, Small, changing, check_near, put, small_input, state_of, total, with_deltas
 from snapshots import check_same, snapshot
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -132,7 +132,7 @@ def test_unfusing_one_of_two_leaves_what_the_other_alone_would_give(dtype: torch
     unfuse(both, ["first"])
     fuse(alone)
     check_equal(weights(both), weights(alone))
-    assert list(both.lorry.fused) == ["second"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert list(state_of(both).fused) == ["second"]
     unfuse(both)
     check_equal(weights(both), weights(Small().to(dtype)))
 

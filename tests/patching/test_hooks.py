@@ -47,7 +47,8 @@ class DiffusersCounting(DiffusersHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         DiffusersCounting.calls += 1
-        return self.fn_ref.original_forward(*args, **kwargs)
+        forward: Any = self.fn_ref.original_forward
+        return forward(*args, **kwargs)
 
 
 def hook_accelerate(model: nn.Module) -> None:

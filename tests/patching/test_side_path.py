@@ -46,7 +46,7 @@ def layer_input(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype)
 
 
-def loaded(layer: nn.Module, count: int, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+def loaded(layer: nn.Module, count: int, **kwargs: Any) -> tuple[nn.Sequential, nn.Module]:
     """A model of one layer with `count` adapters, and the same with the deltas in its weight, in float64."""
     model = nn.Sequential(layer)
     base = copy.deepcopy(model)
@@ -122,7 +122,7 @@ def test_convolutions_take_inputs_in_channels_last_and_without_a_batch() -> None
     with torch.no_grad():
         check_near(model(x.to(memory_format=torch.channels_last)), exact(x.double()), 1e-6)
         check_near(model(x[0]), exact(x[0].double()), 1e-6)
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         check_near(model(x.to(memory_format=torch.channels_last)), exact(x.double()), 1e-6)
 
 

@@ -14,16 +14,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lorry.errors import DuplicateAdapterError, StateError, UnknownAdapterError
-from lorry.patching import AdapterState, Strength, Undo, find_state, get_state, take_scale
+from lorry.patching import Strength, Undo, get_state, take_scale
 from models import random_deltas, tiny_text_encoder, tiny_unet, unet_inputs
-from small import PATHS, Small, changing, check_near, put, small_input, total, with_deltas
+from small import PATHS, Small, changing, check_near, put, small_input, state_of, total, with_deltas
 from snapshots import check_same, snapshot
-
-
-def state_of(model: nn.Module) -> AdapterState:
-    state = find_state(model)
-    assert state is not None
-    return state
 
 
 def activate(model: nn.Module, **strengths: float) -> None:

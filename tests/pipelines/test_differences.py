@@ -284,6 +284,19 @@ def test_a_weight_for_a_component_that_is_not_there_is_an_error(
         mine.set_adapters("a", {"foo": 0.0})
 
 
+def test_a_call_at_strength_zero_forgets_no_weights(files: Files) -> None:
+    theirs, mine = with_both(files)
+    for pipe in (theirs, mine):
+        pipe.set_adapters(["a", "b"], [0.2, 0.4])
+    before = oracle.denoised(mine)
+    check_close({"denoiser": oracle.denoised(theirs)}, {"denoiser": before})
+    for pipe in (theirs, mine):
+        oracle.drawn(pipe, cross_attention_kwargs={"scale": 0.0})
+    assert theirs.unet.mid_block.attentions[0].proj_in.scaling["a"] == 6 / 4  # not 0.2 of it
+    assert distance(oracle.denoised(theirs), before) > 1e-3
+    assert torch.equal(oracle.denoised(mine), before)
+
+
 def test_a_strength_for_one_call_with_a_fused_adapter_is_an_error(files: Files) -> None:
     theirs, mine = with_both(files, names="a")
     theirs.fuse_lora()
@@ -405,11 +418,13 @@ def test_disabling_sets_fused_weights_aside(files: Files) -> None:
     fused = oracle.outputs(mine)
     for pipe in (theirs, mine):
         pipe.disable_lora()
-    check_close(oracle.outputs(mine), oracle.outputs(oracle.ours("sd")), 0.0)
+    base = oracle.outputs(oracle.ours("sd"))
+    check_close(oracle.outputs(mine), base, 0.0)
+    check_close(oracle.outputs(theirs), base)
     for pipe in (theirs, mine):
         pipe.enable_lora()
         assert pipe.num_fused_loras == 1
-    assert not theirs.unet.mid_block.attentions[0].proj_in.merged  # unfused by then, whatever it says
+    assert not theirs.unet.mid_block.attentions[0].proj_in.merged  # unfused by subtraction
     check_close(oracle.outputs(mine), fused, 0.0)
 
 

@@ -135,8 +135,15 @@ SCENARIOS = [
 ]
 
 
-@pytest.mark.parametrize("family", oracle.FAMILIES)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+FEWER = [the_second_alone, weighted_by_component, fused_weakly, two_fused]
+
+
+@pytest.mark.parametrize(
+    ("family", "scenario"),
+    [(family, scenario) for family in ("sd", "sd3") for scenario in SCENARIOS]
+    + [(family, scenario) for family in ("sdxl", "flux") for scenario in FEWER],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_denoiser_text_encoders_and_latents_agree(scenario: Scenario, family: str, files: Files) -> None:
     theirs, mine = pair(family)
     before = changing(mine)
@@ -159,18 +166,16 @@ def test_switched_off_or_unloaded_a_pipeline_draws_as_before(end: str, family: s
     check_close(outputs(mine), before, tolerance=0.0)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.35, 1.0, 2.0])
 @pytest.mark.parametrize("family", oracle.FAMILIES)
-def test_a_strength_for_one_call_agrees_on_denoiser_and_text_encoders(
-    family: str, scale: float, files: Files
-) -> None:
+def test_a_strength_for_one_call_agrees_on_denoiser_and_text_encoders(family: str, files: Files) -> None:
     theirs, mine = pair(family)
     for pipe in (theirs, mine):
         two_weighted(pipe, family, files)
     before = outputs(mine)
-    kwargs = {oracle.scale_argument(mine): {"scale": scale}}
-    for ask in (oracle.denoised, oracle.drawn):
-        check_close({"scaled": ask(mine, **kwargs)}, {"scaled": ask(theirs, **kwargs)})
+    for scale in (0.35, 1.0, 2.0, 0.0):  # after 0.0, diffusers has forgotten the weights: test_differences.py
+        kwargs = {oracle.scale_argument(mine): {"scale": scale}}
+        for ask in (oracle.denoised, oracle.drawn):
+            check_close({"scaled": ask(mine, **kwargs)}, {"scaled": ask(theirs, **kwargs)})
     check_close(outputs(mine), before, tolerance=0.0)  # the call leaves no strength behind
 
 
@@ -227,9 +232,15 @@ def in_attention_blocks(files: Files, family: str, name: str) -> Path:
     return folder if folder.exists() else oracle.saved_by_diffusers(family, kept, folder, metadata=False)
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
-@pytest.mark.parametrize("weights", BLOCK_WEIGHTS, ids=str)
-def test_block_weights_agree(weights: dict[str, Any], family: str, files: Files) -> None:
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [
+        *(("sd", weights) for weights in BLOCK_WEIGHTS),
+        *(("sdxl", weights) for weights in BLOCK_WEIGHTS[-4:-1]),
+    ],
+    ids=str,
+)
+def test_block_weights_agree(family: str, weights: dict[str, Any], files: Files) -> None:
     theirs, mine = pair(family)
     for pipe in (theirs, mine):
         pipe.load_lora_weights(in_attention_blocks(files, family, "a"), adapter_name="a")

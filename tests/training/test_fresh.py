@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorry.errors import DuplicateAdapterError, StateError, UnknownAdapterError, UnsupportedAdapterError
-from lorry.patching import Strength, find_state
+from lorry.patching import Strength
 from lorry.training import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
 from models import random_deltas, tiny_text_encoder, tiny_unet, unet_inputs
-from small import PATHS, Small, changing, check_near, put, small_input, with_deltas
+from small import PATHS, Small, changing, check_near, put, small_input, state_of, with_deltas
 from snapshots import check_same, snapshot
 
 EVERY = AdapterConfig(rank=4, alpha=2.0, target_modules=list(PATHS))
@@ -67,9 +67,7 @@ def test_one_regular_expression_is_for_whole_paths() -> None:
 
 
 def adapter_paths(model: nn.Module, name: str = "default") -> list[str]:
-    state = find_state(model)
-    assert state is not None
-    return list(state.adapters[name].deltas)
+    return list(state_of(model).adapters[name].deltas)
 
 
 @pytest.mark.xfail(raises=AssertionError, reason="'all-linear' takes convolutions too, unlike PEFT's")
@@ -89,9 +87,7 @@ def test_ranks_and_alphas_by_pattern_go_before_the_common_ones() -> None:
         alpha_pattern={"conv": 8.0},
     )
     add_adapter(model, config)
-    state = find_state(model)
-    assert state is not None
-    deltas = state.adapters["default"].deltas
+    deltas = state_of(model).adapters["default"].deltas
     assert {path: deltas[path].rank for path in PATHS} == {
         "conv": 4,
         "block.grouped": 4,
@@ -201,7 +197,7 @@ def test_a_loaded_adapter_and_a_trained_one_act_together() -> None:
     trained(model)
     with changing(model) as (state, undo):
         state.set_active({"style": Strength(0.5), "toy": Strength(0.25)}, undo)
-    deltas = model.lorry.adapters["toy"].deltas  # pyright: ignore[reportAttributeAccessIssue]
+    deltas = state_of(model).adapters["toy"].deltas
     added = {
         p: 0.5 * loaded[p].weight(dtype=torch.float64) + 0.25 * deltas[p].weight(dtype=torch.float64).detach()
         for p in PATHS
@@ -261,7 +257,9 @@ def test_a_deep_copy_of_a_model_in_training_has_parameters_of_its_own() -> None:
         for parameter in twin.parameters():
             parameter.zero_()
     assert bool(model(small_input()).any())
-    assert twin.lorry.adapters["toy"].deltas["out"].tensors()["up"] is twin.out.get_parameter("lorry_toy_up")  # pyright: ignore[reportAttributeAccessIssue]
+    assert state_of(twin).adapters["toy"].deltas["out"].tensors()["up"] is twin.out.get_parameter(
+        "lorry_toy_up"
+    )
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
