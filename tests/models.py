@@ -281,7 +281,7 @@ def unet_inputs(unet: UNet2DConditionModel, seed: int = 0, batch: int = 2) -> di
 def carriers(model: nn.Module, ends: Iterable[str] = ("",)) -> dict[str, nn.Module]:
     """Every module that can carry a delta, by path; with `ends`, those whose path ends so."""
     kept = tuple(ends)
-    return {p: m for p, m in model.named_modules() if weight_shape(m) and p.endswith(kept)}
+    return {p: m for p, m in model.named_modules() if len(weight_shape(m) or ()) > 1 and p.endswith(kept)}
 
 
 def random_delta(

@@ -28,6 +28,7 @@ def model() -> nn.Module:
             nn.Conv2d(4, 6, 3, groups=2),
         ),
         nn.GroupNorm(1, 6),
+        nn.SiLU(),
     )
 
 
@@ -87,7 +88,8 @@ def test_a_delta_is_planned_in_the_shape_of_the_weight_it_is_for(path: str, shap
         ("0", (7, 5, 3, 3), r"the delta is \(7, 5, 3, 3\), the weight is \(7, 5\)"),
         ("3", (6, 4), r"the delta is \(6, 4\), the weight is \(6, 4, 3, 3\)"),
         ("4", (6, 4, 3, 3), r"the delta is \(6, 4, 3, 3\), the weight is \(6, 2, 3, 3\)"),
-        ("5", (6, 6), r"`5`: the delta is \(6, 6\), the module cannot carry one"),
+        ("5", (6, 6), r"`5`: the delta is \(6, 6\), the weight is \(6,\)"),
+        ("6", (6, 6), r"`6`: the delta is \(6, 6\), the module cannot carry one"),
     ],
 )
 def test_a_delta_of_another_shape_is_refused_with_both_shapes(
@@ -267,8 +269,10 @@ def test_the_shape_of_a_weight_is_told_by_the_module_and_not_by_its_parameter() 
     packed.weight = nn.Parameter(torch.zeros(18, 1, dtype=torch.uint8), requires_grad=False)
     assert weight_shape(packed) == (7, 5)
     assert weight_shape(nn.Conv2d(4, 6, (3, 1), groups=2)) == (6, 2, 3, 1)
-    assert weight_shape(nn.LayerNorm(4)) is None
-    assert weight_shape(nn.Conv1d(4, 6, 3)) is None
+    assert weight_shape(nn.LayerNorm(4)) == (4,)
+    assert weight_shape(nn.Conv1d(4, 6, 3)) == (6, 4, 3)
+    assert weight_shape(nn.SiLU()) is None
+    assert weight_shape(nn.Embedding(4, 6)) is None
 
 
 def test_every_weight_of_a_unet_that_carries_has_the_shape_that_is_told() -> None:

@@ -231,9 +231,6 @@ def test_a_strength_for_a_call_that_fails_on_the_way_in_changes_nothing(fault: s
     assert steps > 2
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="on its way out `scaled` computes the old scales anew, and that can fail"
-)
 def test_a_strength_for_a_call_that_fails_on_the_way_out_is_over_all_the_same() -> None:
     model = Small()
     two(model)

@@ -204,13 +204,7 @@ def test_sequential_offloading_works_on_patched_modules(first: str) -> None:
     "first",
     [
         "hook",
-        pytest.param(
-            "patch",
-            marks=pytest.mark.xfail(
-                raises=ValueError,
-                reason="the hook remembers the devices of the adapters' buffers, and looks for them when it goes",
-            ),
-        ),
+        "patch",
     ],
 )
 def test_sequential_offloading_ends_after_the_adapters_are_gone(first: str) -> None:

@@ -195,7 +195,7 @@ def test_a_forward_leaves_its_input_the_weights_and_earlier_outputs_alone(name: 
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["base trained", "base frozen"])
-def test_gradients_through_loaded_adapters_are_those_of_the_fused_weights(frozen: bool) -> None:
+def test_gradients_through_loaded_adapters_are_those_of_the_fused_parameters(frozen: bool) -> None:
     model = Small().double()
     deltas = put(model, dtype=torch.float64)
     exact = with_deltas(Small(), total({"toy": (deltas, Strength())}))

@@ -349,10 +349,6 @@ def test_the_scale_is_taken_out_of_the_arguments_and_the_rest_stays(argument: st
     assert take_scale({argument: {"scale": None}}) == (1.0, {argument: None})
 
 
-@pytest.mark.xfail(
-    raises=RuntimeError,
-    reason="`scaled` leaves new scale tensors behind, made in the caller's inference mode",
-)
 def test_a_scaled_call_in_inference_mode_leaves_the_model_fit_for_gradients() -> None:
     model = Small()
     put(model)
@@ -439,9 +435,6 @@ def test_a_state_dict_of_a_patched_model_goes_to_a_file_and_back() -> None:
     tiny_unet(seed=1).load_state_dict(torch.load(file, weights_only=True), strict=True)
 
 
-@pytest.mark.xfail(
-    raises=pickle.PicklingError, reason="pickle finds the side path's class by the base class's name"
-)
 def test_a_patched_model_can_be_pickled_whole() -> None:
     model = tiny_unet()
     put(model)
@@ -449,9 +442,6 @@ def test_a_patched_model_can_be_pickled_whole() -> None:
     assert torch.equal(twin(**unet_inputs(model)).sample, model(**unet_inputs(model)).sample)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="model.lorry.model is a cycle, so that only the collector frees it"
-)
 def test_a_patched_model_is_freed_when_the_last_reference_goes() -> None:
     gc.collect()
     gc.disable()
@@ -486,7 +476,6 @@ def test_the_state_prints_every_adapter_with_its_mode_and_bytes() -> None:
     ]
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="joined factors are not counted")
 def test_the_bytes_are_all_that_adapters_hold_on_the_model() -> None:
     model = Small()
     put(model, "first")

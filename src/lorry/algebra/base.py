@@ -75,8 +75,12 @@ class Delta(ABC):
         """
 
     @abstractmethod
-    def low_rank(self) -> LowRank | None:
-        """The delta as two factors, or None where the family has no such form."""
+    def low_rank(self, dtype: dtype = float32) -> LowRank | None:
+        """The delta as two factors, or None where the family has no such form.
+
+        Args:
+            dtype: of factors that have to be computed; those that the file holds are returned as they are.
+        """
 
     @abstractmethod
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

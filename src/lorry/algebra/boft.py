@@ -135,7 +135,7 @@ class BoftDelta(Delta):
         sorted_out = rows.unflatten(0, (-1, 2**stage, 2, half)).transpose(1, 2).flatten()
         return sorted_out.argsort()
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -96,7 +96,7 @@ class DoraDelta(Delta):
         ratio = self.magnitude.to(wide).flatten().reshape(norm.shape) / norm
         return torch.where(norm == 0, 1, ratio)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -51,7 +51,7 @@ class FullDelta(Delta):
     ) -> Tensor:
         return self.diff.to(dtype) * strength
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -94,7 +94,7 @@ class GloraDelta(Delta):
         added = (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
         return (added + scaled.movedim(-1, 1)).mul_(strength * self.rank_scale)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -88,7 +88,7 @@ class Ia3Delta(Delta):
         axes[self.on_input] = -1
         return weight * factor.reshape(axes)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

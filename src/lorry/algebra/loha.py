@@ -91,7 +91,7 @@ class LohaDelta(Delta):
         two = _product(self.w2_a.to(dtype), self.w2_b.to(dtype), self.t2)
         return one.mul_(two).mul_(strength * self.rank_scale).reshape(self.shape)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         """The row-wise and column-wise products of the factors, where that is a low rank; None with cores.
 
         The rank is the product of the halves' ranks, so that it is of use only for small ones.
@@ -99,8 +99,8 @@ class LohaDelta(Delta):
         rank = self.w1_b.shape[0] * self.w2_b.shape[0]
         if self.t1 is not None or 4 * rank > min(self._own_shape):
             return None
-        up = self.w1_a.float()[:, :, None] * self.w2_a.float()[:, None]
-        down = self.w1_b.float()[:, None] * self.w2_b.float()[None]
+        up = self.w1_a.to(dtype)[:, :, None] * self.w2_a.to(dtype)[:, None]
+        down = self.w1_b.to(dtype)[:, None] * self.w2_b.to(dtype)[None]
         return LowRank(down.reshape(rank, *self.shape[1:]), up.flatten(1), self.rank_scale)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -110,7 +110,7 @@ class LokrDelta(Delta):
         # The columns of `two` are (in2, kh, kw), those of the product (in1, in2, kh, kw): no kernel axis is crossed.
         return torch.kron(one, two.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

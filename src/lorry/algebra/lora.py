@@ -81,12 +81,12 @@ class LoraDelta(Delta):
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         return replace(self, **tensors)
 
-    def low_rank(self) -> LowRank:
-        """The two factors; a Tucker core is multiplied into `down` in float32, which keeps the rank."""
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank:
+        """The two factors; a Tucker core is multiplied into `down`, which keeps the rank."""
         up = self.up.flatten(1)
         if self.mid is None:
             return LowRank(self.down, up, self.rank_scale)
-        core, down = self.mid.float(), self.down.flatten(1).float()
+        core, down = self.mid.to(dtype), self.down.flatten(1).to(dtype)
         return LowRank(torch.einsum("pqxy,qi->pixy", core, down), up, self.rank_scale)
 
     def weight(

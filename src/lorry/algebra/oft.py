@@ -147,7 +147,7 @@ class OftDelta(Delta):
         skew = -skew if self.opposite else skew
         return cayley_step(skew) if self.neumann_terms is None else neumann_step(skew, self.neumann_terms)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -70,8 +70,8 @@ class PartsDelta(Delta):
             raise ValueError("This delta changes a bias only: ask `part('bias')`.")
         return self.on_weight.weight(base, dtype, strength)
 
-    def low_rank(self) -> LowRank | None:
-        return None if self.on_weight is None else self.on_weight.low_rank()
+    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
+        return None if self.on_weight is None else self.on_weight.low_rank(dtype)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         on_weight = None if self.on_weight is None else self.on_weight.fitted(shape)

@@ -10,8 +10,8 @@ _OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d)
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Return the shape of the weight a delta on `module` must have, or None where it cannot carry one.
 
-    The module's own description counts, not its parameter: quantized layers keep theirs packed. Norm layers, of whatever
-    class, are known by a weight of one axis.
+    The module's own description counts, not its parameter: quantized layers keep theirs packed. Norm layers, of
+    whatever class, are known by a weight of one axis.
     """
     if isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)

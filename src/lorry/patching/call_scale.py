@@ -47,5 +47,11 @@ def scaled_class(cls: type[nn.Module]) -> type[nn.Module]:
         "__doc__": cls.__doc__,
         "lorry_class": cls,
         "forward": forward_with_scale,
+        "__reduce_ex__": lambda self, _: (_revived, (cls,), self.__dict__),
     }
     return type(cls.__name__, (cls,), names)
+
+
+def _revived(cls: type[nn.Module]) -> nn.Module:
+    """Make an empty model of `cls` that obeys the strength of a call, for pickle and `copy.deepcopy` to fill."""
+    return object.__new__(scaled_class(cls))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -23,6 +23,15 @@ def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> None:
         held = getattr(holder, name)
         if isinstance(held, MethodType) and held.__self__ is module and held.__func__ is old.forward:
             undo.set_attribute(holder, name, MethodType(new.forward, module))
+
+
+def forget_tensors(module: nn.Module, names: Iterable[str], undo: Undo) -> None:
+    """Take tensors that a module no longer has out of what accelerate's offloading hooks remember of it."""
+    hook = vars(module).get("_hf_hook")
+    for one in (hook, *getattr(hook, "hooks", ())):
+        devices = getattr(one, "original_devices", {})
+        for name in set(names) & devices.keys():
+            undo.delete_item(devices, name)
 
 
 def _held_forwards(module: nn.Module) -> Iterator[tuple[Any, str]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta
 from lorry.errors import FuseError
-from lorry.patching.fusing import fused
+from lorry.patching.fusing import fused_parameter
 from lorry.patching.placement import PARAMETERS, check_plain
 from lorry.patching.undo import Undo
 
@@ -34,10 +34,13 @@ class FusedWeights:
     def __bool__(self) -> bool:
         return bool(self._originals)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the saved originals."""
-        return sum(tensor.nbytes for tensor in self._originals.values() if tensor is not None)
+    def tensors(self) -> list[Tensor]:
+        """Return what is held besides the model's own parameters."""
+        return [
+            tensor
+            for tensor in (*self._originals.values(), *(self._aside or {}).values())
+            if tensor is not None
+        ]
 
     def original(self, name: str, parameter: Tensor) -> Tensor:
         """Return what a parameter was before it was fused: itself, where it is not.
@@ -78,7 +81,7 @@ class FusedWeights:
                 undo.set_attribute(parameter, "data", original)
                 del self._originals[name]
                 continue
-            new = fused(original, deltas)
+            new = fused_parameter(original, deltas)
             if safe and not bool(torch.isfinite(new).all()):
                 raise FuseError(f"`{name}` would not be finite: nothing was fused.")
             self._originals.setdefault(name, _kept(original, keep))

@@ -14,7 +14,9 @@ BLOCK = 1 << 18
 
 
 @torch.no_grad()
-def fused(start: Tensor, deltas: Sequence[tuple[Delta, float]], base: Tensor | None = None) -> Tensor:
+def fused_parameter(
+    start: Tensor, deltas: Sequence[tuple[Delta, float]], base: Tensor | None = None
+) -> Tensor:
     """Compute `start + sum(strength * delta)` in at least float32, rounded once to the dtype of `start`.
 
     Args:
@@ -47,7 +49,7 @@ def _in_factors(
     ups, downs, full = [flat.new_zeros(flat.shape[0], 0, dtype=dtype)], [], None
     downs.append(flat.new_zeros(0, flat.shape[1], dtype=dtype))
     for delta, strength in deltas:
-        pair = delta.low_rank()
+        pair = delta.low_rank(dtype)
         if pair is None:
             here = delta.with_tensors({name: tensor.to(device) for name, tensor in delta.tensors().items()})
             change = here.weight(base, dtype, strength).reshape(flat.shape)

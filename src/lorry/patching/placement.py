@@ -70,6 +70,14 @@ def module_dtype(module: nn.Module) -> torch.dtype:
     return declared if declared in COMPUTE_DTYPES else torch.float32
 
 
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of memory behind `tensors`, shared memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
 def own_copy(deltas: Mapping[str, Delta], devices: Mapping[str, torch.device]) -> dict[str, Delta]:
     """Copy deltas to their modules' devices, in the dtype that they have, all of a device into one block of memory.
 

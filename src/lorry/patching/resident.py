@@ -11,7 +11,7 @@ from torch import nn
 
 from lorry.algebra import Delta, LowRank
 from lorry.errors import StateError
-from lorry.patching.placement import module_device, module_dtype, own_copy
+from lorry.patching.placement import held_bytes, module_device, module_dtype, own_copy
 
 
 @final
@@ -67,9 +67,9 @@ class Resident:
     @property
     def nbytes(self) -> int:
         """The bytes it holds, cast factors included."""
-        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}
-        return sum(own.values())
+        return held_bytes(self.tensors())
 
-    def _tensors(self) -> list[torch.Tensor]:
+    def tensors(self) -> list[torch.Tensor]:
+        """Return its tensors, cast factors included."""
         exact = [tensor for delta in self.deltas.values() for tensor in delta.tensors().values()]
         return exact + [tensor for pair in self._factors.values() if pair for tensor in (pair.down, pair.up)]

@@ -39,6 +39,9 @@ class SidePath(nn.Module):
     lorry_trained: tuple[str, ...] = ()
     """The trainable adapters active here: their factors are parameters, each pair on its own."""
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _revived, (self.lorry_class,), self.__dict__
+
     @property
     def weight(self) -> Any:
         """What the module's own forward computes with: the copy, or the parameter."""
@@ -147,6 +150,11 @@ def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]
         "lorry_class": cls,
     }
     return type(cls.__name__, (side_path, cls), names)
+
+
+def _revived(cls: type[nn.Module]) -> nn.Module:
+    """Make an empty patched module of `cls`, for pickle and `copy.deepcopy` to fill."""
+    return object.__new__(side_path_class(cls))
 
 
 def _can_add_in_place(out: Tensor, hidden: Tensor, up: Tensor) -> bool:

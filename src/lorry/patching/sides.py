@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta, LowRank
 from lorry.errors import StateError
-from lorry.patching.classes import change_class
+from lorry.patching.classes import change_class, forget_tensors
 from lorry.patching.fused import FusedWeights
-from lorry.patching.fusing import fused
+from lorry.patching.fusing import fused_parameter
 from lorry.patching.placement import PARAMETERS, check_plain
 from lorry.patching.resident import Resident
 from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath, side_path_class, trained_names
@@ -49,24 +49,23 @@ class _Seat:
 class SidePaths:
     """Patches and fills the modules of one model. Fields are replaced, never changed in place."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self) -> None:
         self.modules: dict[str, SidePath] = {}
         self._seats: dict[str, _Seat] = {}
         self._copied_at: dict[str, tuple[float, ...]] = {}
         """The strengths that each module's copies were made with."""
 
-    def settle(self, residents: Iterable[Resident], undo: Undo) -> None:
+    def settle(self, model: nn.Module, residents: Iterable[Resident], undo: Undo) -> None:
         """Patch the modules that some adapter has a delta for, and unpatch all others."""
         wanted = dict.fromkeys(path for resident in residents for path in resident.deltas)
         modules = {path: module for path, module in self.modules.items() if path in wanted}
         for path, module in self.modules.items():
             if path not in wanted:
                 _unpatch(module, undo)
-        named = dict(self.model.named_modules()) if wanted.keys() - modules.keys() else {}
+        named = dict(model.named_modules()) if wanted.keys() - modules.keys() else {}
         for path in wanted:
             if path not in modules:
-                modules[path] = _patched(path, named[path], undo)
+                modules[path] = _patched(named[path], undo)
         undo.set_attribute(self, "modules", modules)
 
     def forget(self, name: str, undo: Undo) -> None:
@@ -78,6 +77,33 @@ class SidePaths:
         """Make all copies anew at the next refresh: what they were made from changes."""
         undo.set_attribute(self, "_copied_at", {})
 
+    def tensors(self) -> list[Tensor]:
+        """Return what stands in all modules."""
+        return [tensor for found in self.buffers().values() for tensor in found if tensor is not None]
+
+    def buffers(self) -> dict[str, tuple[Tensor | None, ...]]:
+        """Return what stands in each module: the tensors of its `BUFFERS`."""
+        return {path: tuple([m._buffers[name] for name in BUFFERS]) for path, m in self.modules.items()}
+
+    def put_back(
+        self, before: Mapping[str, tuple[Tensor | None, ...]], after: Mapping[str, tuple[Tensor | None, ...]]
+    ) -> bool:
+        """Put `before` back in place of `after`, unless something else than `after` stands there by now.
+
+        Returns:
+            Whether it was put back. Pointers only: it cannot fail half way.
+        """
+        now = self.buffers()
+        same = now.keys() == after.keys() and all(
+            one is other for path, found in now.items() for one, other in zip(found, after[path], strict=True)
+        )
+        if same:
+            for path, tensors in before.items():
+                self.modules[path]._buffers.update(zip(BUFFERS, tensors, strict=True))
+        return same
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def refresh(self, acting: Mapping[str, Acting], weights: FusedWeights, undo: Undo) -> None:
         """Bring every module's side path to what `acting` says: joined factors, their strengths, and copies."""
         seats: dict[str, _Seat] = {}
@@ -195,9 +221,9 @@ def _copy(
     """Make a parameter as it is with deltas added, for families that have no cheaper side path."""
     if key == "bias" and module._parameters.get("bias") is None:
         weight = check_plain(path, module, "weight")
-        return fused(weight.new_zeros(weight.shape[0]), parts)
+        return fused_parameter(weight.new_zeros(weight.shape[0]), parts)
     parameter = check_plain(path, module, key)
-    return fused(parameter.data, parts, weights.original(f"{path}.{key}", parameter.data))
+    return fused_parameter(parameter.data, parts, weights.original(f"{path}.{key}", parameter.data))
 
 
 def _join(pairs: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
@@ -206,7 +232,7 @@ def _join(pairs: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     return torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs], dim=1)
 
 
-def _patched(path: str, module: nn.Module, undo: Undo) -> SidePath:
+def _patched(module: nn.Module, undo: Undo) -> SidePath:
     change_class(module, side_path_class(type(module)), undo)
     non_persistent = module._non_persistent_buffers_set
     undo.set_attribute(module, "_non_persistent_buffers_set", non_persistent | set(BUFFERS))
@@ -229,4 +255,5 @@ def _unpatch(module: SidePath, undo: Undo) -> None:
         _drop_trained(module, name, undo)
     if "lorry_trained" in vars(module):
         undo.delete_item(vars(module), "lorry_trained")
+    forget_tensors(module, BUFFERS, undo)
     change_class(module, module.lorry_class, undo)

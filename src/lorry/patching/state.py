@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAd
 from lorry.patching.call_scale import scaled_class, takes_scale
 from lorry.patching.classes import change_class
 from lorry.patching.fused import FusedWeights, Originals
+from lorry.patching.placement import held_bytes
 from lorry.patching.resident import Resident
 from lorry.patching.sides import Acting, SidePaths
 from lorry.patching.strength import Strength
@@ -44,7 +46,7 @@ class AdapterState:
 
     def __init__(self, model: nn.Module) -> None:
         """Make the state of a model that carries nothing yet; `attach` puts it there."""
-        self.model = model
+        self._model = weakref.ref(model)
         self.adapters: dict[str, Resident] = {}
         self.strengths: dict[str, Strength] = {}
         """For every loaded adapter, active or not."""
@@ -52,8 +54,22 @@ class AdapterState:
         self.enabled = True
         self.fused: dict[str, Strength] = {}
         self.call_scale = 1.0
-        self._sides = SidePaths(model)
+        self._sides = SidePaths()
         self._weights = FusedWeights()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model. The state belongs to it and keeps no hold on it."""
+        model = self._model()
+        if model is None:
+            raise StateError("The model of this state is gone.")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _model=weakref.ref(state["_model"]))
 
     # --- on and off the model ---------------------------------------------------------------------------------
 
@@ -108,7 +124,7 @@ class AdapterState:
         if name not in self.strengths:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
         self._sides.forget(name, undo)
-        self._sides.settle(self.adapters.values(), undo)
+        self._sides.settle(self.model, self.adapters.values(), undo)
         self._refresh(undo)
 
     def remove(self, names: Iterable[str], undo: Undo) -> None:
@@ -122,7 +138,7 @@ class AdapterState:
         for name in leaving:
             self._sides.forget(name, undo)
         self._refresh(undo)
-        self._sides.settle(self.adapters.values(), undo)
+        self._sides.settle(self.model, self.adapters.values(), undo)
         if not self.adapters and not self._weights:
             self._detach(undo)
 
@@ -183,16 +199,19 @@ class AdapterState:
                 f"A strength of {scale:g} for this call cannot reach {', '.join(map(repr, self.fused))}: fused. "
                 "Call `unfuse_lora()` first, or fuse with `lora_scale`."
             )
-        before = self.call_scale
+        scale_before, buffers_before = self.call_scale, self._sides.buffers()
         with Undo() as undo:
-            undo.set_attribute(self, "call_scale", before * scale)
+            undo.set_attribute(self, "call_scale", scale_before * scale)
             self._refresh(undo)
+        buffers = self._sides.buffers()
         try:
             yield
         finally:
-            self.call_scale = before
-            with Undo() as undo:
-                self._refresh(undo)
+            self.call_scale = scale_before
+            self._sides.forget_copies(Undo())
+            if not self._sides.put_back(buffers_before, buffers):
+                with Undo() as undo:
+                    self._refresh(undo)
 
     def park(self, names: Iterable[str], device: torch.device, undo: Undo) -> None:
         """Move adapters' tensors to `device`; those that act keep working, from copies where their modules compute."""
@@ -257,7 +276,7 @@ class AdapterState:
         safe: bool = False,
         keep: Originals = "device",
     ) -> None:
-        """Give the modules that the `changed` adapters reach the weights that `contributing` make of their originals."""
+        """Give the modules that the `changed` adapters reach the weights that `contributing` make of originals."""
         paths = dict.fromkeys(path for name in changed for path in self.adapters[name].deltas)
         contributions = {
             path: [
@@ -286,7 +305,9 @@ class AdapterState:
     @property
     def nbytes(self) -> int:
         """The bytes that adapters and saved originals hold, besides the model's own."""
-        return self._weights.nbytes + sum(resident.nbytes for resident in self.adapters.values())
+        tensors = [*self._sides.tensors(), *self._weights.tensors()]
+        tensors += [tensor for resident in self.adapters.values() for tensor in resident.tensors()]
+        return held_bytes(tensors)
 
     def mode(self, name: str) -> str:
         """Return how an adapter acts: "fused at 0.7", "active at 1", "inactive", or "disabled"."""

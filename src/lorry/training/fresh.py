@@ -84,6 +84,11 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "bias": (None, "none"),
     "lora_bias": (None, False),
     "modules_to_save": (None, []),
+    "exclude_modules": (None, []),
+    "layers_to_transform": (None, []),
+    "layers_pattern": (None, []),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
     "init_lora_weights": (None, True, "gaussian"),
 }
 
@@ -136,15 +141,17 @@ def add_adapter(
 
 
 def _matching(model: nn.Module, targets: str | Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    if targets == "all-linear":
+        return ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
     matches = _matcher(targets)
     return (
-        (path, module) for path, module in model.named_modules() if matches(path) and weight_shape(module)
+        (path, module)
+        for path, module in model.named_modules()
+        if matches(path) and len(weight_shape(module) or ()) > 1
     )
 
 
 def _matcher(targets: str | Sequence[str]) -> Callable[[str], bool]:
-    if targets == "all-linear":
-        return bool
     if isinstance(targets, str):
         return lambda path: re.fullmatch(targets, path) is not None
     return lambda path: any(path == target or path.endswith(f".{target}") for target in targets)
