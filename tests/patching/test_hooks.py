@@ -319,10 +319,6 @@ def test_layerwise_casting_works_on_patched_modules(first: str) -> None:
         assert torch.equal(model(x), plain(x))
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="the hook casts the module's buffers too: the adapter is rounded to the storage dtype",
-)
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("first", ["hook", "patch"])
 def test_layerwise_casting_rounds_the_base_and_not_the_adapter(first: str, storage: torch.dtype) -> None:

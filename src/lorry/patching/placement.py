@@ -63,11 +63,16 @@ def module_device(module: nn.Module) -> torch.device:
 
 def module_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype that the module computes in, which is not its weight's where that is quantized."""
-    dtype = weight_of(module).dtype
-    if dtype in COMPUTE_DTYPES:
-        return dtype
-    declared = getattr(module, "compute_dtype", None)
-    return declared if declared in COMPUTE_DTYPES else torch.float32
+    hooks = getattr(layer_hooks(module), "hooks", {}).values()  # diffusers' layerwise casting is one
+    declared = [getattr(one, "compute_dtype", None) for one in (*hooks, module)]
+    own = weight_of(module).dtype
+    candidates = (*declared[:-1], own, declared[-1])
+    return next((dtype for dtype in candidates if dtype in COMPUTE_DTYPES), torch.float32)
+
+
+def layer_hooks(module: nn.Module) -> object | None:
+    """Return the registry of the hooks that diffusers has put on the module, or None."""
+    return vars(module).get("_diffusers_hook")
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:

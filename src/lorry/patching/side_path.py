@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorry.patching.placement import layer_hooks
+
 BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lorry_weight", "lorry_bias")
 
 
@@ -55,12 +57,14 @@ class SidePath(nn.Module):
         return self._parameters.get("bias") if copy is None else copy
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Follow the module, but keep scales in float32, and keep all under a hook that casts at each call."""
         names = (SCALE, *(trained_names(name)[2] for name in self.lorry_trained))
-        exact = {name: scale for name in names if (scale := self._buffers[name]) is not None}
+        names = names if layer_hooks(self) is None else (*BUFFERS, *names)
+        exact = {name: tensor for name in names if (tensor := self._buffers[name]) is not None}
         super()._apply(fn, recurse)
-        for name, scale in exact.items():
+        for name, tensor in exact.items():
             applied = cast(Tensor, self._buffers[name])
-            self._buffers[name] = applied if applied.dtype == scale.dtype else scale.to(applied.device)
+            self._buffers[name] = applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
