@@ -91,9 +91,10 @@ def test_fused_parameters_are_within_one_rounding_of_the_exact_sum(
     assert torch.equal(original, before)
 
 
-def test_weights_larger_than_a_block_are_fused_whole() -> None:
-    original = torch.randn(700, 900)
-    delta = random_delta((700, 900), rank=2)
+@pytest.mark.parametrize("tucker", [False, True])
+def test_weights_larger_than_a_block_are_fused_whole(tucker: bool) -> None:
+    original = torch.randn(600, 60, 3, 3)
+    delta = random_delta((600, 60, 3, 3), rank=2, tucker=tucker)
     check_near(
         fused_parameter(original, [(delta, 1.0)]), original.double() + delta.weight(dtype=torch.float64), 1e-6
     )

@@ -219,6 +219,43 @@ def test_an_output_kept_for_the_backward_pass_is_not_written_over() -> None:
     assert torch.autograd.gradcheck(model, (torch.randn(2, 4, dtype=torch.float64, requires_grad=True),))
 
 
+class TanhLinear(nn.Linear):
+    """A layer that keeps its output for the backward pass."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return torch.tanh(super().forward(input))
+
+
+class TanhConv(nn.Conv2d):
+    """A convolution that keeps its output for the backward pass."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return torch.tanh(super().forward(input))
+
+
+class ColumnsFirst(nn.Linear):
+    """A layer whose output is not contiguous."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input).mT.contiguous().mT
+
+
+@pytest.mark.parametrize("layer", [TanhLinear(4, 5), TanhConv(4, 5, 3)], ids=["linear", "convolution"])
+def test_a_subclass_that_keeps_its_output_has_right_gradients(layer: nn.Module) -> None:
+    model = nn.Sequential(layer).double()
+    put(model, dtype=torch.float64)
+    shape = (2, 4) if isinstance(layer, nn.Linear) else (1, 4, 4, 4)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (x,))
+
+
+def test_a_subclass_whose_output_is_not_contiguous_gets_its_side_output() -> None:
+    model, exact = loaded(ColumnsFirst(9, 7), 2)
+    x = torch.randn(2, 3, 9)
+    with torch.no_grad():
+        check_near(model(x), exact(x.double()), 1e-6)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
     model = Small().double()

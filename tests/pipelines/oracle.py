@@ -116,7 +116,7 @@ def ours(family: str) -> Any:
 # --- what is compared ---------------------------------------------------------------------------------------------
 
 
-def denoiser_of(pipe: Any) -> nn.Module:
+def denoiser_of(pipe: Any) -> Any:
     return getattr(pipe, "unet", None) or pipe.transformer
 
 
@@ -220,9 +220,8 @@ class Lora:
     def where(self, keep: Callable[[str, str], bool]) -> Lora:
         """The part of it whose components and paths `keep` says yes to."""
         kept = [key for key in self.down if keep(*key)]
-        return Lora(
-            *({key: part[key] for key in kept} for part in (self.down, self.up, self.alpha)), self.metadata
-        )
+        down, up = ({key: part[key] for key in kept} for part in (self.down, self.up))
+        return Lora(down, up, {key: self.alpha[key] for key in kept}, self.metadata)
 
     def only(self, *ends: str) -> Lora:
         """The part of it whose modules' paths end so."""

@@ -196,15 +196,24 @@ def test_a_strength_for_one_prompt_agrees(family: str, files: Files) -> None:
     check_close(found[1], found[0])
 
 
+def test_a_strength_for_one_prompt_is_for_text_encoders_only(files: Files) -> None:
+    mine, plain = oracle.ours("sd"), oracle.ours("sd")
+    for pipe in (mine, plain):
+        one(pipe, "sd", files)
+    mine.fuse_lora(components=["unet"])  # no strength for one call could reach it
+    plain.set_adapters("a", {"text_encoder": 0.3})
+    prompt = ("a red apple", "cpu", 1, False)
+    weak = mine.encode_prompt(*prompt, lora_scale=0.3)[0]
+    check_close({"prompt": weak}, {"prompt": plain.encode_prompt(*prompt)[0]}, 1e-6)
+
+
 @pytest.mark.parametrize("family", oracle.FAMILIES)
 def test_pictures_agree_too(family: str, files: Files) -> None:
     theirs, mine = pair(family)
     for pipe in (theirs, mine):
         two_weighted(pipe, family, files)
-    pictures = [
-        {"picture": oracle.drawn(pipe, output_type="np", guidance_scale=5.0)} for pipe in (mine, theirs)
-    ]
-    check_close(*pictures)
+    options = {"output_type": "np", "guidance_scale": 5.0}
+    check_close({"picture": oracle.drawn(mine, **options)}, {"picture": oracle.drawn(theirs, **options)})
 
 
 # --- block weights ------------------------------------------------------------------------------------------------
