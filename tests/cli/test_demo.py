@@ -15,7 +15,8 @@ import lorry.assets
 from cli.runs import lorry_says, write_lora
 from lorry.cli.demo import command, story
 from lorry.cli.demo.studio import Snapshot
-from lorry.errors import LorryError
+from lorry.errors import LorryError, UnknownDialectError
+from lorry.files import write_safetensors
 from lorry.patching import AdapterState
 from lorry.pipelines import LoraLoaderMixin, attach
 from models import tiny_sd_pipeline
@@ -205,6 +206,12 @@ def test_fewer_adapters_make_a_shorter_story(
     told = run(tmp_path)
     assert [[row.title for row in section.rows] for section in told.sections] == titles
     assert "100 %" in capsys.readouterr().err
+
+
+def test_an_adapter_in_no_dialect_stops_the_demo_before_it_draws(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "odd.safetensors", {"what.is.this": torch.zeros(3)})
+    with pytest.raises(UnknownDialectError, match="is in no dialect"):
+        story.cast_of({"odd": path})
 
 
 def test_line_and_pixel_are_mixed_where_they_are_there(tmp_path: Path) -> None:

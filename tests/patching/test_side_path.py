@@ -306,6 +306,18 @@ def test_a_cast_and_a_change_of_adapters_after_it_work_together() -> None:
     check_near(model(x), with_deltas(Small(), added)(x), 1e-7)
 
 
+def test_an_adapter_made_active_again_after_a_cast_is_in_the_new_dtype() -> None:
+    model = Small()
+    put(model)
+    for dtype in (torch.float16, torch.float64, torch.float32):
+        model.to(dtype)
+        for chosen in ({}, {"toy": Strength()}):
+            with changing(model) as (state, undo):
+                state.set_active(chosen, undo)
+        assert model.conv.get_buffer("lorry_down").dtype == dtype
+        assert model.conv.get_buffer("lorry_up").dtype == dtype
+
+
 def test_after_a_cast_there_and_back_the_files_own_bits_are_used_again() -> None:
     model = Small()
     deltas = put(model)

@@ -305,7 +305,9 @@ def test_deleting_frees_the_memory_of_the_adapter(files: Files) -> None:
     alone = oracle.ours("sd")
     alone.load_lora_weights(files.get("sd", "b"), adapter_name="b")
     assert pipe.unet.lorry.nbytes == alone.unet.lorry.nbytes < two
-    pipe.delete_adapters(["b"])
+    pipe.load_lora_weights(files.get("sd", "a"), adapter_name="a")
+    pipe.delete_adapters(["a", "b"])
+    assert pipe.get_list_adapters() == {}
     assert not hasattr(pipe.unet, "lorry")
 
 
@@ -497,6 +499,7 @@ def test_every_documented_argument_of_the_file_search_is_taken(files: Files, tmp
         low_cpu_mem_usage=True,
         mirror=None,
         unet_config=None,
+        return_alphas=True,
     )[0]
     assert whole.keys() == load_file(folder / "pytorch_lora_weights.safetensors").keys()
 
@@ -523,7 +526,7 @@ def test_what_lorry_saves_diffusers_and_lorry_load(family: str, safe: bool, tmp_
     theirs, mine = oracle.reference(family), oracle.ours(family)
     before = outputs(mine)
     theirs.load_lora_weights(str(tmp_path / "new"), weight_name=name)
-    mine.load_lora_weights(tmp_path / "new")
+    assert mine.load_lora_weights(tmp_path / "new").applied == 2 * len(made.down)
     check_close(outputs(mine), outputs(theirs))
     check_changed({"denoiser": oracle.denoised(mine)}, {"denoiser": before["denoiser"]})
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorry import errors
+from models import tiny_unet
 from pipelines import oracle
 from pipelines.conftest import Files
 from pipelines.oracle import Lora, check_close
@@ -472,13 +473,11 @@ def test_an_argument_that_nothing_knows_is_an_error(files: Files, caplog: pytest
 
 
 def test_an_adapter_for_fewer_input_channels_is_refused() -> None:
-    parts = oracle.copied_parts("sd")
-    wide = type(parts["unet"]).from_config({**parts["unet"].config, "in_channels": 9})
+    parts = {**oracle.copied_parts("sd"), "unet": tiny_unet(in_channels=9)}
     cls = type(oracle.base("sd"))
-    theirs, mine = (oracle.made(made, {**parts, "unet": wide}) for made in (cls, oracle.lorry_class(cls)))
-    with pytest.raises(
-        errors.ShapeMismatchError, match=r"`conv_in`: the delta is \(8, 4, 3, 3\), the weight is \(8, 9"
-    ):
+    theirs, mine = (oracle.made(made, parts) for made in (cls, oracle.lorry_class(cls)))
+    message = r"`conv_in`: the delta is \(8, 4, 3, 3\), the weight is \(8, 9, 3, 3\)"
+    with pytest.raises(errors.ShapeMismatchError, match=message):
         mine.load_lora_weights(only("conv_in"))
     with pytest.raises(RuntimeError, match="size mismatch"):
         theirs.load_lora_weights(only("conv_in"))  # diffusers pads for Flux only
@@ -493,14 +492,11 @@ def test_flux_control_files_are_refused(features: int) -> None:
     }
     cls = type(oracle.base("flux"))
     theirs, mine = (oracle.made(made, parts) for made in (cls, oracle.lorry_class(cls)))
-    with pytest.raises(
-        errors.ShapeMismatchError, match=r"`x_embedder`: the delta is \(32, \d+\), the weight is \(32, 16\)"
-    ):
+    message = r"`x_embedder`: the delta is \(32, \d+\), the weight is \(32, 16\)"
+    with pytest.raises(errors.ShapeMismatchError, match=message):
         mine.load_lora_weights(tensors)
     theirs.load_lora_weights(dict(tensors))
-    assert theirs.transformer.config.in_channels == max(
-        features, 16
-    )  # zeros are added to the delta, or to the model
+    assert theirs.transformer.config.in_channels == max(features, 16)  # zeros are added to delta or model
 
 
 def test_whole_weights_of_norm_layers_are_refused() -> None:

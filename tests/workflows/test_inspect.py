@@ -92,7 +92,7 @@ def test_the_print_says_what_the_file_is(kohya_file: Path) -> None:
         "rank 2 (1), 4 (1)",
         "alpha 2",
         "1 attention, 1 convolution",
-        "6 float16",
+        "6 float16, 2 float32",
         "toy",
     ):
         assert said in text

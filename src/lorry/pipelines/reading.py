@@ -33,7 +33,7 @@ FILE_ARGUMENTS = (
     "mirror",
 )
 """Arguments of `lora_state_dict` that say where the file is."""
-OTHER_ARGUMENTS = ("low_cpu_mem_usage", "unet_config", "return_lora_metadata", "user_agent")
+OTHER_ARGUMENTS = ("low_cpu_mem_usage", "unet_config", "return_lora_metadata", "return_alphas", "user_agent")
 """Arguments of `lora_state_dict` that are not about the file. Lorry never initialises weights that a file is about to
 replace, so `low_cpu_mem_usage` is accepted and changes nothing."""
 

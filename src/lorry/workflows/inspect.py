@@ -86,9 +86,8 @@ class FileReport:
         return tuple(dict.fromkeys(family for part in self.parts for family in part.families))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report in types that JSON has; metadata in full, numbers that are keys as strings."""
+        """The report in types that JSON has, metadata in full."""
         fields = {**asdict(self), "problem": None if self.problem is None else str(self.problem)}
-        fields["parts"] = [_with_text_keys(part) for part in fields["parts"]]
         return fields | {"targets": self.targets, "families": list(self.families)}
 
     def __str__(self) -> str:
@@ -188,13 +187,6 @@ def _count(words: Iterable[str]) -> dict[str, int]:
 
 def _rising(numbers: Iterable[float]) -> dict[Any, int]:
     return dict(sorted(Counter(numbers).items()))
-
-
-def _with_text_keys(part: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {f"{key}": count for key, count in value.items()} if isinstance(value, dict) else value
-        for name, value in part.items()
-    }
 
 
 def _counted(counts: Mapping[str, int]) -> str:

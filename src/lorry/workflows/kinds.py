@@ -24,7 +24,7 @@ _KINDS: Final = tuple(
         ("projection", r"proj_in|proj_out"),
         (
             "convolution",
-            r"conv[12]?|conv_(in|out|shortcut)|(down|up)samplers_0_conv|(in_layers_2|out_layers_3|skip_connection)|op",
+            r"conv[12]?|conv_(in|out|shortcut)|(in_layers_2|out_layers_3|skip_connection)|op",
         ),
         ("embedding", r"\w*embed(der|ding)?s?(_\w+)?"),
         ("modulation", r"norm\w*_linear(_\w+)?|\w*mod(ulation)?_lin(ear)?|adaln\w*"),
