@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from lorry.algebra import Delta, FullDelta, PartsDelta
 from lorry.errors import DuplicateAdapterError, StateError, UnknownAdapterError
 from lorry.patching import Strength, Undo, get_state, take_scale
 from models import random_deltas, tiny_text_encoder, tiny_unet, unet_inputs
@@ -490,3 +491,53 @@ def test_the_bytes_are_all_that_adapters_hold_on_the_model() -> None:
         for t in delta.tensors().values()
     }
     assert state_of(model).nbytes >= sum((held | kept).values())
+
+
+# --- layers that an adapter would not act on ------------------------------------------------------------------
+
+
+def test_a_layer_whose_forward_another_program_replaced_is_refused_and_left_alone() -> None:
+    model = Small()
+    replaced = model.out.forward
+    model.out.forward = lambda x: replaced(x)  # what trainers' networks do
+    before = snapshot(model)
+    with pytest.raises(StateError, match="`out`: another program has replaced this layer's forward"):
+        put(model)
+    check_same(snapshot(model), before)
+
+
+def test_a_part_of_a_model_with_adapters_does_not_take_adapters_of_its_own() -> None:
+    model = Small()
+    put(model)
+    with pytest.raises(StateError, match="carries adapters already, which were loaded on a model that this one is a part of"):
+        put(model.block)
+
+
+@pytest.mark.parametrize("family", ["full", "norm", "bias"])
+def test_a_family_without_factors_acts_by_copies_and_fuses_and_leaves_no_trace(family: str) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)), torch.randn(2, 6)
+    delta: dict[str, Delta] = {
+        "full": {"0": FullDelta(torch.randn(6, 6))},
+        "norm": {"1": PartsDelta(FullDelta(torch.randn(6)), FullDelta(torch.randn(6)))},
+        "bias": {"0": PartsDelta(None, FullDelta(torch.randn(6)))},
+    }[family]
+    exact = copy.deepcopy(model)
+    with torch.no_grad():
+        for path, one in delta.items():
+            for key in ("weight", "bias"):
+                if (part := one.part(key)) is not None:
+                    exact.get_submodule(path).get_parameter(key).add_(part.weight(), alpha=0.5)
+    bare, before = model(x), snapshot(model)
+    put(model, deltas=delta, strength=0.5)
+    assert torch.equal(model(x), exact(x))
+    with changing(model) as (state, undo):
+        state.set_active({"toy": Strength(0.0)}, undo)
+    assert torch.equal(model(x), bare)
+    with changing(model) as (state, undo):
+        state.set_active({"toy": Strength(0.5)}, undo)
+        state.fuse(undo)
+    assert torch.equal(model(x), exact(x))
+    with changing(model) as (state, undo):
+        state.clear(undo)
+    assert torch.equal(model(x), bare)
+    check_same(snapshot(model), before)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import final
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.algebra import Delta
@@ -47,7 +47,7 @@ def bind(adapter: Adapter, models: Mapping[str, nn.Module | None], *, strict: bo
         NothingAppliedError: no tensor of the file has a place in the models.
         UnknownTargetError: strict, and the file has keys that nothing is known of.
         ShapeMismatchError: strict, and a delta has another shape than the weight it is for.
-        FormatError: two tensors of the file claim one module and differ.
+        UnknownTargetError: two tensors of the file claim one module and differ.
     """
     draft = _Draft(
         {name: ModuleIndex(model) for name, model in models.items() if model is not None}, dict(models)
@@ -128,11 +128,17 @@ class _Draft:
         )
 
 
-def _equal(one: Delta, other: Delta) -> bool:
-    ours, theirs = one.tensors(), other.tensors()
-    if (type(one), one.rank_scale, ours.keys()) != (type(other), other.rank_scale, theirs.keys()):
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two deltas are of one family, with the same tensors and the same numbers."""
+    if type(one) is not type(other) or one.rank_scale != other.rank_scale:
         return False
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return all(_same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return _equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
 
 
 def _component_report(name: str, entries: list[Entry]) -> ComponentReport:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 _OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d)
+_READ_ONLY = (NonDynamicallyQuantizableLinear,)
+"""`nn.MultiheadAttention.out_proj`: its weight is read and its forward never called, so a side path would not act."""
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
@@ -13,6 +16,8 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     The module's own description counts, not its parameter: quantized layers keep theirs packed. Norm layers, of
     whatever class, are known by a weight of one axis.
     """
+    if isinstance(module, _READ_ONLY):
+        return None
     if isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)
     if isinstance(module, nn.Conv2d):

@@ -11,18 +11,24 @@ from torch import nn
 from lorry.patching.undo import Undo
 
 
-def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> None:
+def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
     """Make `module` an instance of `new`, also for wrappers that took hold of its `forward` before.
 
     accelerate and diffusers put a function of theirs in place of `module.forward` and keep the bound method that was
     there; it is pointed at the new class's, and the wrappers are otherwise left alone.
+
+    Returns:
+        Whether calls of the module reach the new class's forward.
     """
     old = type(module)
     undo.set_attribute(module, "__class__", new)
+    reaches = "forward" not in vars(module)
     for holder, name in _held_forwards(module):
         held = getattr(holder, name)
         if isinstance(held, MethodType) and held.__self__ is module and held.__func__ is old.forward:
             undo.set_attribute(holder, name, MethodType(new.forward, module))
+            reaches = True
+    return reaches
 
 
 def forget_tensors(module: nn.Module, names: Iterable[str], undo: Undo) -> None:

@@ -108,7 +108,7 @@ class LinearSidePath(SidePath):
 
     def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
         hidden = functional.linear(x.to(down.dtype), down).mul_(scale)
-        if _can_add_in_place(out, hidden, up):
+        if out is not x and _can_add_in_place(out, hidden, up):
             out.view(-1, up.shape[0]).addmm_(hidden.view(-1, up.shape[1]), up.t())
             return out
         return out + functional.linear(hidden, up).to(out.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -65,7 +66,7 @@ class SidePaths:
         named = dict(model.named_modules()) if wanted.keys() - modules.keys() else {}
         for path in wanted:
             if path not in modules:
-                modules[path] = _patched(named[path], undo)
+                modules[path] = _patched(path, named[path], undo)
         undo.set_attribute(self, "modules", modules)
 
     def forget(self, name: str, undo: Undo) -> None:
@@ -105,7 +106,16 @@ class SidePaths:
     @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self, acting: Mapping[str, Acting], weights: FusedWeights, undo: Undo) -> None:
-        """Bring every module's side path to what `acting` says: joined factors, their strengths, and copies."""
+        """Bring every module's side path to what `acting` says: joined factors, their strengths, and copies.
+
+        What mode the caller computes in (inference, autocast) makes no difference to what is made here.
+        """
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            self._refresh(acting, weights, undo)
+
+    def _refresh(self, acting: Mapping[str, Acting], weights: FusedWeights, undo: Undo) -> None:
         seats: dict[str, _Seat] = {}
         filled: set[str] = set()
         for path, module in self.modules.items():
@@ -232,8 +242,16 @@ def _join(pairs: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     return torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs], dim=1)
 
 
-def _patched(module: nn.Module, undo: Undo) -> SidePath:
-    change_class(module, side_path_class(type(module)), undo)
+def _patched(path: str, module: nn.Module, undo: Undo) -> SidePath:
+    if isinstance(module, SidePath):
+        raise StateError(
+            f"`{path}` carries adapters already, which were loaded on a model that this one is a part of."
+        )
+    if not change_class(module, side_path_class(type(module)), undo):
+        raise StateError(
+            f"`{path}`: another program has replaced this layer's forward (trainers' networks do), so that an adapter "
+            "would do nothing here. Take that program's network off first."
+        )
     non_persistent = module._non_persistent_buffers_set
     undo.set_attribute(module, "_non_persistent_buffers_set", non_persistent | set(BUFFERS))
     for buffer in BUFFERS:
