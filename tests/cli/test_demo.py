@@ -55,7 +55,7 @@ def test_it_draws_the_base_each_style_the_mixes_fused_unfused_and_unloaded(
         "unfused again",
         "all unloaded",
     ]
-    assert [row.title for row in words.rows] == ["no adapter", "words 1", "words 1 + wax 0.8"]
+    assert [row.title for row in words.rows] == ["no adapter", "words 1", "words 1 + ink 0.6"]
     assert words.prompts[:2] == ("a abra", "a dabra")
     assert all(check.kept for check in told.checks)
 

@@ -95,8 +95,8 @@ def test_the_sample_file_loads_into_stable_diffusion_1_5_whole(sd15: Parts, shar
     assert report.applied + len(report.ignored) == len(keys)
     assert {part.component: part.targets for part in report.components} == {"unet": 144, "text_encoder": 48}
     first = sd15.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
-    assert torch.equal(first.lorry_down, first_down.to(torch.bfloat16))
-    assert torch.equal(first.lorry_up, first_up.to(torch.bfloat16))
+    assert torch.equal(first.get_buffer("lorry_down"), first_down.to(torch.bfloat16))
+    assert torch.equal(first.get_buffer("lorry_up"), first_up.to(torch.bfloat16))
     sd15.unload_lora_weights()
     assert not any(".lorry" in name for name, _ in sd15.unet.named_buffers())
 

@@ -412,7 +412,7 @@ def test_deleting_a_fused_adapter_takes_it_out(files: Files) -> None:
     assert mine.fused_loras == set()
 
 
-def test_disabling_sets_fused_parameters_aside(files: Files) -> None:
+def test_disabling_sets_fused_weights_aside(files: Files) -> None:
     theirs, mine = with_both(files, names="a")
     for pipe in (theirs, mine):
         pipe.fuse_lora()

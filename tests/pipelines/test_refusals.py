@@ -279,7 +279,7 @@ def test_safe_fusing_of_values_that_are_not_finite_fuses_nothing(bad: float, fil
     tensors[next(reversed(tensors))][0, 0] = bad
     pipe.load_lora_weights(tensors, adapter_name="bad")
     before = oracle.snapshot(pipe)
-    with pytest.raises(errors.FuseError, match="would not be finite with toy, bad fused: nothing was fused"):
+    with pytest.raises(errors.FuseError, match="would not be finite: nothing was fused"):
         pipe.fuse_lora(safe_fusing=True)
     oracle.check_same(oracle.snapshot(pipe), before)
 

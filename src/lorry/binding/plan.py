@@ -56,7 +56,7 @@ def bind(adapter: Adapter, models: Mapping[str, nn.Module | None], *, strict: bo
         draft.place(entry)
     report = draft.report(adapter)
     if strict:
-        _refuse_leftovers(report, draft)
+        _refuse_leftovers(report, draft, adapter)
     if not report.applied:
         raise NothingAppliedError(f"Nothing of {adapter.source} can be applied to this pipeline.\n{report}")
     return Plan(
@@ -154,11 +154,17 @@ def _component_report(name: str, entries: list[Entry]) -> ComponentReport:
     )
 
 
-def _refuse_leftovers(report: LoadReport, draft: _Draft) -> None:
+def _refuse_leftovers(report: LoadReport, draft: _Draft, adapter: Adapter) -> None:
     hint = "Was the adapter made for another base model? `strict=False` applies the rest."
     if report.mismatched:
         raise ShapeMismatchError(
             f"{report.source} does not fit: {some(map(str, report.mismatched), 3)}. {hint}\n{report}"
+        )
+    if adapter.unknown:
+        raise UnknownTargetError(
+            f"{report.source} has {len(adapter.unknown)} of {report.key_count} keys that are not understood: "
+            f"{some(adapter.unknown, 3)}. Each is one of a pair whose other half is missing, or a kind of tensor that "
+            f"lorry does not know. `strict=False` applies the rest.\n{report}"
         )
     if report.unknown:
         first = report.unknown[0]

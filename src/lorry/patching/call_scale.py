@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, final
 
 from torch import nn
+
+from lorry.patching.undo import Undo
 
 ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """The arguments of a denoiser's forward that hold `{"scale": …}`."""
@@ -28,30 +31,58 @@ def takes_scale(model: nn.Module) -> bool:
     return any(name in ARGUMENTS for name in inspect.signature(type(model).forward).parameters)
 
 
-@functools.cache
-def scaled_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of a model's class whose forward obeys the strength of the call."""
-    forward = cls.forward
+@final
+class CallScale:
+    """Two hooks on a model, by which the strength in a call's arguments holds for that call.
 
-    @functools.wraps(forward)
-    def forward_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scale, kwargs = take_scale(kwargs)
-        if scale == 1.0:
-            return forward(self, *args, **kwargs)
-        with self.lorry.scaled(scale):
-            return forward(self, *args, **kwargs)
+    The model keeps its class: diffusers' `from_pipe` asks for the very class of a model. A call that was broken off by
+    something else than an exception of torch's own kind (Ctrl-C) is ended at the beginning of the next.
+    """
 
-    names = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "lorry_class": cls,
-        "forward": forward_with_scale,
-        "__reduce_ex__": lambda self, _: (_revived, (cls,), self.__dict__),
-    }
-    return type(cls.__name__, (cls,), names)
+    def __init__(self, scaled: Callable[[float], AbstractContextManager[None]]) -> None:
+        self._scaled = scaled
+        self._call: ExitStack | None = None
+        self._ids: tuple[int, ...] = ()
 
+    def put_on(self, model: nn.Module, undo: Undo) -> None:
+        """Hook the model."""
+        before = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        undo.on_failure(before.remove)
+        after = model.register_forward_hook(self._after, always_call=True)
+        undo.on_failure(after.remove)
+        self._ids = (before.id, after.id)
 
-def _revived(cls: type[nn.Module]) -> nn.Module:
-    """Make an empty model of `cls` that obeys the strength of a call, for pickle and `copy.deepcopy` to fill."""
-    return object.__new__(scaled_class(cls))
+    def take_off(self, model: nn.Module, undo: Undo) -> None:
+        """Leave no trace of the hooks."""
+        for hooks in (
+            model._forward_pre_hooks,
+            model._forward_pre_hooks_with_kwargs,
+            model._forward_hooks,
+            model._forward_hooks_always_called,
+        ):
+            for number in self._ids:
+                if number in hooks:
+                    undo.delete_item(hooks, number)
+
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._call is not None:
+            self._end()
+        scale, rest = take_scale(kwargs)
+        if rest is kwargs:
+            return None
+        if scale != 1.0:
+            with ExitStack() as call:
+                call.enter_context(self._scaled(scale))
+                self._call = call.pop_all()
+        return args, rest
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._call is not None:
+            self._end()
+
+    def _end(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()

@@ -37,11 +37,11 @@ class Resident:
 
     def factors(self, path: str, module: nn.Module) -> LowRank | None:
         """Return the factors for `module`, on its device and in its dtype; None where the family has none."""
-        cached = self._factors.get(path, self)
-        if cached is None:
+        if path in self._factors and self._factors[path] is None:
             return None
         device, dtype = module_device(module), module_dtype(module)
-        if cached is not self and cached.down.device == device and cached.down.dtype == dtype:
+        cached = self._factors.get(path)
+        if cached is not None and cached.down.device == device and cached.down.dtype == dtype:
             return cached
         pair = self.deltas[path].low_rank()
         if pair is None:

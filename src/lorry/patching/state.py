@@ -12,8 +12,7 @@ from torch import nn
 
 from lorry.algebra import Delta
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
-from lorry.patching.call_scale import scaled_class, takes_scale
-from lorry.patching.classes import change_class
+from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.fused import FusedWeights, Originals
 from lorry.patching.placement import held_bytes
 from lorry.patching.resident import Resident
@@ -54,6 +53,7 @@ class AdapterState:
         self.enabled = True
         self.fused: dict[str, Strength] = {}
         self.call_scale = 1.0
+        self._hooks: CallScale | None = None
         self._sides = SidePaths()
         self._weights = FusedWeights()
 
@@ -77,12 +77,12 @@ class AdapterState:
         """Put the state on its model."""
         undo.set_item(vars(self.model), "lorry", self)
         if takes_scale(self.model):
-            change_class(self.model, scaled_class(type(self.model)), undo)
+            self._hooks = CallScale(self.scaled)
+            self._hooks.put_on(self.model, undo)
 
     def _detach(self, undo: Undo) -> None:
-        own_class = vars(type(self.model)).get("lorry_class")
-        if own_class is not None:
-            change_class(self.model, own_class, undo)
+        if self._hooks is not None:
+            self._hooks.take_off(self.model, undo)
         undo.delete_item(vars(self.model), "lorry")
 
     def add(self, name: str, deltas: Mapping[str, Delta], undo: Undo, *, replace: bool = False) -> None:

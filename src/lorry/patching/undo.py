@@ -28,6 +28,10 @@ class Undo:
                 step(*arguments)
         self._steps.clear()
 
+    def on_failure(self, step: Callable[[], object]) -> None:
+        """Call `step` when the changes are taken back."""
+        self._steps.append((step, ()))
+
     def set_attribute(self, holder: object, name: str, value: object) -> None:
         """`setattr(holder, name, value)`, to be taken back to the value that is there now."""
         self._steps.append((setattr, (holder, name, getattr(holder, name))))
@@ -41,7 +45,7 @@ class Undo:
             self._steps.append((holder.pop, (key, None)))
         holder[key] = value
 
-    def delete_item(self, holder: dict[str, Any], key: str) -> None:
+    def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
         rest = list(holder)[list(holder).index(key) + 1 :]
         self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
@@ -49,5 +53,5 @@ class Undo:
         del holder[key]
 
 
-def _move_to_end(holder: dict[str, Any], key: str) -> None:
+def _move_to_end(holder: dict[Any, Any], key: Any) -> None:
     holder[key] = holder.pop(key)

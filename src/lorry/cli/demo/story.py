@@ -34,7 +34,8 @@ MIXED: Final = ("line", "pixel")
 """The styles that are mixed; the first two, where they are others."""
 MIXES: Final = ((0.8, 0.2), (0.5, 0.5), (0.2, 0.8))
 """The strengths at which they are mixed. The last mix is fused."""
-WORD_AND_STYLE: Final = (1.0, 0.8)
+WORD_AND_STYLE: Final = (1.0, 0.6)
+"""The strengths of an adapter that teaches words and of the first style beside it: a stronger style hides the words."""
 FUSED_TOLERANCE: Final = 0.001
 """How far a fused row's pixels may be from the unfused one's, where 1 is from black to white. Fusing rounds each weight
 once more, and the denoising steps multiply that; bits come back from unfusing, not from fusing."""
@@ -233,7 +234,7 @@ def _word_rows(studio: Studio, cast: Cast, name: str, note: str, plain: Row) -> 
     """An adapter that teaches words, alone and together with a style."""
     rows = [_alone(studio, name, note, cast.word_prompts, plain)]
     if cast.mixed:
-        both = dict(zip((name, cast.mixed[-1]), WORD_AND_STYLE, strict=True))
+        both = dict(zip((name, cast.mixed[0]), WORD_AND_STYLE, strict=True))
         rows.append(_mixed(studio, both, cast.word_prompts))
     return rows
 
