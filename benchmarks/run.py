@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from benchmarks.contenders import Contender, Diffusers, Lorry, load
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
+    logging.set_verbosity_error()  # PEFT calls the keys of other adapters missing
     page = [
         "# Benchmarks",
         "",

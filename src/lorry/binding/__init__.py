@@ -2,7 +2,16 @@
 
 from lorry.binding.index import ModuleIndex
 from lorry.binding.plan import Plan, bind
-from lorry.binding.report import ComponentReport, LoadReport, Mismatch
+from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
 from lorry.binding.targets import weight_shape
 
-__all__ = ["ComponentReport", "LoadReport", "Mismatch", "ModuleIndex", "Plan", "bind", "weight_shape"]
+__all__ = [
+    "ComponentReport",
+    "LoadReport",
+    "Mismatch",
+    "ModuleIndex",
+    "Plan",
+    "bind",
+    "size_of",
+    "weight_shape",
+]

@@ -32,7 +32,7 @@ class ComponentReport:
         sources = ", ".join(self.scale_sources)
         return (
             f"{self.component}: {self.targets} targets from {self.keys} keys, {families} {_span('rank', self.ranks)}, "
-            f"{_span('scale', self.scales)} (from {sources}), {self.nbytes / 1e6:.1f} MB"
+            f"{_span('scale', self.scales)} (from {sources}), {size_of(self.nbytes)}"
         )
 
 
@@ -99,6 +99,11 @@ class LoadReport:
             yield f"unknown: {some(self.unknown, 3)}"
         if self.mismatched:
             yield f"wrong shape: {some(map(str, self.mismatched), 3)}"
+
+
+def size_of(nbytes: int) -> str:
+    """Return a number of bytes for people: "517.5 kB", "46.12 MB"."""
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"
 
 
 def _span(word: str, numbers: tuple[float, ...]) -> str:

@@ -30,7 +30,11 @@ def fused_parameter(
     with torch.autocast(start.device.type, enabled=False):
         dtype = torch.promote_types(start.dtype, torch.float32)
         up, down, full = _in_factors(start if base is None else base, deltas, dtype)
-        flat, result = start.reshape(start.shape[0], -1), torch.empty_like(start)
+        flat = start.reshape(start.shape[0], -1)
+        if start.dtype == dtype and start.ndim == 2 and start.is_contiguous():
+            total = torch.addmm(flat, up, down)
+            return (total if full is None else total.add_(full)).view(start.shape)
+        result = torch.empty_like(start)
         rows = flat.shape[0] if start.is_cuda else max(1, BLOCK // max(1, flat.shape[1]))
         for first in range(0, flat.shape[0], rows):
             block = slice(first, first + rows)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lorry.algebra import Delta
+from lorry.binding import size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.fused import FusedWeights, Originals
@@ -321,10 +322,10 @@ class AdapterState:
 
     def __str__(self) -> str:
         lines = [
-            f"{name}: {self.mode(name)}, {len(resident.deltas)} targets, {resident.nbytes / 1e6:.1f} MB"
+            f"{name}: {self.mode(name)}, {len(resident.deltas)} targets, {size_of(resident.nbytes)}"
             for name, resident in self.adapters.items()
         ]
-        head = f"{type(self.model).__name__}: {len(self.adapters)} adapters, {self.nbytes / 1e6:.1f} MB"
+        head = f"{type(self.model).__name__}: {len(self.adapters)} adapters, {size_of(self.nbytes)}"
         return "\n  ".join([head, *lines])
 
     __repr__ = __str__

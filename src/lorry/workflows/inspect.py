@@ -11,6 +11,7 @@ from typing import Any, final
 
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.algebra import LoraDelta
+from lorry.binding import size_of
 from lorry.dialects import read_adapter
 from lorry.errors import FormatError, some
 from lorry.files import TensorFile, find_weights, read_weights
@@ -44,7 +45,7 @@ class PartReport:
     def __str__(self) -> str:
         sources = ", ".join(self.scale_sources)
         lines = (
-            f"{self.component}: {self.targets} targets from {self.keys} keys, {_megabytes(self.nbytes)}",
+            f"{self.component}: {self.targets} targets from {self.keys} keys, {size_of(self.nbytes)}",
             f"  {_counted(self.kinds)}",
             f"  {'+'.join(self.families)}, {_spread('rank', self.ranks)}, {_spread('alpha', self.alphas)}, "
             f"{_spread('scale', self.scales)} (from {sources})",
@@ -96,8 +97,8 @@ class FileReport:
     def lines(self) -> Iterator[str]:
         """The report for people, line by line."""
         what = f"{self.dialect}, {'+'.join(self.families)}, " if self.dialect and self.families else ""
-        yield f"{self.source}: {what}{self.targets} targets, {_megabytes(self.size)} on disk"
-        yield f"  tensors: {self.tensors} ({_counted(self.dtypes)}), {_megabytes(self.nbytes)}"
+        yield f"{self.source}: {what}{self.targets} targets, {size_of(self.size)} on disk"
+        yield f"  tensors: {self.tensors} ({_counted(self.dtypes)}), {size_of(self.nbytes)}"
         for part in self.parts:
             yield from (f"  {line}" for line in str(part).splitlines())
         yield from (f"  {line}" for line in self._leftovers())
@@ -201,10 +202,6 @@ def _spread(word: str, counts: Mapping[Any, int]) -> str:
         return f"{word} {next(iter(counts)):g}"
     listed = some([f"{number:g} ({count})" for number, count in counts.items()])
     return f"{word} {listed}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _gathered(metadata: Mapping[str, str]) -> dict[str, str]:
