@@ -169,3 +169,15 @@ def test_the_container_is_known_by_its_content_where_the_name_says_nothing(tmp_p
     (tmp_path / "notes.txt").write_text("a text")
     with pytest.raises(BrokenFileError, match=r"expected a file that ends in .safetensors"):
         read_weights(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("given", ["text_encoder", "text_encoder/adapter_model.safetensors"])
+def test_a_peft_folder_named_after_a_component_is_for_that_component(tmp_path: Path, given: str) -> None:
+    folder = tmp_path / "text_encoder"
+    folder.mkdir()
+    key = "base_model.model.encoder.layers.0.mlp.fc1.lora_A.weight"
+    write_safetensors(folder / "adapter_model.safetensors", {key: torch.ones(2, 3)}, {})
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    file = read_adapter_file(tmp_path / given)
+    assert list(file.tensors) == [f"text_encoder.{key}"]
+    assert json.loads(file.metadata["lora_adapter_metadata"])["text_encoder.lora_alpha"] == 4

@@ -39,7 +39,7 @@ def read_adapter_file(pretrained: str | os.PathLike[str], **kwargs: Any) -> Tens
     """Find and read an adapter's file.
 
     A folder that holds PEFT folders by component (`unet/`, `text_encoder/`) is read as one file, its keys preceded by
-    the folder's name.
+    the folder's name; so is one of them alone.
 
     Args:
         pretrained: a file, a folder, or the id of a repository of the Hub.
@@ -55,7 +55,11 @@ def read_adapter_file(pretrained: str | os.PathLike[str], **kwargs: Any) -> Tens
     folders = _component_folders(pretrained, kwargs)
     if folders:
         return _joined(os.fspath(pretrained), {name: read_weights(path) for name, path in folders.items()})
-    return read_weights(find_weights(pretrained, **kwargs))
+    path = find_weights(pretrained, **kwargs)
+    file = read_weights(path)
+    if file.config is not None and path.parent.name in COMPONENT_FOLDERS:
+        return _joined(file.source, {path.parent.name: file})
+    return file
 
 
 def read_weights(path: str | os.PathLike[str], *, header_only: bool = False) -> TensorFile:
