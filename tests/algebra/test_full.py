@@ -28,3 +28,14 @@ def test_the_difference_of_a_bias_is_for_no_matrix() -> None:
     delta = FullDelta(torch.randn(12))
     assert delta.fitted((12,)) is delta
     assert delta.fitted((12, 1)) is None
+
+
+def test_a_bias_may_have_the_scale_of_the_lora_beside_it() -> None:
+    delta, base = FullDelta(torch.randn(12), 0.375), torch.randn(12)
+    check_contract(delta, base)
+    for strength in STRENGTHS:
+        check_formula(delta, base, strength * 0.375 * delta.diff.double(), strength)
+    assert delta.rank_scale == 0.375
+    fitted = FullDelta(torch.randn(12, 8), 0.375).fitted((12, 8, 1, 1))
+    assert fitted is not None
+    assert fitted.rank_scale == 0.375

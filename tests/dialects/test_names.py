@@ -10,7 +10,7 @@ from dialects.conftest import make_file
 from lorry.dialects import find_dialect, read_adapter
 from lorry.dialects._containers import dotted_target, find_flat_target
 from lorry.dialects._paths import plain_key
-from lorry.dialects._suffixes import FAMILIES, ROLES, split_suffix
+from lorry.dialects._suffixes import REFUSED, ROLES, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError
 from lorry.names import DENOISER, Target
 
@@ -73,6 +73,7 @@ FLAT = {
     "lora_te3_": "text_encoder_3",
     "lora_prior_unet_": "prior",
     "lycoris_": DENOISER,
+    "oft_unet_": DENOISER,
 }
 
 
@@ -121,30 +122,30 @@ def test_attention_processors_are_named_after_their_layers(key: str, plain: str)
     assert plain_key(key) == plain
 
 
-@pytest.mark.parametrize("suffix", [*ROLES, *FAMILIES])
+@pytest.mark.parametrize("suffix", [*ROLES, *REFUSED])
 def test_every_suffix_is_cut_off_whole(suffix: str) -> None:
     ending = split_suffix(f"a.b_c.0.{suffix}")
     assert ending is not None
     assert (ending.stem, ending.suffix, ending.adapter) == ("a.b_c.0", suffix, None)
 
 
-@pytest.mark.parametrize("suffix", FAMILIES)
+@pytest.mark.parametrize("suffix", REFUSED)
 def test_a_file_of_another_family_is_refused_by_name_and_never_read_in_part(suffix: str) -> None:
     shapes = {f"unet.{PATH}.{side}.weight": (2, 2) for side in ("lora_A", "lora_B")}
     with pytest.raises(UnsupportedAdapterError, match=r"test\.safetensors holds .*'unet\.") as caught:
         read_adapter(make_file({**shapes, f"unet.{PATH}.{suffix}": (2,)}))
-    assert FAMILIES[suffix] in str(caught.value)
+    assert REFUSED[suffix] in str(caught.value)
     assert suffix in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", sorted(set(FAMILIES) - {"lora_A.bias", "lora_B.bias"}))
+@pytest.mark.parametrize("suffix", sorted(set(REFUSED) - {"lora_A.bias"}))
 @pytest.mark.parametrize(
     "prefix", ["lora_unet_a_b", "unet.a.b", "a.b", "base_model.model.a.b", "lycoris_a_b"]
 )
 def test_a_file_of_nothing_but_another_family_is_refused_by_name(prefix: str, suffix: str) -> None:
     with pytest.raises(UnsupportedAdapterError, match="loads no part of a file") as caught:
         read_adapter(make_file({f"{prefix}.{suffix}": (2, 2)}))
-    assert FAMILIES[suffix] in str(caught.value)
+    assert REFUSED[suffix] in str(caught.value)
 
 
 def test_several_adapters_in_one_dump_are_refused() -> None:

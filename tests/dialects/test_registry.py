@@ -12,6 +12,7 @@ import torch
 
 from dialects.conftest import assert_same_adapter, assert_total, make_file
 from lorry.adapters import Adapter
+from lorry.algebra import DoraDelta
 from lorry.dialects import DIALECTS, Dialect, find_dialect, get_dialect, read_adapter
 from lorry.dialects.registry import choose_claim
 from lorry.errors import FormatError, UnknownDialectError, UnsupportedAdapterError
@@ -103,7 +104,6 @@ REFUSED = {
         "double_blocks.0.processor.qkv_lora1.down.weight",
         "double_blocks.0.processor.qkv_lora1.up.weight",
     ],
-    "OFT of kohya": ["oft_unet_down_blocks_0_attentions_0_proj_in.oft_blocks"],
 }
 
 
@@ -131,7 +131,7 @@ def test_a_lora_beside_an_embedding_is_a_lora() -> None:
 EXPECTED = {
     "anima_lora_kohya_with_te_format": "kohya",
     "flux_control_lora_format": None,
-    "flux_dora_onetrainer_format": None,
+    "flux_dora_onetrainer_format": "kohya",
     "flux_lora_aitoolkit_format": "diffusers",
     "flux_lora_kohya_format": "kohya",
     "flux_lora_xlabs_format": None,
@@ -166,6 +166,20 @@ def test_a_real_header_is_claimed_once_and_read_in_full_or_refused(name: str, sh
     assert not adapter.unknown
     assert not adapter.ignored
     assert len(adapter.entries) == len([key for key in file.tensors if "lora_down" in key or "lora_A" in key])
+
+
+def test_onetrainers_dora_is_read_as_one_per_input_column(shared_dir: Path) -> None:
+    adapter = read_adapter(of_header(shared_dir / "headers" / "flux_dora_onetrainer_format.json"))
+    assert {entry.target.component for entry in adapter.entries} == {
+        "transformer",
+        "text_encoder",
+        "text_encoder_2",
+    }
+    for entry in adapter.entries:
+        assert isinstance(entry.delta, DoraDelta)
+        assert entry.delta.on_input
+        assert entry.delta.magnitude.numel() == entry.delta.shape[1]
+        assert len(entry.keys) == 4
 
 
 def test_every_real_header_is_expected_here(shared_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
 import torch
@@ -16,15 +16,16 @@ from lorry.algebra.base import Delta, LowRank
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class FullDelta(Delta):
-    """`diff` itself, for a parameter of any shape: a weight, a bias, the scale or shift of a norm layer.
+    """`scale * diff`, for a parameter of any shape: a weight, a bias, the scale or shift of a norm layer.
 
-    It is linear in the strength.
+    `scale` is 1 but for the bias of PEFT's LoRA, which has that of the LoRA beside it. It is linear in the strength.
 
     Source: Yeh et al., LyCORIS (arXiv:2309.14859), section 3 (`full`, and `norm` for norm layers).
     """
 
     diff: Tensor
     """What to add, in the shape of the parameter."""
+    scale: float = 1.0
 
     family: ClassVar[str] = "full"
 
@@ -38,18 +39,18 @@ class FullDelta(Delta):
 
     @property
     def rank_scale(self) -> float:
-        return 1.0
+        return self.scale
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"diff": self.diff}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return type(self)(tensors["diff"])
+        return replace(self, **tensors)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
     ) -> Tensor:
-        return self.diff.to(dtype) * strength
+        return self.diff.to(dtype) * (strength * self.scale)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
@@ -57,4 +58,4 @@ class FullDelta(Delta):
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.shape == shape:
             return self
-        return type(self)(self.diff.reshape(shape)) if trimmed(self.shape) == trimmed(shape) else None
+        return replace(self, diff=self.diff.reshape(shape)) if trimmed(self.shape) == trimmed(shape) else None

@@ -31,11 +31,20 @@ def read_alpha(tensor: Tensor, key: str) -> float:
     Raises:
         FormatError: it is no number, or one that no trainer can have meant.
     """
+    return check_alpha(read_number(tensor, key), f"`{key}`")
+
+
+def read_number(tensor: Tensor, key: str) -> float:
+    """Return the number in a tensor of shape () or (1,) and of any dtype, flags too.
+
+    Raises:
+        FormatError: it holds several, or its value is not at hand.
+    """
     if tensor.numel() != 1 or tensor.is_meta:
         raise FormatError(
             f"`{key}`: expected one number, got a tensor of {tuple(tensor.shape)} on {tensor.device}."
         )
-    return check_alpha(tensor.item(), f"`{key}`")
+    return float(tensor.item())
 
 
 def check_alpha(value: object, where: str) -> float:

@@ -16,6 +16,7 @@ FLAT = {
     "lora_prior_unet_": "prior",  # Stable Cascade
     "lora_prior_te_": "text_encoder",
     "lycoris_": DENOISER,
+    "oft_unet_": DENOISER,  # kohya's OFT
 }
 """Prefixes of flattened names. Source: kohya-ss/sd-scripts, `networks/lora.py`; LyCORIS, `lycoris/wrapper.py`."""
 

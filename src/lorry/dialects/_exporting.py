@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import LoraDelta
+from lorry.algebra import LoraDelta, PartsDelta
 from lorry.errors import UnsupportedAdapterError, some
 
 
@@ -30,11 +30,12 @@ def get_pair(entry: Entry) -> Pair:
     """Return an entry's tensors as files hold them; rank-stabilised scales are put into alpha.
 
     Raises:
-        UnsupportedAdapterError: it is no LoRA.
+        UnsupportedAdapterError: it is no LoRA, or more than one.
     """
     delta = entry.delta
     if not isinstance(delta, LoraDelta):
-        raise UnsupportedAdapterError(f"{entry.target}: {delta.family} cannot be written in this dialect.")
+        what = "a delta of a bias" if isinstance(delta, PartsDelta) else delta.family
+        raise UnsupportedAdapterError(f"{entry.target}: {what} cannot be written in this dialect.")
     up = delta.up.reshape(*delta.up.shape[:2], *(1 for _ in delta.down.shape[2:]))
     alpha = delta.rank_scale * delta.rank if delta.rank_stabilised else delta.alpha
     return Pair(delta.down, up, delta.mid, alpha)

@@ -9,7 +9,7 @@ from typing import final
 from lorry.adapters import Ignored
 from lorry.dialects._containers import dotted_target, find_flat_target
 from lorry.dialects._paths import plain_key
-from lorry.dialects._suffixes import FAMILIES, ROLES, Role, split_suffix
+from lorry.dialects._suffixes import REFUSED, ROLES, Role, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError, some
 from lorry.names import DENOISER, DENOISERS, Target
 
@@ -51,19 +51,33 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
             found.ignored.append(Ignored(key, reason))
         elif ending is None:
             found.unknown.append(key)
-        elif ending.suffix in FAMILIES:
-            families.setdefault(FAMILIES[ending.suffix], []).append(key)
+        elif ending.suffix in REFUSED:
+            families.setdefault(REFUSED[ending.suffix], []).append(key)
         else:
             if ending.adapter:
                 names.setdefault(ending.adapter, key)
-            target = find_flat_target(ending.stem) or dotted_target(ending.stem)
-            found.layers.setdefault(target, {}).setdefault(ROLES[ending.suffix], []).append(key)
+            found.layers.setdefault(_target(ending.stem), {}).setdefault(ROLES[ending.suffix], []).append(key)
     refuse_families(families, source)
     if len(names) > 1:
         raise FormatError(
             f"{source} holds {len(names)} adapters at once: {some(map(repr, names))}. Save each to a file of its own."
         )
-    return Sorted(_joined(found.layers), found.ignored, found.unknown)
+    unknown = [key for key in found.unknown if not _takes_vector(found.layers, key)]
+    return Sorted(_joined(found.layers), found.ignored, unknown)
+
+
+def _target(stem: str) -> Target:
+    return find_flat_target(stem) or dotted_target(stem)
+
+
+def _takes_vector(layers: Mapping[Target, dict[Role, list[str]]], key: str) -> bool:
+    """Whether `key` is the vector of a layer of LyCORIS's (IA)^3, which is called `weight` and nothing more."""
+    stem, _, suffix = key.rpartition(".")
+    layer = layers.get(_target(stem), {}) if suffix == "weight" else {}
+    if "on_input" not in layer:
+        return False
+    layer.setdefault("ia3_weight", []).append(key)
+    return True
 
 
 def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
@@ -79,8 +93,8 @@ def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
     if families:
         listed = "; ".join(f"{name} ({some(map(repr, keys), 2)})" for name, keys in families.items())
         raise UnsupportedAdapterError(
-            f"{source} holds {listed}. This version of lorry applies LoRA and LoCon only, and loads no part of a file "
-            "that it cannot apply in full."
+            f"{source} holds {listed}. This version of lorry cannot apply those, and loads no part of a file that it "
+            "cannot apply in full."
         )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from lorry.adapters import Adapter, Entry, Ignored
-from lorry.algebra import LoraDelta
-from lorry.dialects._alphas import Alpha, read_alpha
-from lorry.dialects._layers import Layer, sort_keys
-from lorry.dialects._rules import Rules, find_rules
-from lorry.dialects._suffixes import Role
+from lorry.dialects._building import build
+from lorry.dialects._families import SCALE, Family, find_family
+from lorry.dialects._layers import Layer, Sorted, sort_keys
+from lorry.dialects._metadata import find_rules
+from lorry.dialects._parts import LayerParts
+from lorry.dialects._rules import Rules
 from lorry.errors import FormatError
 from lorry.files import TensorFile
 from lorry.names import Target
@@ -32,41 +32,51 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
     """
     found = sort_keys(file.tensors, file.source)
     rules = find_rules(file, any("alpha" in layer for layer in found.layers.values()))
-    entries, ignored, unknown = [], found.ignored, found.unknown
+    entries = []
     for target, layer in sorted(found.layers.items()):
-        if "down" in layer and "up" in layer:
-            entries.append(_entry(file, target, layer, rules, ignored))
-        else:
-            unknown.extend(key for keys in layer.values() for key in keys)
-    ignored.sort(key=lambda ignored: ignored.key)
+        entry = _entry(file, target, layer, rules, found)
+        if entry is not None:
+            entries.append(entry)
+    found.ignored.sort(key=lambda ignored: ignored.key)
     return Adapter(
-        tuple(entries), dialect, tuple(ignored), tuple(sorted(unknown)), file.metadata, file.source
+        tuple(entries),
+        dialect,
+        tuple(found.ignored),
+        tuple(sorted(found.unknown)),
+        file.metadata,
+        file.source,
     )
 
 
-def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, ignored: list[Ignored]) -> Entry:
-    keys: dict[Role, str] = {role: _one_of(file, spellings, ignored) for role, spellings in layer.items()}
-    down, up = file.tensors[keys["down"]], file.tensors[keys["up"]]
-    mid = file.tensors[keys["mid"]] if "mid" in keys else None
-    kernel = down if mid is None else mid
+def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, found: Sorted) -> Entry | None:
+    """Return a layer's entry, or None where it is not whole; what is not used goes into `found`."""
+    first = min(layer.items())[1][0]
     try:
-        _check_dtypes(down, up)
-        if "alpha" in keys:
-            alpha = Alpha(read_alpha(file.tensors[keys["alpha"]], keys["alpha"]), False, "alpha tensor")
-        else:
-            alpha = rules.alpha(target, down.shape[0], kernel.shape[2:].numel() > 1)
-        delta = LoraDelta(down, up, mid, alpha.value, alpha.rank_stabilised)
+        family = find_family(layer.keys())
+        if family is None:
+            found.unknown.extend(key for keys in layer.values() for key in keys)
+            return None
+        first = next(keys[0] for role, keys in layer.items() if role in family.own)
+        keys = {
+            role: _one_of(file, spellings, found.ignored)
+            for role, spellings in layer.items()
+            if family.takes(role)
+        }
+        _leave_out(layer, family, found)
+        built = build(family, LayerParts(target, keys, {r: file.tensors[k] for r, k in keys.items()}, rules))
     except FormatError as error:
-        raise FormatError(f"{file.source}: {target} (`{keys['down']}`): {error}") from error
-    return Entry(target, delta, tuple(sorted(keys.values())), alpha.source)
+        raise FormatError(f"{file.source}: {target} (`{first}`): {error}") from error
+    return Entry(target, built.delta, tuple(sorted(keys.values())), built.source)
 
 
-def _check_dtypes(*factors: Tensor) -> None:
-    for factor in factors:
-        if not factor.is_floating_point() or factor.ndim == 0:
-            raise FormatError(
-                f"expected factors of floating-point numbers, got {factor.dtype} {tuple(factor.shape)}."
-            )
+def _leave_out(layer: Layer, family: Family, found: Sorted) -> None:
+    """Sort out a layer's tensors that its family has no use for."""
+    for role, keys in layer.items():
+        if role in SCALE and not family.takes(role):
+            reason = f"an alpha, which means nothing in a layer of {family.name}"
+            found.ignored.extend(Ignored(key, reason) for key in keys)
+        elif not family.takes(role):
+            found.unknown.extend(keys)
 
 
 def _one_of(file: TensorFile, keys: list[str], ignored: list[Ignored]) -> str:

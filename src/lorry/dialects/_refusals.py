@@ -55,10 +55,6 @@ REFUSALS = (
         "a LoRA packed for Nunchaku's kernels. Ask its author for the original",
     ),
     Refusal(re.compile(r".*\.processor\.(?:qkv|proj)_lora"), "a Flux LoRA of XLabs' trainer, not yet read"),
-    Refusal(
-        re.compile("oft_unet_"),
-        "an OFT of kohya's trainer. This version of lorry applies LoRA and LoCon only",
-    ),
     Refusal(re.compile("hypernet"), "a hypernetwork, which is no LoRA"),
 )
 """Source: `shared/FORMATS.md` of the project's workplace, sections 2 and 11."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Role = Literal["down", "up", "mid", "alpha"]
+Role = str
+"""What a tensor is in its layer, by one name for all spellings: most often the suffix that LyCORIS or PEFT writes."""
 
-ROLES: dict[str, Role] = {
+LORA: dict[str, Role] = {
     "lora_A.weight": "down",
     "lora_B.weight": "up",
     "lora_A": "down",  # genmo's Mochi trainer leaves `.weight` out
@@ -23,25 +24,38 @@ ROLES: dict[str, Role] = {
     "lora_linear_layer.down.weight": "down",
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
+    "scale": "scale",  # what A1111 takes instead of alpha / rank
 }
-"""The suffixes of LoRA and LoCon. Source: `shared/FORMATS.md` of the project's workplace, section 3."""
+"""The suffixes of LoRA and LoCon."""
 
-FAMILIES: dict[str, str] = {
-    **dict.fromkeys(
-        ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "magnitude"), "DoRA"
-    ),
-    **dict.fromkeys((f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")), "LoHa"),
-    **dict.fromkeys(("lokr_w1", "lokr_w2", "lokr_t2"), "LoKr"),
-    **dict.fromkeys((f"lokr_w{i}_{side}" for i in "12" for side in "ab"), "LoKr"),
-    **dict.fromkeys(("on_input", "ia3_l"), "(IA)^3"),
-    **dict.fromkeys(
-        ("oft_blocks", "oft_R.weight", "oft_R", "oft_r", "oft_R.scaled_oft", "rescale"), "OFT or BOFT"
-    ),
-    **dict.fromkeys(("boft_R", "boft_s"), "BOFT"),
-    **dict.fromkeys((f"{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm")), "GLoRA"),
-    **dict.fromkeys(("diff", "diff_b"), "full difference"),
-    **dict.fromkeys(("w_norm", "b_norm"), "norm difference"),
-    **dict.fromkeys(("lora_A.bias", "lora_B.bias", "lora_up.bias", "lora_down.bias"), "LoRA with bias"),
+OTHERS: dict[str, Role] = {
+    "dora_scale": "dora_scale",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",  # PEFT before 0.12
+    "magnitude": "magnitude",  # ai-toolkit
+    "lora_B.bias": "lora_bias",
+    "lora_up.bias": "lora_bias",
+    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{f"{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
+    "on_input": "on_input",
+    "ia3_l": "ia3_l",
+    "oft_blocks": "oft_blocks",
+    "rescale": "rescale",
+    "oft_R.weight": "oft_R",
+    "oft_R.scaled_oft": "scaled_oft",
+    "boft_R": "boft_R",
+    "boft_s": "boft_s",
+    **{name: name for name in ("diff", "diff_b", "w_norm", "b_norm")},
+}
+"""The suffixes of the other families. `weight` alone is LyCORIS's (IA)^3 where `on_input` stands beside it."""
+
+ROLES: dict[str, Role] = {**LORA, **OTHERS}
+"""All suffixes that are read. Source: `shared/FORMATS.md` of the project's workplace, section 3."""
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("oft_R", "oft_r"), "OFT of a PEFT before 0.16"),
+    **dict.fromkeys(("lora_A.bias", "lora_down.bias"), "LoRA with a bias between its factors"),
     **dict.fromkeys(("bias_indices", "bias_values", "bias_size"), "LyCORIS sparse difference"),
     **dict.fromkeys(("set_weight", "reshape_weight"), "replacement weights"),
     **dict.fromkeys(("query_norm.scale", "key_norm.scale"), "replacement norms (Flux control LoRA)"),
@@ -51,7 +65,7 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
     "hra_u": "HRA",
 }
-"""The suffixes of families that are recognised and not applied yet."""
+"""The suffixes of families that are recognised and not applied."""
 
 _LONGEST = 3
 
@@ -70,19 +84,19 @@ def split_suffix(key: str) -> Ending | None:
     parts = key.split(".")
     for length in range(min(_LONGEST, len(parts) - 1), 0, -1):
         suffix = ".".join(parts[-length:])
-        if suffix in ROLES or suffix in FAMILIES:
+        if suffix in ROLES or suffix in REFUSED:
             return Ending(".".join(parts[:-length]), suffix, None)
     return _named_adapter(parts)
 
 
 def _named_adapter(parts: list[str]) -> Ending | None:
-    for tail in ([*parts[-1:]] if parts[-1] == "weight" else [], []):
+    for tail in ([*parts[-1:]] if parts[-1] in ("weight", "bias") else [], []):
         at = len(parts) - len(tail) - 1
         if at < 2:
             continue
         suffix = ".".join([parts[at - 1], *tail])
         if parts[at - 1].startswith(("lora_", "oft_", "boft_", "hada_", "lokr_", "ia3_")) and (
-            suffix in ROLES or suffix in FAMILIES
+            suffix in ROLES or suffix in REFUSED
         ):
             return Ending(".".join(parts[: at - 1]), suffix, parts[at])
     return None

@@ -4,8 +4,9 @@
     transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight
     text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight
 
-Pattern: the component or nothing, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`. The alpha is
-folded into the tensors, or stands in the header under `lora_adapter_metadata`.
+Pattern: the component or nothing, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`, or the suffixes
+of another family, as ComfyUI and ai-toolkit write them. The alpha is folded into the tensors, or stands in the header
+under `lora_adapter_metadata`. LoRA and LoCon alone are written.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
 from lorry.dialects._exporting import Pair, get_pair, reject_unknown
+from lorry.dialects._metadata import METADATA_KEY
 from lorry.dialects._named import read_named
-from lorry.dialects._rules import METADATA_KEY
-from lorry.dialects._suffixes import FAMILIES, split_suffix
+from lorry.dialects._suffixes import OTHERS, REFUSED, split_suffix
 from lorry.dialects._unflatten import unflatten
 from lorry.dialects.base import Dialect
 from lorry.errors import UnsupportedAdapterError
@@ -72,7 +73,7 @@ class Diffusers(Dialect):
 
 def _is_of_a_family(key: str) -> bool:
     ending = split_suffix(key)
-    return ending is not None and ending.suffix in FAMILIES
+    return ending is not None and (ending.suffix in OTHERS or ending.suffix in REFUSED)
 
 
 def _name(entry: Entry) -> str:

@@ -1,12 +1,13 @@
-"""kohya's flattened names: what sd-scripts, A1111 and most of Civitai use.
+"""kohya's flattened names: what sd-scripts, LyCORIS, A1111 and most of Civitai use.
 
     lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.alpha
     lora_te2_text_model_encoder_layers_0_self_attn_k_proj.lora_up.weight
 
 Pattern: a prefix that stands for the component (`lora_unet_`, `lora_te1_`, … ; `lycoris_` for a denoiser that is not
-named), the module's path with every `.` written as `_`, and one of `.lora_down.weight`, `.lora_up.weight`,
-`.lora_mid.weight` and `.alpha`. What a flattened path means is settled with the live model.
+named, `oft_unet_` for kohya's OFT), the module's path with every `.` written as `_`, and one of `.lora_down.weight`,
+`.lora_up.weight`, `.lora_mid.weight` and `.alpha`, or the suffixes of another family (`.hada_w1_a`, `.lokr_w1`,
+`.dora_scale`, …). What a flattened path means is settled with the live model. LoRA and LoCon alone are written.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight
     transformer.base_model.model.transformer_blocks.0.attn.to_k.lora_A.default.weight
 
-Pattern: `base_model.model.`, once or more, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`. The
-file names no component; alpha, its exceptions (`alpha_pattern`) and `use_rslora` stand in the config.
+Pattern: `base_model.model.`, once or more, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`, or the
+suffixes of the config's `peft_type`: LoHa, LoKr, OFT, BOFT or (IA)^3. The file names no component; alpha, its
+exceptions (`alpha_pattern`), `use_rslora` and what else the tensors do not show stand in the config.
 """
 
 from __future__ import annotations

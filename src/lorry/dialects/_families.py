@@ -1,0 +1,99 @@
+"""All families of deltas: which tensors a layer of each has, and who builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+from itertools import product
+from typing import final
+
+from lorry.dialects._direct_builders import (
+    build_bias,
+    build_full,
+    build_norm,
+    build_peft_vector,
+    build_vector,
+)
+from lorry.dialects._low_rank_builders import build_glora, build_loha, build_lokr, build_lora
+from lorry.dialects._parts import Built, LayerParts
+from lorry.dialects._suffixes import Role
+from lorry.dialects._turning_builders import build_butterfly, build_diag, build_packed
+from lorry.errors import FormatError
+
+SCALE = frozenset({"alpha", "scale"})
+DIRECTION = SCALE | {"dora_scale", "magnitude", "diff_b"}
+"""What a family may have beside it that can be the direction of a DoRA."""
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Family:
+    """A kind of layer."""
+
+    name: str
+    build: Callable[[LayerParts], Built]
+    whole: tuple[frozenset[Role], ...]
+    """The sets of tensors of which it needs one."""
+    others: frozenset[Role]
+    """What it may have besides."""
+
+    @property
+    def own(self) -> frozenset[Role]:
+        """The tensors that no other family has."""
+        return frozenset().union(*self.whole)
+
+    def is_whole(self, roles: Set[Role]) -> bool:
+        """Whether a layer has all that it needs."""
+        return any(needed <= roles for needed in self.whole)
+
+    def takes(self, role: Role) -> bool:
+        """Whether a tensor means something beside the others of a layer."""
+        return role in self.others or role in self.own
+
+
+def _family(
+    name: str, build: Callable[[LayerParts], Built], needs: str, others: Iterable[Role] = ()
+) -> Family:
+    """Make a family; `needs` lists its tensors, with `|` between sets of them that do as well as each other."""
+    return Family(name, build, tuple(frozenset(one.split()) for one in needs.split("|")), frozenset(others))
+
+
+_LOKR = "|".join(
+    f"{one} {two}"
+    for one, two in product(("lokr_w1", "lokr_w1_a lokr_w1_b"), ("lokr_w2", "lokr_w2_a lokr_w2_b"))
+)
+
+FAMILIES = (
+    _family("LoRA", build_lora, "down up", DIRECTION | {"mid", "lora_bias"}),
+    _family(
+        "LoHa", build_loha, "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", DIRECTION | {"hada_t1", "hada_t2"}
+    ),
+    _family("LoKr", build_lokr, _LOKR, DIRECTION | {"lokr_t2"}),
+    _family("GLoRA", build_glora, "a1 a2 b1 b2", SCALE | {"bm", "diff_b"}),
+    _family("OFT or BOFT", build_diag, "oft_blocks", {"alpha", "rescale", "diff_b"}),
+    _family("OFT of PEFT", build_packed, "oft_R", {"scaled_oft"}),
+    _family("BOFT of PEFT", build_butterfly, "boft_R boft_s"),
+    _family("(IA)^3", build_vector, "ia3_weight on_input"),
+    _family("(IA)^3 of PEFT", build_peft_vector, "ia3_l"),
+    _family("full difference", build_full, "diff", {"diff_b"}),
+    _family("norm difference", build_norm, "w_norm|b_norm"),
+)
+BIAS = _family("difference of a bias", build_bias, "diff_b")
+
+
+def find_family(roles: Set[Role]) -> Family | None:
+    """Return the family of a layer with tensors of these roles, or None where they are no whole layer.
+
+    Raises:
+        FormatError: they are of several families at once.
+    """
+    found = [family for family in FAMILIES if family.own & roles]
+    if len(found) > 1:
+        raise FormatError(
+            f"its tensors are of {' and of '.join(family.name for family in found)} at once. "
+            "Two adapters were put into one file: apply them one by one."
+        )
+    family = found[0] if found else BIAS
+    if family is BIAS and roles != BIAS.own:
+        return None
+    return family if family.is_whole(roles) else None

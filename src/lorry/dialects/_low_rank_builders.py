@@ -1,0 +1,62 @@
+"""Build the families of low-rank factors: LoRA, LoHa, LoKr and GLoRA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lorry.algebra import GloraDelta, LohaDelta, LokrDelta, LoraDelta
+from lorry.dialects._parts import Built, LayerParts
+from lorry.errors import FormatError
+
+
+def build_lora(parts: LayerParts) -> Built:
+    """Build a LoRA or LoCon."""
+    down, up, mid = parts.tensors["down"], parts.tensors["up"], parts.tensors.get("mid")
+    kernel = down if mid is None else mid
+    alpha = parts.alpha(down.shape[0], kernel.shape[2:].numel() > 1)
+    return Built(LoraDelta(down, up, mid, alpha.value, alpha.rank_stabilised), alpha.source)
+
+
+def build_loha(parts: LayerParts) -> Built:
+    """Build a LoHa. Its tensors do not tell a kernel from more inputs, but for those with cores."""
+    w1_a, w1_b, w2_a, w2_b = (parts.tensors[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    delta = LohaDelta(w1_a, w1_b, w2_a, w2_b, parts.tensors.get("hada_t1"), parts.tensors.get("hada_t2"))
+    alpha = parts.alpha(delta.rank, len(delta.shape) > 2 and max(delta.shape[2:]) > 1)
+    return Built(replace(delta, alpha=alpha.value), alpha.source)
+
+
+def build_lokr(parts: LayerParts) -> Built:
+    """Build a LoKr. The alpha of one without a rank is not looked at: trainers write what they like there."""
+    names = ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")
+    w1, w2, w1_a, w1_b, w2_a, w2_b, t2 = (parts.tensors.get(f"lokr_{name}") for name in names)
+    delta = LokrDelta(w1, w2, w1_a, w1_b, w2_a, w2_b, t2)
+    if delta.rank is None:
+        scale = None if "alpha" in parts.tensors else parts.rules.full_scale(parts.target)
+        return Built(delta) if scale is None else Built(replace(delta, full_scale=scale), "metadata")
+    alpha = parts.alpha(delta.rank, len(delta.shape) > 2 and max(delta.shape[2:]) > 1)
+    return Built(replace(delta, alpha=alpha.value), alpha.source)
+
+
+def build_glora(parts: LayerParts) -> Built:
+    """Build a GLoRA, in whichever of the two layouts its shapes allow. A Tucker core is multiplied into `b2`.
+
+    Source: KohakuBlueleaf/LyCORIS, `lycoris/kohya.py`, for the name of the option `rs_lora`.
+    """
+    a1, a2, b1, b2 = (parts.tensors[name] for name in ("a1", "a2", "b1", "b2"))
+    if "bm" in parts.tensors:
+        b2 = _with_core(b2, parts.tensors["bm"])
+    is_old = bool(GloraDelta.find_layout(a1, a2, b1, b2))
+    stabilised = str(parts.option("rs_lora")).lower() in ("true", "1", "yes")
+    delta = GloraDelta(a1, a2, b1, b2, old_layout=is_old, rank_stabilised=stabilised)
+    alpha = parts.alpha(delta.rank, len(delta.shape) > 2 and max(delta.shape[2:]) > 1)
+    return Built(replace(delta, alpha=alpha.value), alpha.source)
+
+
+def _with_core(down: Tensor, core: Tensor) -> Tensor:
+    if core.ndim != 4 or down.shape[2:].numel() != 1 or core.shape[1] != down.shape[0]:
+        raise FormatError(f"the core `bm` {tuple(core.shape)} does not join `b2` {tuple(down.shape)}.")
+    wide = torch.promote_types(down.dtype, torch.float32)
+    return torch.einsum("pqxy,qi->pixy", core.to(wide), down.flatten(1).to(wide))

@@ -1,0 +1,80 @@
+"""What PEFT's configs say of a file's layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from lorry.dialects._alphas import BY_RANK, Alpha, check_alpha
+from lorry.dialects._rules import Rules
+from lorry.errors import UnsupportedAdapterError
+from lorry.names import DENOISER, DENOISERS, Target
+
+APPLIED = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3")
+"""PEFT's types that lorry applies."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Initialisations of PEFT that take their start from the base weights, and change those too."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PeftRules(Rules):
+    """PEFT's configs by component; under None the one that does not say.
+
+    Source: huggingface/peft, `utils/other.py` (`get_pattern_key`), `tuners/lora/layer.py` (`update_layer`), and
+    `tuners/lokr/layer.py`, where the scale is alpha / r whatever the layer is made of.
+    """
+
+    configs: Mapping[str | None, Mapping[str, Any]]
+
+    def alpha(self, target: Target, rank: int, is_kernel: bool) -> Alpha:
+        value = self._alpha(target)
+        if value is None:
+            return BY_RANK
+        return Alpha(value, bool(self.option(target, "use_rslora")), "metadata")
+
+    def full_scale(self, target: Target) -> float | None:
+        alpha, rank = self._alpha(target), self._by_pattern(target, "rank_pattern", "r")
+        if alpha is None or rank is None:
+            return None
+        return alpha / check_alpha(rank, f"`r` of {target}")
+
+    def option(self, target: Target, name: str) -> object:
+        return self._config(target.component).get(name)
+
+    def _alpha(self, target: Target) -> float | None:
+        value = self._by_pattern(target, "alpha_pattern", "lora_alpha", "alpha")  # `alpha` for LoHa and LoKr
+        return None if value is None else check_alpha(value, f"`lora_alpha` of {target}")
+
+    def _by_pattern(self, target: Target, patterns_name: str, *names: str) -> object:
+        config = self._config(target.component)
+        patterns = config.get(patterns_name) or {}
+        pattern = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", target.path)), None)
+        if pattern is not None:
+            return patterns[pattern]
+        return next((config[name] for name in names if config.get(name) is not None), None)
+
+    def _config(self, component: str) -> Mapping[str, Any]:
+        same = DENOISERS if component == DENOISER else (component,)
+        return next((self.configs[name] for name in (*same, None) if name in self.configs), {})
+
+
+def check_config(config: Mapping[str, Any], source: str) -> None:
+    """Raise when a config describes what lorry cannot apply.
+
+    Raises:
+        UnsupportedAdapterError: names it.
+    """
+    kind = str(config.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
+    if kind not in APPLIED:
+        raise UnsupportedAdapterError(
+            f"{source} is of PEFT's type {kind}; this version of lorry applies {', '.join(APPLIED)}."
+        )
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(CHANGES_BASE):
+        raise UnsupportedAdapterError(
+            f"{source} was started with {start!r}, which changes the base weights too. Convert it with PEFT: "
+            "`save_pretrained(…, path_initial_model_for_weight_conversion=…)`."
+        )
