@@ -64,6 +64,7 @@ class Journey:
         self.seconds: dict[str, list[float]] = {}
 
     def note(self, operation: str, action: Callable[[], object]) -> None:
+        gc.collect()  # a full collection in the middle would cost more than most operations
         self.seconds.setdefault(operation, []).append(timed(action))
 
     def run(self, forwards: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -25,13 +25,16 @@ class PartsDelta(Delta):
     on_bias: Delta
     """Of shape (out)."""
 
-    family: ClassVar[str] = "with bias"
-
     def __post_init__(self) -> None:
         if len(self.on_bias.shape) != 1:
             raise FormatError(
                 f"a delta of {self.on_bias.shape} for a bias has no meaning: expected one axis."
             )
+
+    @property
+    def family(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The weight's family, and that a bias comes with it."""
+        return "bias" if self.on_weight is None else f"{self.on_weight.family} with bias"
 
     def part(self, parameter: str) -> Delta | None:
         return {"weight": self.on_weight, "bias": self.on_bias}.get(parameter)
