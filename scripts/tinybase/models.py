@@ -135,7 +135,7 @@ def _tidy(folder: Path) -> None:
     is derived, and the class that writes it warns when it reads it.
     """
     _edit(folder / "text_encoder/config.json", {"dtype": "float32"})
-    _edit(folder / "vae/config.json", {"block_out_channels": None})
+    _edit(folder / "vae/config.json", {"block_out_channels": None, "_name_or_path": None})
     model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
     (folder / "tokenizer/vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
