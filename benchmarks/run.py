@@ -168,6 +168,10 @@ def main() -> None:
         "same files (in the page cache) and the same random weights. A time is a median, with the least and the",
         "greatest; the ratio is theirs over ours.",
         "",
+        "Where lorry is the slower one: fusing writes the new weights into fresh memory beside the originals that it keeps, where",
+        "PEFT adds in place; the first activation of several adapters joins their factors, which makes one copy of them; and",
+        "deleting one of them gives that copy back.",
+        "",
         f"Machine: {machine()}",
         "",
     ]
