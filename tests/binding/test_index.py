@@ -11,32 +11,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import nn
 
+from architectures import SD2, SD15, SDXL
 from lorry.binding import ModuleIndex
 from lorry.binding.original_names import sgm_names
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 from models import carriers, tiny_flux_transformer, tiny_text_encoder, tiny_unet
 
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-SD2 = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "sample_size": 96,
-    "use_linear_projection": True,
-}
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 CONFIGS: dict[str, dict[str, Any]] = {"sd15": SD15, "sd2": SD2, "sdxl": SDXL}
 
 
