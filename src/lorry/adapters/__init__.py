@@ -1,5 +1,27 @@
 """One adapter as a frozen value."""
 
 from lorry.adapters.adapter import Adapter, Entry, Ignored
+from lorry.adapters.svd import (
+    Svd,
+    dense_svd,
+    energies,
+    factor_spectrum,
+    factor_svd,
+    joined,
+    rank_for,
+    sketch_svd,
+)
 
-__all__ = ["Adapter", "Entry", "Ignored"]
+__all__ = [
+    "Adapter",
+    "Entry",
+    "Ignored",
+    "Svd",
+    "dense_svd",
+    "energies",
+    "factor_spectrum",
+    "factor_svd",
+    "joined",
+    "rank_for",
+    "sketch_svd",
+]

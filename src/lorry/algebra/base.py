@@ -82,6 +82,16 @@ class Delta(ABC):
             dtype: of factors that have to be computed; those that the file holds are returned as they are.
         """
 
+    def exact_factors(self, dtype: dtype = float32) -> LowRank | None:
+        """The delta as two factors whatever their rank, or None where the family has none without the base weight.
+
+        Where `low_rank` asks what is cheap to apply, this asks what is true: the rank may be that of a full matrix.
+
+        Args:
+            dtype: of factors that have to be computed; those that the file holds are returned as they are.
+        """
+        return self.low_rank(dtype)
+
     @abstractmethod
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where that differs by trailing 1x1 axes only; else None."""

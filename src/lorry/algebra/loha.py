@@ -97,11 +97,15 @@ class LohaDelta(Delta):
         The rank is the product of the halves' ranks, so that it is of use only for small ones.
         """
         rank = self.w1_b.shape[0] * self.w2_b.shape[0]
-        if self.t1 is not None or 4 * rank > min(self._own_shape):
-            return None
-        up = self.w1_a.to(dtype)[:, :, None] * self.w2_a.to(dtype)[:, None]
-        down = self.w1_b.to(dtype)[:, None] * self.w2_b.to(dtype)[None]
-        return LowRank(down.reshape(rank, *self.shape[1:]), up.flatten(1), self.rank_scale)
+        return None if self.t1 is not None or 4 * rank > min(self._own_shape) else self.exact_factors(dtype)
+
+    def exact_factors(self, dtype: torch.dtype = torch.float32) -> LowRank:
+        """The Khatri-Rao products of the halves' factors: `(A B) * (C D) = (A • C)(B • D)`, of rank r1 * r2."""
+        up1, down1 = _factors(self.w1_a.to(dtype), self.w1_b.to(dtype), self.t1)
+        up2, down2 = _factors(self.w2_a.to(dtype), self.w2_b.to(dtype), self.t2)
+        up = (up1[:, :, None] * up2[:, None]).flatten(1)
+        down = (down1[:, None] * down2[None]).flatten(0, 1)
+        return LowRank(down.reshape(down.shape[0], *self.shape[1:]), up, self.rank_scale)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, which settles how its columns divide; None where it differs."""
@@ -123,3 +127,10 @@ def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     if core is None:
         return a @ b
     return torch.einsum("pq...,po,qi->oi...", core.to(a.dtype), a, b)
+
+
+def _factors(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `up` (out, rank) and `down` (rank, columns) of one half; a core is multiplied into `down`."""
+    if core is None:
+        return a, b
+    return a.T, torch.einsum("pq...,qi->pi...", core.to(a.dtype), b).flatten(1)

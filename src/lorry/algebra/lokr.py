@@ -113,6 +113,16 @@ class LokrDelta(Delta):
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
 
+    def exact_factors(self, dtype: torch.dtype = torch.float32) -> LowRank:
+        """The Kronecker products of both matrices' factors: `(A B) x (C D) = (A x C)(B x D)`, of rank r1 * r2.
+
+        A whole matrix counts as its product with the identity of its shorter side.
+        """
+        up1, down1 = _factors(self.w1, self.w1_a, self.w1_b, None, dtype)
+        up2, down2 = _factors(self.w2, self.w2_a, self.w2_b, self.t2, dtype)
+        down = torch.kron(down1, down2.flatten(1))
+        return LowRank(down.reshape(down.shape[0], *self.shape[1:]), torch.kron(up1, up2), self.rank_scale)
+
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, which settles how its columns divide; None where it differs."""
         if self.shape == shape:
@@ -145,3 +155,19 @@ def _matrix(
     if core is None:
         return a.to(dtype) @ b.to(dtype)
     return torch.einsum("pq...,po,qi->oi...", core.to(dtype), a.to(dtype), b.to(dtype))
+
+
+def _factors(
+    whole: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return `up` (out, rank) and `down` (rank, in, …) of one of the two matrices."""
+    if whole is None and a is not None and b is not None:
+        if core is None:
+            return a.to(dtype), b.to(dtype)
+        return a.to(dtype).T.contiguous(), torch.einsum("pq...,qi->pi...", core.to(dtype), b.to(dtype))
+    matrix = _matrix(whole, a, b, core, dtype)
+    rows, columns = matrix.shape[0], matrix[0].numel()
+    one = torch.eye(min(rows, columns), dtype=dtype, device=matrix.device)
+    if rows <= columns:
+        return one, matrix
+    return matrix.flatten(1), one.reshape(columns, *matrix.shape[1:])

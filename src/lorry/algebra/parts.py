@@ -76,6 +76,9 @@ class PartsDelta(Delta):
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None if self.on_weight is None else self.on_weight.low_rank(dtype)
 
+    def exact_factors(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
+        return None if self.on_weight is None else self.on_weight.exact_factors(dtype)
+
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         on_weight = None if self.on_weight is None else self.on_weight.fitted(shape)
         if shape[0] != self.on_bias.shape[0] or (on_weight is None) != (self.on_weight is None):
