@@ -1,0 +1,113 @@
+"""A delta as a matrix that can be computed with: in factors where that is the smaller form, else in full."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorry.adapters.svd import Svd, dense_svd, factor_spectrum, factor_svd, joined, sketch_svd
+from lorry.algebra import BoftDelta, Delta, DoraDelta, GloraDelta, Ia3Delta, LowRank, OftDelta, PartsDelta
+from lorry.errors import UnsupportedAdapterError
+
+Matrix = LowRank | Tensor
+"""Factors, or a tensor of the weight's shape."""
+
+NEED_BASE = (BoftDelta, DoraDelta, GloraDelta, Ia3Delta, OftDelta)
+SKETCHED_BELOW = 0.25
+"""A sketch is taken for ranks up to this share of the shorter side; beyond it the exact decomposition is as fast."""
+
+
+def needs_base(delta: Delta) -> bool:
+    """Whether a delta's numbers depend on the weight that it is added to."""
+    on_weight = delta.part("weight")
+    return isinstance(on_weight, NEED_BASE)
+
+
+def matrix_of(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix:
+    """Return a delta as factors, where these hold fewer numbers than the full matrix, or else in full.
+
+    Raises:
+        UnsupportedAdapterError: what the delta is depends on the base weight.
+    """
+    if needs_base(delta):
+        raise UnsupportedAdapterError(
+            f"{delta.family}: what it adds depends on the weight that it is added to. `lorry bake` adds it to a "
+            "checkpoint, and `lorry extract` takes the difference from that as a LoRA."
+        )
+    pair = delta.exact_factors(dtype)
+    if pair is None or pair.rank * (pair.up.shape[0] + pair.down[0].numel()) >= _count(delta.shape):
+        return delta.weight(dtype=dtype)
+    return LowRank(pair.down.to(dtype), pair.up.to(dtype), pair.scale)
+
+
+def dense_of(matrix: Matrix) -> Tensor:
+    """Return a matrix in full, in the weight's shape."""
+    if isinstance(matrix, Tensor):
+        return matrix
+    product = (matrix.up @ matrix.down.flatten(1)).mul_(matrix.scale)
+    return product.reshape(matrix.up.shape[0], *matrix.down.shape[1:])
+
+
+def shape_of(matrix: Matrix) -> tuple[int, ...]:
+    """Return the shape of the weight that a matrix is for."""
+    if isinstance(matrix, Tensor):
+        return tuple(matrix.shape)
+    return (matrix.up.shape[0], *matrix.down.shape[1:])
+
+
+def decompose(matrix: Matrix, rank: int | None = None, seed: int = 0) -> Svd:
+    """Return the decomposition of a matrix, or the first `rank` terms of it.
+
+    Factors and full decompositions are exact. A full matrix of which few terms are wanted is sketched: see
+    `sketch_svd`.
+    """
+    if isinstance(matrix, LowRank):
+        svd = factor_svd(matrix, matrix.up.dtype)
+    elif rank is not None and rank <= SKETCHED_BELOW * min(matrix.flatten(1).shape):
+        return sketch_svd(matrix, rank, torch.Generator().manual_seed(seed), matrix.dtype)
+    else:
+        svd = dense_svd(matrix, matrix.dtype)
+    return svd if rank is None else svd.cut(rank)
+
+
+def spectrum_of(matrix: Matrix) -> Tensor:
+    """Return all singular values of a matrix, falling."""
+    if isinstance(matrix, LowRank):
+        return factor_spectrum(matrix, matrix.up.dtype)
+    return torch.linalg.svdvals(matrix.flatten(1) if matrix.ndim > 1 else matrix[:, None])
+
+
+def norm_of(matrix: Matrix) -> float:
+    """Return the Frobenius norm of a matrix."""
+    if isinstance(matrix, LowRank):
+        return float(factor_spectrum(matrix, torch.float64).norm())
+    return float(matrix.double().norm())
+
+
+def inner(one: Matrix, two: Matrix) -> float:
+    """Return the sum of the products of two matrices' entries, from thin products where both are factors."""
+    if isinstance(one, LowRank) and isinstance(two, LowRank):
+        outs = one.up.double().T @ two.up.double()
+        ins = one.down.flatten(1).double() @ two.down.flatten(1).double().T
+        return float((outs * ins).sum()) * one.scale * two.scale
+    return float((dense_of(one).double() * dense_of(two).double()).sum())
+
+
+def distance(one: Matrix, two: Matrix) -> float:
+    """Return the Frobenius norm of the difference of two matrices, without cancellation where both are factors."""
+    if isinstance(one, LowRank) and isinstance(two, LowRank):
+        pairs = [LowRank(m.down.double(), m.up.double(), m.scale) for m in (one, two)]
+        return norm_of(joined(pairs, [1.0, -1.0]))
+    return float((dense_of(one).double() - dense_of(two).double()).norm())
+
+
+def bias_of(delta: Delta) -> Tensor | None:
+    """Return what a delta adds to a bias, in float32, or None."""
+    return delta.on_bias.weight() if isinstance(delta, PartsDelta) else None
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
