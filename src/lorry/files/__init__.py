@@ -4,17 +4,21 @@ from lorry.files.finding import find_weights
 from lorry.files.pickles import LIST_MARKER, read_pickle
 from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.safetensors_reader import read_header, read_safetensors
-from lorry.files.safetensors_writer import write_safetensors
+from lorry.files.safetensors_writer import size_on_disk, stream_safetensors, write_safetensors
+from lorry.files.streaming import TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
     "LIST_MARKER",
     "TensorFile",
+    "TensorReader",
     "find_weights",
     "read_adapter_file",
     "read_header",
     "read_pickle",
     "read_safetensors",
     "read_weights",
+    "size_on_disk",
+    "stream_safetensors",
     "write_safetensors",
 ]

@@ -1,0 +1,75 @@
+"""Read the tensors of a safetensors file one at a time, into memory that is given back with them."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from lorry.errors import BrokenFileError
+from lorry.files._layout import Layout, Span
+from lorry.files.safetensors_reader import _open, _read_layout
+from lorry.files.tensor_file import TensorFile
+
+
+@final
+class TensorReader:
+    """An open safetensors file, for files larger than the memory: nothing but what is asked for is read.
+
+    A memory map would count every page that was ever touched; this holds none. Use it as a context manager.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file and read its header.
+
+        Raises:
+            AdapterNotFoundError: there is no such file.
+            BrokenFileError: the header does not describe the file.
+        """
+        self.source = os.fspath(path)
+        self._file = _open(path)
+        try:
+            self._layout: Layout = _read_layout(self._file, self.source)
+        except BaseException:
+            self._file.close()
+            raise
+        self._spans: dict[str, Span] = {span.key: span for span in self._layout.spans}
+
+    @property
+    def outline(self) -> TensorFile:
+        """The file with every tensor on the meta device."""
+        outlines = {
+            key: torch.empty(span.shape, dtype=span.dtype, device="meta") for key, span in self._spans.items()
+        }
+        return TensorFile(outlines, self._layout.metadata, self.source)
+
+    def read(self, key: str) -> Tensor:
+        """Return one tensor, in memory of its own.
+
+        Raises:
+            KeyError: the file has none of that name.
+            BrokenFileError: the file was cut off since it was opened.
+        """
+        span = self._spans[key]
+        data = torch.empty(span.stop - span.start, dtype=torch.uint8)
+        self._file.seek(self._layout.data_start + span.start)
+        if self._file.readinto(data.numpy().data) != span.stop - span.start:
+            raise BrokenFileError(
+                f"{self.source}: `{key}`: the file ends before it. Was it changed meanwhile?"
+            )
+        return data.view(span.dtype).view(span.shape)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
