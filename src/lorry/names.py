@@ -10,7 +10,13 @@ DENOISER = "denoiser"
 """The component of a file that says 'the model' without naming it: the pipeline's `unet` or `transformer`."""
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+CONDITIONER = "text_conditioner"
+"""Anima's model between its text encoder and its transformer, which original files call `llm_adapter`."""
+CONNECTORS = "connectors"
+"""LTX-2's, from its text encoder to its two streams."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+OTHERS = (CONDITIONER, CONNECTORS)
+"""Components between a text encoder and a denoiser that adapters are trained for."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -12,6 +12,7 @@ from lorry.dialects import read_adapter
 from lorry.files import TensorFile
 
 Shapes = Mapping[str, tuple[int, ...]]
+Read = Callable[..., Adapter]
 
 
 def make_file(shapes: Shapes, alphas: Mapping[str, float] | None = None, **kwargs: object) -> TensorFile:

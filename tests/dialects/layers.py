@@ -14,12 +14,14 @@ from lorry.algebra import (
     DoraDelta,
     FullDelta,
     GloraDelta,
+    HraDelta,
     Ia3Delta,
     LohaDelta,
     LokrDelta,
     LoraDelta,
     OftDelta,
     PartsDelta,
+    SparseDelta,
 )
 
 LINEAR, CONV = (8, 6), (8, 6, 3, 3)
@@ -86,6 +88,20 @@ def dora(inner: Layer, suffix: str, on_input: bool, *axes: int) -> Layer:
     magnitude = rand(*axes).abs() + 1
     delta = DoraDelta(inner.delta, magnitude, on_input)
     return Layer({**inner.tensors, suffix: magnitude}, delta, inner.shape)
+
+
+def lora_with_sparse() -> Layer:
+    """As LyCORIS extracts it: everything in half precision and 16 bits, a kernel's columns counted together."""
+    tensors, delta = lora_parts(CONV)
+    values, indices = rand(3), torch.tensor([[0, 5, 7], [1, 0, 53]], dtype=torch.int16)
+    size = torch.tensor([8, 54], dtype=torch.int16)
+    more = {"bias_indices": indices, "bias_values": values, "bias_size": size}
+    return Layer({**tensors, **more}, SparseDelta(delta, values, indices.long()), CONV)
+
+
+def hra() -> Layer:
+    u = rand(6, 2)
+    return Layer({"hra_u": u}, HraDelta(u), LINEAR)
 
 
 def loha(shape: tuple[int, ...]) -> Layer:
@@ -190,6 +206,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "locon": lambda: lora(CONV),
     "lora a1111 scale": lora_with_a_scale,
     "lora diff_b": lambda: with_diff_b(lora(LINEAR)),
+    "lora with a sparse difference": lora_with_sparse,
     "lora bias": lambda: lora_with_bias("lora_B.bias"),
     "lora bias, up": lambda: lora_with_bias("lora_up.bias"),
     "dora rows": lambda: dora(lora(LINEAR), "dora_scale", False, 8, 1),
@@ -231,6 +248,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "boft alpha 0": lambda: boft(0.0, False),
     "boft constraint and rescale": lambda: boft(0.01, True),
     "boft of peft": peft_boft,
+    "hra": hra,
     "ia3 rows": lambda: ia3(LINEAR, False, 8),
     "ia3 columns": lambda: ia3(LINEAR, True, 6),
     "ia3 rows of a convolution": lambda: ia3(CONV, False, 1, 8, 1, 1),

@@ -29,7 +29,7 @@ OPTIONAL = {
     "bm.weight",
 }
 """What a layer may do without: then it means something else, and no reader can tell."""
-CORES = {"hada_t1", "hada_t2", "lokr_t2"}
+CORES = {"hada_t1", "hada_t2", "lokr_t2", "bias_indices", "bias_values", "bias_size"}
 """What other tensors of the layer cannot be read without, and a layer of another kind would have none."""
 NEEDED = [
     (name, suffix) for name, make in LAYERS.items() for suffix in make().tensors if suffix not in OPTIONAL
@@ -118,7 +118,17 @@ def test_two_magnitudes_and_two_biases_are_refused() -> None:
 
 
 TRANSPOSED = [(name, suffix) for name, suffix in NEEDED if LAYERS[name]().tensors[suffix].ndim == 2]
-SYMMETRIC = {"ia3_l", "diff", "lokr_w1", "lokr_w2", "a1.weight", "a2.weight", "oft_R.weight", "boft_s"}
+SYMMETRIC = {
+    "ia3_l",
+    "diff",
+    "lokr_w1",
+    "lokr_w2",
+    "a1.weight",
+    "a2.weight",
+    "oft_R.weight",
+    "boft_s",
+    "hra_u",
+}
 """Those of which the transpose alone is a layer too, for a weight of another shape."""
 
 

@@ -26,7 +26,7 @@ STEMS = {
     f"lycoris_{FLAT}": ("kohya", Target(DENOISER, FLAT, True)),
     f"unet.{PATH}": ("diffusers", Target("unet", PATH)),
     f"transformer.{PATH}": ("diffusers", Target("transformer", PATH)),
-    f"diffusion_model.{PATH}": ("diffusers", Target(DENOISER, PATH)),
+    f"diffusion_model.{PATH}": ("comfyui", Target(DENOISER, PATH)),
     PATH: ("diffusers", Target(DENOISER, PATH)),
     f"base_model.model.{PATH}": ("peft", Target(DENOISER, PATH)),
 }

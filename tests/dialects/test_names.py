@@ -115,7 +115,7 @@ def test_containers_are_taken_off_and_paths_left_alone(stem: str, target: Target
         ("a.attn1.processor.to_v_lora.alpha", "a.attn1.to_v.alpha"),
         ("a.self_attn.to_q_lora.down.weight", "a.self_attn.q_proj.lora.down.weight"),
         ("a.self_attn.to_out_lora.up.weight", "a.self_attn.out_proj.lora.up.weight"),
-        ("single_blocks.0.processor.qkv_lora.down.weight", "single_blocks.0.processor.qkv_lora.down.weight"),
+        ("single_blocks.0.processor.qkv_lora.down.weight", "single_blocks.0.linear1.0-2.lora.down.weight"),
     ],
 )
 def test_attention_processors_are_named_after_their_layers(key: str, plain: str) -> None:

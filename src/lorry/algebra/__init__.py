@@ -5,12 +5,15 @@ from lorry.algebra.boft import BoftDelta
 from lorry.algebra.dora import DoraDelta
 from lorry.algebra.full import FullDelta
 from lorry.algebra.glora import GloraDelta
+from lorry.algebra.hra import HraDelta
 from lorry.algebra.ia3 import Ia3Delta
 from lorry.algebra.loha import LohaDelta
 from lorry.algebra.lokr import LokrDelta
 from lorry.algebra.lora import LoraDelta
 from lorry.algebra.oft import OftDelta
 from lorry.algebra.parts import PartsDelta
+from lorry.algebra.sparse import SparseDelta
+from lorry.algebra.vera import VeraDelta
 
 __all__ = [
     "BoftDelta",
@@ -18,6 +21,7 @@ __all__ = [
     "DoraDelta",
     "FullDelta",
     "GloraDelta",
+    "HraDelta",
     "Ia3Delta",
     "LohaDelta",
     "LokrDelta",
@@ -25,4 +29,6 @@ __all__ = [
     "LowRank",
     "OftDelta",
     "PartsDelta",
+    "SparseDelta",
+    "VeraDelta",
 ]

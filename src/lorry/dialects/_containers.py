@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from lorry.names import DENOISER, Target
+from lorry.dialects._paths import plain_path
+from lorry.names import CONDITIONER, CONNECTORS, DENOISER, Target
 
 FLAT = {
     "lora_unet_": DENOISER,  # kohya's trainers write it for every denoiser, Flux and SD3 included
@@ -19,21 +20,32 @@ FLAT = {
     "oft_unet_": DENOISER,  # kohya's OFT
 }
 """Prefixes of flattened names. Source: kohya-ss/sd-scripts, `networks/lora.py`; LyCORIS, `lycoris/wrapper.py`."""
+FLAT_PREFIXES = tuple(FLAT)
 
 DOTTED = {
-    "unet.": "unet",
-    "transformer.": "transformer",
-    "transformer_2.": "transformer_2",
-    "prior.": "prior",
-    "text_encoder.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoder_3.": "text_encoder_3",
-    "text_encoder_4.": "text_encoder_4",
-    "text_encoders.clip_l.transformer.": "text_encoder",  # ComfyUI
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "diffusion_model.": DENOISER,
+    "unet": "unet",
+    "transformer": "transformer",
+    "transformer_2": "transformer_2",
+    "prior": "prior",
+    "conditional_transformer": "transformer",  # Ideogram
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "text_encoder_3": "text_encoder_3",
+    "text_encoder_4": "text_encoder_4",
+    "diffusion_model": DENOISER,  # ComfyUI, ai-toolkit
+    CONDITIONER: CONDITIONER,
+    CONNECTORS: CONNECTORS,
+    "text_embedding_projection": CONNECTORS,  # LTX-2
+    "clip_l": "text_encoder",  # OMI
+    "clip_g": "text_encoder_2",
+    "t5": "text_encoder_2",
 }
-"""Prefixes of dotted names."""
+"""First parts of dotted names. Source: `shared/FORMATS.md` of the project's workplace, section 2; the Open Model
+Initiative's names as in Nerogar/OneTrainer, `modules/util/convert/lora`."""
+
+COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_2"}
+"""What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
+T5 has differs between pipelines, and is settled where the model is."""
 
 WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
 """Prefixes of wrapping modules, which may stand in any number before and after the component's."""
@@ -46,34 +58,43 @@ def find_flat_target(stem: str) -> Target | None:
 
     Any number of underscores may follow the prefix (Wan-Fun and Z-Image write two).
     """
-    for prefix, component in FLAT.items():
-        path = stem.removeprefix(prefix).lstrip("_")
-        if stem.startswith(prefix) and path and "." not in path:
-            return Target(component, path, flat=True)
-    return None
+    if not stem.startswith(FLAT_PREFIXES) or "." in stem:
+        return None
+    prefix = next(prefix for prefix in FLAT_PREFIXES if stem.startswith(prefix))
+    path = stem.removeprefix(prefix).lstrip("_")
+    if path.startswith("llm_adapter_"):
+        return Target(CONDITIONER, path.removeprefix("llm_adapter_"), flat=True)
+    return Target(FLAT[prefix], path, flat=True) if path else None
 
 
 def dotted_target(stem: str) -> Target:
     """Return the target of a dotted name, with every container taken off."""
     component, path = None, stem
-    while (shorter := _without_container(path, component is None)) is not None:
+    while (shorter := _without_container(path, component)) is not None:
         path, found = shorter
         component = found or component
-    path = TRANSPARENT.sub("", path)
+    if "_orig_mod." in path or "_wrapped_module." in path:
+        path = TRANSPARENT.sub("", path)
     if component is None or component == DENOISER:
         path = path.removeprefix("model.")
         component = "text_encoder" if path.startswith("text_model.") else DENOISER
-    return Target(component, path)
+    if path.startswith("llm_adapter."):  # Anima's text adapter, which diffusers has as a component of its own
+        return Target(CONDITIONER, path.removeprefix("llm_adapter."))
+    return Target(component, plain_path(path))
 
 
-def _without_container(path: str, nameless: bool) -> tuple[str, str | None] | None:
+def _without_container(path: str, component: str | None) -> tuple[str, str | None] | None:
+    """Return a path without its first container and the component that this names; None where it has none."""
     for wrapper in WRAPPERS:
         if path.startswith(wrapper):
             return path.removeprefix(wrapper), None
-    if not nameless:
-        return None
-    path_in_model = path.removeprefix("model.")
-    for prefix, component in DOTTED.items():
-        if path_in_model.startswith(prefix):
-            return path_in_model.removeprefix(prefix), component
-    return None
+    if component is not None:
+        rest = path.removeprefix("diffusion_model.")
+        return None if rest == path else (rest, None)
+    path = path.removeprefix("model.")
+    first, _, rest = path.partition(".")
+    if first == "text_encoders":
+        name, _, rest = rest.partition(".")
+        return rest.removeprefix("transformer."), COMFY_TEXT_ENCODERS.get(name, "text_encoder")
+    found = DOTTED.get(first)
+    return (rest, found) if found and rest else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import final
 
@@ -14,10 +15,17 @@ from lorry.dialects._direct_builders import (
     build_peft_vector,
     build_vector,
 )
-from lorry.dialects._low_rank_builders import build_glora, build_loha, build_lokr, build_lora
+from lorry.dialects._low_rank_builders import (
+    SPARSE,
+    build_glora,
+    build_loha,
+    build_lokr,
+    build_lora,
+    build_vera,
+)
 from lorry.dialects._parts import Built, LayerParts
-from lorry.dialects._suffixes import Role
-from lorry.dialects._turning_builders import build_butterfly, build_diag, build_packed
+from lorry.dialects._suffixes import SHARED, Role
+from lorry.dialects._turning_builders import build_butterfly, build_diag, build_packed, build_reflections
 from lorry.errors import FormatError
 
 SCALE = frozenset({"alpha", "scale"})
@@ -34,28 +42,23 @@ class Family:
     build: Callable[[LayerParts], Built]
     whole: tuple[frozenset[Role], ...]
     """The sets of tensors of which it needs one."""
-    others: frozenset[Role]
-    """What it may have besides."""
-
-    @property
-    def own(self) -> frozenset[Role]:
-        """The tensors that no other family has."""
-        return frozenset().union(*self.whole)
+    own: frozenset[Role]
+    """The tensors that no other family has."""
+    taken: frozenset[Role]
+    """All that mean something in it: its own, and what it may have besides."""
 
     def is_whole(self, roles: Set[Role]) -> bool:
         """Whether a layer has all that it needs."""
         return any(needed <= roles for needed in self.whole)
-
-    def takes(self, role: Role) -> bool:
-        """Whether a tensor means something beside the others of a layer."""
-        return role in self.others or role in self.own
 
 
 def _family(
     name: str, build: Callable[[LayerParts], Built], needs: str, others: Iterable[Role] = ()
 ) -> Family:
     """Make a family; `needs` lists its tensors, with `|` between sets of them that do as well as each other."""
-    return Family(name, build, tuple(frozenset(one.split()) for one in needs.split("|")), frozenset(others))
+    whole = tuple(frozenset(one.split()) for one in needs.split("|"))
+    own = frozenset().union(*whole)
+    return Family(name, build, whole, own, own | frozenset(others))
 
 
 _LOKR = "|".join(
@@ -64,7 +67,7 @@ _LOKR = "|".join(
 )
 
 FAMILIES = (
-    _family("LoRA", build_lora, "down up", DIRECTION | {"mid", "lora_bias"}),
+    _family("LoRA", build_lora, "down up", DIRECTION | SPARSE | {"mid", "lora_bias"}),
     _family(
         "LoHa", build_loha, "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", DIRECTION | {"hada_t1", "hada_t2"}
     ),
@@ -73,6 +76,8 @@ FAMILIES = (
     _family("OFT or BOFT", build_diag, "oft_blocks", {"alpha", "rescale", "diff_b"}),
     _family("OFT of PEFT", build_packed, "oft_R", {"scaled_oft"}),
     _family("BOFT of PEFT", build_butterfly, "boft_R boft_s"),
+    _family("HRA", build_reflections, "hra_u"),
+    _family("VeRA", build_vera, "vera_lambda_b vera_lambda_d", SHARED),
     _family("(IA)^3", build_vector, "ia3_weight on_input"),
     _family("(IA)^3 of PEFT", build_peft_vector, "ia3_l"),
     _family("full difference", build_full, "diff", {"diff_b"}),
@@ -81,7 +86,8 @@ FAMILIES = (
 BIAS = _family("difference of a bias", build_bias, "diff_b")
 
 
-def find_family(roles: Set[Role]) -> Family | None:
+@cache  # the layers of a file are of few kinds
+def find_family(roles: frozenset[Role]) -> Family | None:
     """Return the family of a layer with tensors of these roles, or None where they are no whole layer.
 
     Raises:

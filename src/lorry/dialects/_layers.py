@@ -9,7 +9,7 @@ from typing import final
 from lorry.adapters import Ignored
 from lorry.dialects._containers import dotted_target, find_flat_target
 from lorry.dialects._paths import plain_key
-from lorry.dialects._suffixes import REFUSED, ROLES, Role, split_suffix
+from lorry.dialects._suffixes import REFUSED, ROLES, SHARED, Role, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError, some
 from lorry.names import DENOISER, DENOISERS, Target
 
@@ -44,10 +44,10 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
         FormatError: the keys are of several adapters at once.
     """
     found, families, names = Sorted(), dict[str, list[str]](), dict[str, str]()
+    layers: dict[str, dict[Role, list[str]]] = {}
     for key in sorted(keys):
-        reason = _reason_to_ignore(key)
         ending = split_suffix(plain_key(key))
-        if reason:
+        if reason := _reason_to_ignore(key):
             found.ignored.append(Ignored(key, reason))
         elif ending is None:
             found.unknown.append(key)
@@ -56,28 +56,53 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
         else:
             if ending.adapter:
                 names.setdefault(ending.adapter, key)
-            found.layers.setdefault(_target(ending.stem), {}).setdefault(ROLES[ending.suffix], []).append(key)
+            layers.setdefault(ending.stem, {}).setdefault(ROLES[ending.suffix], []).append(key)
     refuse_families(families, source)
     if len(names) > 1:
         raise FormatError(
             f"{source} holds {len(names)} adapters at once: {some(map(repr, names))}. Save each to a file of its own."
         )
-    unknown = [key for key in found.unknown if not _takes_vector(found.layers, key)]
-    return Sorted(_joined(found.layers), found.ignored, unknown)
+    _share(layers)
+    unknown = [key for key in found.unknown if not _is_bare(layers, key)]
+    return Sorted(_joined(_by_target(layers)), found.ignored, unknown)
 
 
-def _target(stem: str) -> Target:
-    return find_flat_target(stem) or dotted_target(stem)
+def _share(layers: dict[str, dict[Role, list[str]]]) -> None:
+    """Give the tensors that stand once in a file to each layer that needs them; where none does, they stay."""
+    takers = [layer for layer in layers.values() if "vera_lambda_b" in layer]
+    homes = [stem for stem, layer in layers.items() if takers and layer.keys() <= SHARED]
+    for stem in homes:
+        for role, keys in layers.pop(stem).items():
+            for layer in takers:
+                layer[role] = keys
 
 
-def _takes_vector(layers: Mapping[Target, dict[Role, list[str]]], key: str) -> bool:
-    """Whether `key` is the vector of a layer of LyCORIS's (IA)^3, which is called `weight` and nothing more."""
+def _is_bare(layers: dict[str, dict[Role, list[str]]], key: str) -> bool:
+    """Whether `key` has a meaning though it ends in `weight` or `bias` and nothing more; then it joins its layer.
+
+    Beside `on_input` it is the vector of LyCORIS's (IA)^3. In a file of PEFT's it is a whole tensor: of a module of
+    `modules_to_save`, or a bias that was trained along (`bias="all"`).
+    """
     stem, _, suffix = key.rpartition(".")
-    layer = layers.get(_target(stem), {}) if suffix == "weight" else {}
-    if "on_input" not in layer:
+    if suffix == "weight" and "on_input" in layers.get(stem, {}):
+        role = "ia3_weight"
+    elif suffix in ("weight", "bias") and key.startswith("base_model.model."):
+        role = f"saved_{suffix}"
+    else:
         return False
-    layer.setdefault("ia3_weight", []).append(key)
+    layers.setdefault(stem, {}).setdefault(role, []).append(key)
     return True
+
+
+def _by_target(layers: Mapping[str, dict[Role, list[str]]]) -> dict[Target, dict[Role, list[str]]]:
+    found: dict[Target, dict[Role, list[str]]] = {}
+    for stem, layer in layers.items():
+        target = find_flat_target(stem) or dotted_target(stem)
+        first = found.setdefault(target, layer)
+        if first is not layer:
+            for role, keys in layer.items():
+                first.setdefault(role, []).extend(keys)
+    return found
 
 
 def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
@@ -101,6 +126,8 @@ def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
 def _reason_to_ignore(key: str) -> str | None:
     if key.endswith(".position_ids"):
         return "a buffer of the text encoder, not trained"
+    if not key.startswith(("_aux.", "bundle_emb.")):
+        return None
     return next((reason for prefix, reason in _NO_DELTA if key.startswith(prefix)), None)
 
 
@@ -110,7 +137,7 @@ def _joined(layers: Mapping[Target, dict[Role, list[str]]]) -> dict[Target, dict
     denoiser = named.pop() if len(named) == 1 else DENOISER
     first_at: dict[tuple[str, str], Target] = {}
     joined: dict[Target, dict[Role, list[str]]] = {}
-    for target in sorted(layers, key=lambda target: (target.flat, target.component == DENOISER, target)):
+    for target in sorted(layers, key=_dotted_and_named_first):
         component = denoiser if target.component == DENOISER else target.component
         first = first_at.setdefault((component, target.path.replace(".", "_")), target)
         if not target.flat and target.path != first.path:
@@ -119,3 +146,7 @@ def _joined(layers: Mapping[Target, dict[Role, list[str]]]) -> dict[Target, dict
         for role, keys in layers[target].items():
             layer.setdefault(role, []).extend(keys)
     return joined
+
+
+def _dotted_and_named_first(target: Target) -> tuple[bool, bool, str, str]:
+    return (target.flat, target.component == DENOISER, target.component, target.path)

@@ -7,9 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorry.algebra import GloraDelta, LohaDelta, LokrDelta, LoraDelta
+from lorry.algebra import GloraDelta, LohaDelta, LokrDelta, LoraDelta, SparseDelta, VeraDelta
 from lorry.dialects._parts import Built, LayerParts
 from lorry.errors import FormatError
+
+SPARSE = frozenset({"bias_indices", "bias_values", "bias_size"})
+"""What LyCORIS calls a sparse difference of the weight."""
 
 
 def build_lora(parts: LayerParts) -> Built:
@@ -17,7 +20,37 @@ def build_lora(parts: LayerParts) -> Built:
     down, up, mid = parts.tensors["down"], parts.tensors["up"], parts.tensors.get("mid")
     kernel = down if mid is None else mid
     alpha = parts.alpha(down.shape[0], kernel.shape[2:].numel() > 1)
-    return Built(LoraDelta(down, up, mid, alpha.value, alpha.rank_stabilised), alpha.source)
+    delta = LoraDelta(down, up, mid, alpha.value, alpha.rank_stabilised)
+    return Built(_with_sparse(delta, parts) if SPARSE & parts.tensors.keys() else delta, alpha.source)
+
+
+def _with_sparse(delta: LoraDelta, parts: LayerParts) -> SparseDelta:
+    """Put the sparse difference of a LoRA that LyCORIS extracted beside it.
+
+    The indices are of 16 bits, which a wide layer's do not fit into: those come out negative.
+    """
+    if not parts.tensors.keys() >= SPARSE:
+        raise FormatError(f"a sparse difference has {', '.join(sorted(SPARSE))}, and one of them is missing.")
+    rows, columns = delta.shape[0], torch.Size(delta.shape[1:]).numel()
+    size = parts.tensors["bias_size"]
+    if not size.is_meta and [int(n) & 0xFFFF for n in size.flatten()] != [rows & 0xFFFF, columns & 0xFFFF]:
+        raise FormatError(f"a sparse difference of {size.tolist()} beside a LoRA of ({rows}, {columns}).")
+    indices = parts.tensors["bias_indices"].to(torch.long, copy=True)
+    return SparseDelta(delta, parts.tensors["bias_values"], indices)
+
+
+def build_vera(parts: LayerParts) -> Built:
+    """Build a VeRA, of a file that holds the matrices which its layers share.
+
+    Source: huggingface/peft, `tuners/vera/config.py` (`save_projection`).
+    """
+    a, b = parts.tensors.get("vera_A"), parts.tensors.get("vera_B")
+    if a is None or b is None:
+        raise FormatError(
+            "a VeRA whose file lacks the shared `vera_A` and `vera_B`, which only the trainer's random numbers could "
+            "make again. Save it with `save_projection=True`."
+        )
+    return Built(VeraDelta(parts.tensors["vera_lambda_b"], parts.tensors["vera_lambda_d"], a, b))
 
 
 def build_loha(parts: LayerParts) -> Built:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 
 from lorry.adapters import Adapter, Entry, Ignored
@@ -11,6 +14,7 @@ from lorry.dialects._layers import Layer, Sorted, sort_keys
 from lorry.dialects._metadata import find_rules
 from lorry.dialects._parts import LayerParts
 from lorry.dialects._rules import Rules
+from lorry.dialects._suffixes import SHARED
 from lorry.errors import FormatError
 from lorry.files import TensorFile
 from lorry.names import Target
@@ -33,10 +37,12 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
     found = sort_keys(file.tensors, file.source)
     rules = find_rules(file, any("alpha" in layer for layer in found.layers.values()))
     entries = []
-    for target, layer in sorted(found.layers.items()):
+    for target, layer in sorted(found.layers.items(), key=lambda item: _order(item[0])):
         entry = _entry(file, target, layer, rules, found)
         if entry is not None:
             entries.append(entry)
+    if any(not SHARED.isdisjoint(layer) for layer in found.layers.values()):
+        entries = _counted_once(entries)
     found.ignored.sort(key=lambda ignored: ignored.key)
     return Adapter(
         tuple(entries),
@@ -50,9 +56,9 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
 
 def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, found: Sorted) -> Entry | None:
     """Return a layer's entry, or None where it is not whole; what is not used goes into `found`."""
-    first = min(layer.items())[1][0]
+    first = next(iter(layer.values()))[0]
     try:
-        family = find_family(layer.keys())
+        family = find_family(frozenset(layer))
         if family is None:
             found.unknown.extend(key for keys in layer.values() for key in keys)
             return None
@@ -60,7 +66,7 @@ def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, found: 
         keys = {
             role: _one_of(file, spellings, found.ignored)
             for role, spellings in layer.items()
-            if family.takes(role)
+            if role in family.taken
         }
         _leave_out(layer, family, found)
         built = build(family, LayerParts(target, keys, {r: file.tensors[k] for r, k in keys.items()}, rules))
@@ -72,15 +78,17 @@ def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, found: 
 def _leave_out(layer: Layer, family: Family, found: Sorted) -> None:
     """Sort out a layer's tensors that its family has no use for."""
     for role, keys in layer.items():
-        if role in SCALE and not family.takes(role):
+        if role in SCALE and role not in family.taken:
             reason = f"an alpha, which means nothing in a layer of {family.name}"
             found.ignored.extend(Ignored(key, reason) for key in keys)
-        elif not family.takes(role):
+        elif role not in family.taken:
             found.unknown.extend(keys)
 
 
 def _one_of(file: TensorFile, keys: list[str], ignored: list[Ignored]) -> str:
     """Return the key to use of several that mean the same tensor, and put the others into `ignored`."""
+    if len(keys) == 1:
+        return keys[0]
     first, *others = keys
     for other in others:
         one, two = file.tensors[first], file.tensors[other]
@@ -96,3 +104,17 @@ def _one_of(file: TensorFile, keys: list[str], ignored: list[Ignored]) -> str:
             )
         ignored.append(Ignored(other, reason))
     return first
+
+
+def _counted_once(entries: Iterable[Entry]) -> list[Entry]:
+    """Leave a key that several entries share with the first of them."""
+    seen: set[str] = set()
+    counted = []
+    for entry in entries:
+        counted.append(replace(entry, keys=tuple(key for key in entry.keys if key not in seen)))
+        seen.update(entry.keys)
+    return counted
+
+
+def _order(target: Target) -> tuple[str, str, bool]:
+    return (target.component, target.path, target.flat)

@@ -17,8 +17,8 @@ from lorry.dialects._suffixes import Role
 from lorry.errors import FormatError
 from lorry.names import Target
 
-NUMBERS = frozenset({"alpha", "scale", "on_input", "scaled_oft"})
-"""The roles of single numbers, of any dtype; all others are of floating-point tensors."""
+NUMBERS = frozenset({"alpha", "scale", "on_input", "scaled_oft", "bias_indices", "bias_size"})
+"""The roles of single numbers and of indices, of any dtype; all others are of floating-point tensors."""
 
 
 @final

@@ -11,24 +11,69 @@ _PROCESSOR = re.compile(
 _UNET_LAYERS = {"to_out": "to_out.0"}
 _CLIP_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
+_XLABS = re.compile(
+    r"(?P<block>.*\b(?:double|single)_blocks\.\d+)\.processor\.(?P<layer>(?:qkv|proj)_lora[12]?)"
+    r"\.(?P<rest>down\.weight|up\.weight|alpha)"
+)
+_XLABS_LAYERS = {
+    "qkv_lora1": "img_attn.qkv",
+    "proj_lora1": "img_attn.proj",
+    "qkv_lora2": "txt_attn.qkv",
+    "proj_lora2": "txt_attn.proj",
+    "qkv_lora": "linear1.0-2",  # parts 0 to 2 of its rows: `linear1` has those of the MLP too
+    "proj_lora": "linear2",
+}
+"""Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`, the `…LoraProcessor` classes."""
+
+_RESPELT = (
+    (re.compile(r"\battention_blocks\.0\b"), "attn1"),  # AnimateDiff's motion modules
+    (re.compile(r"\battention_blocks\.1\b"), "attn2"),
+    (re.compile(r"\btemporal_transformer\."), ""),
+    (re.compile(r"\.to\.(?=[qkv]$)"), ".to_"),  # Z-Image files whose every underscore became a dot
+    (re.compile(r"^sformer_blocks\."), "transformer_blocks."),  # exports of Flux.2
+    (re.compile(r"^img_in\.proj$"), "img_in"),  # OMI
+)
+_SIGNS = ("attention_blocks.", "temporal_transformer.", ".to.", "sformer_blocks.", "img_in.proj")
+"""One of these is in every path that is spelt in another way."""
+
 
 def plain_key(key: str) -> str:
-    """Return a key of an old attention processor under the name of the layer it changes; other keys unchanged.
+    """Return a key of a processor's under the name of the layer it changes; other keys unchanged.
 
-    `….attn1.processor.to_out_lora.down.weight` becomes `….attn1.to_out.0.lora.down.weight`, and a text encoder's
-    `….self_attn.to_q_lora.up.weight` becomes `….self_attn.q_proj.lora.up.weight`.
+    `….attn1.processor.to_out_lora.down.weight` becomes `….attn1.to_out.0.lora.down.weight`, a text encoder's
+    `….self_attn.to_q_lora.up.weight` becomes `….self_attn.q_proj.lora.up.weight`, and XLabs'
+    `double_blocks.0.processor.qkv_lora1.down.weight` becomes `double_blocks.0.img_attn.qkv.lora.down.weight`.
 
     Source: huggingface/diffusers v0.19, `models/attention_processor.py` (`LoRAAttnProcessor`) and `loaders.py`.
     """
-    found = _PROCESSOR.fullmatch(key) if "_lora." in key else None
-    if found is None:
+    if "_lora" not in key:
         return key
-    attention, layer = found["attention"], found["layer"]
-    layers = _CLIP_LAYERS if attention.endswith("self_attn") else _UNET_LAYERS
-    suffix = found["rest"] if found["rest"] == "alpha" else f"lora.{found['rest']}"
-    return f"{attention}.{layers.get(layer, layer)}.{suffix}"
+    if (found := _XLABS.fullmatch(key)) is not None and found["layer"] in _XLABS_LAYERS:
+        return f"{found['block']}.{_XLABS_LAYERS[found['layer']]}.{_suffix(found['rest'])}"
+    if (found := _PROCESSOR.fullmatch(key)) is not None:
+        layers = _CLIP_LAYERS if found["attention"].endswith("self_attn") else _UNET_LAYERS
+        layer = layers.get(found["layer"], found["layer"])
+        return f"{found['attention']}.{layer}.{_suffix(found['rest'])}"
+    return key
+
+
+def plain_path(path: str) -> str:
+    """Return a module's path as its model has it, where a trainer's differs from it by a few words."""
+    if any(sign in path for sign in _SIGNS):
+        for pattern, plain in _RESPELT:
+            path = pattern.sub(plain, path)
+    return path
+
+
+def _suffix(rest: str) -> str:
+    return rest if rest == "alpha" else f"lora.{rest}"
 
 
 def is_processor_key(key: str) -> bool:
     """Whether a key names an old attention processor or its text encoder's twin."""
     return "_lora." in key and _PROCESSOR.fullmatch(key) is not None
+
+
+def is_xlabs_key(key: str) -> bool:
+    """Whether a key names a processor of XLabs' trainer."""
+    return ".processor." in key and _XLABS.fullmatch(key) is not None

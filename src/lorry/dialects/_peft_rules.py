@@ -12,7 +12,7 @@ from lorry.dialects._rules import Rules
 from lorry.errors import UnsupportedAdapterError
 from lorry.names import DENOISER, DENOISERS, Target
 
-APPLIED = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3")
+APPLIED = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA")
 """PEFT's types that lorry applies."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 """Initialisations of PEFT that take their start from the base weights, and change those too."""

@@ -18,6 +18,8 @@ class Refusal:
 
     pattern: re.Pattern[str]
     """Found at the start of a key of such a file."""
+    signs: tuple[str, ...]
+    """One of these is in every key that the pattern finds, and is looked for in all keys at once."""
     what: str
     """Completes "x.safetensors is …", with what to do."""
     holds_for: Callable[[int, int], bool] = lambda found, _: found > 0
@@ -29,33 +31,49 @@ def _all(found: int, count: int) -> bool:
 
 
 REFUSALS = (
-    Refusal(re.compile("lllite_"), "a ControlNet-LLLite, which is a control network and no LoRA"),
-    Refusal(re.compile(r"ip_adapter\.|image_proj\."), "an IP-Adapter. Load it with `load_ip_adapter`"),
     Refusal(
-        re.compile("lora_controlnet$"), "a Control-LoRA of Stability AI, which is a ControlNet and no LoRA"
+        re.compile("lllite_"), ("lllite_",), "a ControlNet-LLLite, which is a control network and no LoRA"
     ),
     Refusal(
-        re.compile(r"adapter\.(?:body|conv_in)\."), "a T2I-Adapter. Load it with `T2IAdapter.from_pretrained`"
+        re.compile(r"ip_adapter\.|image_proj\."),
+        ("ip_adapter.", "image_proj."),
+        "an IP-Adapter. Load it with `load_ip_adapter`",
+    ),
+    Refusal(
+        re.compile("lora_controlnet$"),
+        ("lora_controlnet",),
+        "a Control-LoRA of Stability AI, which is a ControlNet and no LoRA",
+    ),
+    Refusal(
+        re.compile(r"adapter\.(?:body|conv_in)\."),
+        ("adapter.",),
+        "a T2I-Adapter. Load it with `T2IAdapter.from_pretrained`",
     ),
     Refusal(
         re.compile(
             r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\."
             r"(?!.*lora).*\.(?:weight|bias)$"
         ),
+        ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders."),
         "a whole checkpoint. Load it with `from_single_file`",
     ),
-    Refusal(re.compile(r"(?:(?:de|en)coder\.(?:conv_in|mid|conv_out)|(?:post_)?quant_conv)\."), "a VAE"),
+    Refusal(
+        re.compile(r"(?:(?:de|en)coder\.(?:conv_in|mid|conv_out)|(?:post_)?quant_conv)\."),
+        ("coder.", "quant_conv."),
+        "a VAE",
+    ),
     Refusal(
         re.compile(r"string_to_param|emb_params$|<[^.]*>$|(?:clip_l|clip_g|t5)$"),
+        ("string_to_param", "emb_params", "<", "clip_l", "clip_g", "t5"),
         "a textual inversion embedding. Load it with `load_textual_inversion`",
         _all,
     ),
     Refusal(
         re.compile(r".*\.(?:mlp_fc\d|mlp_context_fc\d|qkv_proj)\.lora_(?:down|up)$"),
+        (".mlp_fc", ".mlp_context_fc", ".qkv_proj.lora_"),
         "a LoRA packed for Nunchaku's kernels. Ask its author for the original",
     ),
-    Refusal(re.compile(r".*\.processor\.(?:qkv|proj)_lora"), "a Flux LoRA of XLabs' trainer, not yet read"),
-    Refusal(re.compile("hypernet"), "a hypernetwork, which is no LoRA"),
+    Refusal(re.compile("hypernet"), ("hypernet",), "a hypernetwork, which is no LoRA"),
 )
 """Source: `shared/FORMATS.md` of the project's workplace, sections 2 and 11."""
 
@@ -64,7 +82,10 @@ def find_refusal(file: TensorFile) -> str | None:
     """Return what a file is, with its first keys, where it is something that lorry refuses; else None."""
     if not file.tensors:
         return None
+    keys = "\n".join(file.tensors)
     for refusal in REFUSALS:
+        if not any(sign in keys for sign in refusal.signs):
+            continue
         found = [key for key in file.tensors if refusal.pattern.match(key)]
         if found and refusal.holds_for(len(found), len(file.tensors)):
             return f"{refusal.what}. Its keys: {some((f'`{key}`' for key in sorted(found)), 3)}."

@@ -47,6 +47,9 @@ OTHERS: dict[str, Role] = {
     "boft_R": "boft_R",
     "boft_s": "boft_s",
     **{name: name for name in ("diff", "diff_b", "w_norm", "b_norm")},
+    **{name: name for name in ("bias_indices", "bias_values", "bias_size")},
+    **{name: name for name in ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")},
+    "hra_u": "hra_u",
 }
 """The suffixes of the other families. `weight` alone is LyCORIS's (IA)^3 where `on_input` stands beside it."""
 
@@ -56,18 +59,19 @@ ROLES: dict[str, Role] = {**LORA, **OTHERS}
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("oft_R", "oft_r"), "OFT of a PEFT before 0.16"),
     **dict.fromkeys(("lora_A.bias", "lora_down.bias"), "LoRA with a bias between its factors"),
-    **dict.fromkeys(("bias_indices", "bias_values", "bias_size"), "LyCORIS sparse difference"),
     **dict.fromkeys(("set_weight", "reshape_weight"), "replacement weights"),
     **dict.fromkeys(("query_norm.scale", "key_norm.scale"), "replacement norms (Flux control LoRA)"),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
-    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VeRA"),
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
-    "hra_u": "HRA",
 }
 """The suffixes of families that are recognised and not applied."""
 
-_LONGEST = 3
+SHARED = frozenset({"vera_A", "vera_B"})
+"""The roles of tensors that stand once in a file, for all of its layers."""
+KNOWN = ROLES.keys() | REFUSED.keys()
+_FIRST_WORDS = ("lora_", "oft_", "boft_", "hada_", "lokr_", "ia3_", "vera_", "hra_", "modules_to_save")
+"""How the suffixes begin into which PEFT puts an adapter's name."""
 
 
 class Ending(NamedTuple):
@@ -80,13 +84,16 @@ class Ending(NamedTuple):
 
 
 def split_suffix(key: str) -> Ending | None:
-    """Return a key's parts before and after the border of module path and suffix, or None where no suffix is known."""
-    parts = key.split(".")
-    for length in range(min(_LONGEST, len(parts) - 1), 0, -1):
-        suffix = ".".join(parts[-length:])
-        if suffix in ROLES or suffix in REFUSED:
-            return Ending(".".join(parts[:-length]), suffix, None)
-    return _named_adapter(parts)
+    """Return a key's parts before and after the border of module path and suffix, or None where no suffix is known.
+
+    The longest suffix that is known counts; none has more than three parts.
+    """
+    last = key.rfind(".")
+    middle = key.rfind(".", 0, max(last, 0))
+    for at in (key.rfind(".", 0, max(middle, 0)), middle, last):
+        if at > 0 and key[at + 1 :] in KNOWN:
+            return Ending(key[:at], key[at + 1 :], None)
+    return _named_adapter(key.split("."))
 
 
 def _named_adapter(parts: list[str]) -> Ending | None:
@@ -95,8 +102,6 @@ def _named_adapter(parts: list[str]) -> Ending | None:
         if at < 2:
             continue
         suffix = ".".join([parts[at - 1], *tail])
-        if parts[at - 1].startswith(("lora_", "oft_", "boft_", "hada_", "lokr_", "ia3_")) and (
-            suffix in ROLES or suffix in REFUSED
-        ):
+        if suffix in KNOWN and suffix.startswith(_FIRST_WORDS):
             return Ending(".".join(parts[: at - 1]), suffix, parts[at])
     return None

@@ -1,8 +1,8 @@
-"""Build the families that turn the base weight: OFT and BOFT, of LyCORIS, kohya, PEFT and OneTrainer."""
+"""Build the families that turn the base weight: OFT and BOFT, of LyCORIS, kohya, PEFT and OneTrainer; and HRA."""
 
 from __future__ import annotations
 
-from lorry.algebra import BoftDelta, OftDelta
+from lorry.algebra import BoftDelta, HraDelta, OftDelta
 from lorry.dialects._parts import Built, LayerParts
 
 NEUMANN_TERMS = 5
@@ -53,3 +53,11 @@ def build_butterfly(parts: LayerParts) -> Built:
     Source: huggingface/peft, `tuners/boft/layer.py`.
     """
     return Built(BoftDelta(parts.tensors["boft_R"], parts.tensors["boft_s"], on_input=True))
+
+
+def build_reflections(parts: LayerParts) -> Built:
+    """Build an HRA.
+
+    Source: huggingface/peft, `tuners/hra/layer.py`.
+    """
+    return Built(HraDelta(parts.tensors["hra_u"], bool(parts.option("apply_GS"))))

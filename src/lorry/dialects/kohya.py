@@ -38,7 +38,9 @@ class Kohya(Dialect):
     name: ClassVar[str] = "kohya"
     before: ClassVar[tuple[str, ...]] = (
         "peft",
+        "xlabs",
         "attention-processors",
+        "comfyui",
         "lora-layers",
         "dotted-kohya",
         "diffusers",

@@ -24,7 +24,14 @@ class Peft(Dialect):
     """PEFT's adapter folders."""
 
     name: ClassVar[str] = "peft"
-    before: ClassVar[tuple[str, ...]] = ("attention-processors", "lora-layers", "dotted-kohya", "diffusers")
+    before: ClassVar[tuple[str, ...]] = (
+        "xlabs",
+        "attention-processors",
+        "comfyui",
+        "lora-layers",
+        "dotted-kohya",
+        "diffusers",
+    )
 
     def claims(self, file: TensorFile) -> bool:
         return any("base_model.model." in key for key in file.tensors)

@@ -10,18 +10,22 @@ from lorry.dialects.attention_processors import AttentionProcessors
 from lorry.dialects.base import Dialect
 from lorry.dialects.cloneofsimo import Cloneofsimo
 from lorry.dialects.cloneofsimo_pt import CloneofsimoPt
+from lorry.dialects.comfyui import Comfyui
 from lorry.dialects.diffusers import Diffusers
 from lorry.dialects.dotted_kohya import DottedKohya
 from lorry.dialects.kohya import Kohya
 from lorry.dialects.lora_layers import LoraLayers
 from lorry.dialects.peft import Peft
+from lorry.dialects.xlabs import Xlabs
 from lorry.errors import FormatError, UnknownDialectError, UnsupportedAdapterError, did_you_mean, some
 from lorry.files import TensorFile
 
 DIALECTS: Sequence[Dialect] = (
     Kohya(),
     Peft(),
+    Xlabs(),
     AttentionProcessors(),
+    Comfyui(),
     LoraLayers(),
     DottedKohya(),
     Diffusers(),
@@ -42,7 +46,11 @@ def find_dialect(file: TensorFile) -> Dialect | None:
     """
     if not file.tensors or find_refusal(file):
         return None
-    claims = {dialect.name: dialect for dialect in DIALECTS if dialect.claims(file)}
+    claims: dict[str, Dialect] = {}
+    for dialect in DIALECTS:
+        beaten = any(dialect.name in claim.before for claim in claims.values())
+        if not beaten and dialect.claims(file):
+            claims[dialect.name] = dialect
     return choose_claim(claims, file.source)
 
 
@@ -82,10 +90,10 @@ def read_adapter(file: TensorFile) -> Adapter:
         UnknownDialectError: no dialect knows it.
         FormatError: it contradicts itself.
     """
-    refusal = find_refusal(file)
+    dialect = find_dialect(file)
+    refusal = find_refusal(file) if dialect is None else None
     if refusal:
         raise UnsupportedAdapterError(f"{file.source} is {refusal}")
-    dialect = find_dialect(file)
     if dialect is None:
         raise UnknownDialectError(_unknown(file))
     return dialect.read(file)

@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from torch import nn
 
 from lorry.errors import StateError, did_you_mean
-from lorry.names import DENOISERS, TEXT_ENCODERS
+from lorry.names import DENOISERS, OTHERS, TEXT_ENCODERS
 from lorry.patching import AdapterState, find_state
 
 
 def components_of(pipeline: object) -> dict[str, nn.Module | None]:
-    """Return the denoisers and text encoders of a pipeline by name; None for a place that is empty.
+    """Return the denoisers, text encoders and what stands between them of a pipeline by name; None for an empty place.
 
     A model that `torch.compile` has wrapped is looked into.
     """
     places = inspect.signature(type(pipeline).__init__).parameters.keys() | vars(pipeline).keys()
-    names = [name for name in (*DENOISERS, *TEXT_ENCODERS) if name in places]
+    names = [name for name in (*DENOISERS, *OTHERS, *TEXT_ENCODERS) if name in places]
     models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
     return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}
 
