@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lorry.algebra import Delta
 from lorry.errors import FuseError
 from lorry.patching.fusing import fused_parameter
-from lorry.patching.placement import PARAMETERS, check_plain
+from lorry.patching.layer_kinds import PARAMETERS, check_plain
 from lorry.patching.undo import Undo
 
 Originals = Literal["device", "cpu", "none"]

@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta
-from lorry.binding import weight_shape
-from lorry.errors import FuseError, StateError
-
-PARAMETERS = ("weight", "bias")
-"""The parameters of a module that a delta can be for."""
-COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from lorry.errors import StateError
+from lorry.patching.layer_kinds import COMPUTE_DTYPES
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -26,29 +22,6 @@ def weight_of(module: nn.Module) -> nn.Parameter:
     if weight is None:
         raise StateError(f"A {type(module).__name__} without a weight cannot carry an adapter.")
     return weight
-
-
-def check_plain(path: str, module: nn.Module, key: str) -> nn.Parameter:
-    """Return a parameter that a delta can be added to without loss.
-
-    Raises:
-        FuseError: it is not there, quantized, packed, offloaded, or a tensor subclass.
-    """
-    parameter = module._parameters.get(key)
-    if parameter is None:
-        raise FuseError(f"`{path}` has no {key} to fuse into. Leave the adapter unfused: that works here.")
-    if parameter.device.type == "meta":
-        raise FuseError(
-            f"`{path}` is offloaded: its {key} is not here. Fuse before offloading, or stay unfused."
-        )
-    packed = key == "weight" and parameter.shape != weight_shape(module)
-    if type(parameter.data) is not Tensor or packed or parameter.dtype not in COMPUTE_DTYPES:
-        raise FuseError(
-            f"`{path}` ({type(module).__name__}) holds its {key} as {type(parameter.data).__name__} of "
-            f"{parameter.dtype}, into which nothing can be fused without loss. Leave the adapter unfused: a low-rank "
-            "one works here."
-        )
-    return parameter
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ the joined rank:
 from __future__ import annotations
 
 import functools
+from abc import ABCMeta
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorry.patching.layer_kinds import computes_from_packed
 from lorry.patching.placement import layer_hooks
 
 BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lorry_weight", "lorry_bias")
@@ -114,6 +116,18 @@ class LinearSidePath(SidePath):
         return out + functional.linear(hidden, up).to(out.dtype)
 
 
+class PackedLinearSidePath(LinearSidePath):
+    """For linear layers that compute from packed bits, and cannot from a plain copy put in their weight's place."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        weight, bias = self._buffers["lorry_weight"], self.bias
+        if weight is None:
+            return super().forward(input, *args, **kwargs)
+        bias = None if bias is None else bias.to(weight.dtype)
+        out = functional.linear(input.to(weight.dtype), weight, bias).to(input.dtype)
+        return self._with_side_output(input, out)
+
+
 class Conv2dSidePath(SidePath):
     """For `nn.Conv2d` and its subclasses; stride, padding, dilation and groups are the module's own."""
 
@@ -141,7 +155,7 @@ def trained_names(adapter: str) -> tuple[str, str, str]:
 def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
     """Return the subclass of a module's class that adds the side path; only copies, where no low-rank one is known."""
     if issubclass(cls, nn.Linear):
-        return _subclass(cls, LinearSidePath)
+        return _subclass(cls, PackedLinearSidePath if computes_from_packed(cls) else LinearSidePath)
     return _subclass(cls, Conv2dSidePath if issubclass(cls, nn.Conv2d) else SidePath)
 
 
@@ -153,7 +167,24 @@ def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]
         "__doc__": cls.__doc__,
         "lorry_class": cls,
     }
+    if issubclass(type(cls), ABCMeta):
+        return _AheadOfItsLayer(cls.__name__, (cls, side_path), names)
     return type(cls.__name__, (side_path, cls), names)
+
+
+class _AheadOfItsLayer(ABCMeta):
+    """Makes classes of (layer, side path) in which the side path is asked first.
+
+    Python lets an object change to a class whose first base is laid out as its own. `ABC` (quanto's layers are of it)
+    and `nn.Module` are laid out unlike, so there the layer has to be the first base.
+    """
+
+    def mro(cls) -> list[type]:
+        if "lorry_class" not in vars(cls):
+            return super().mro()
+        layer, side_path = cls.__bases__
+        first = [one for one in side_path.__mro__ if one not in layer.__mro__]
+        return [cls, *first, *layer.__mro__]
 
 
 def _revived(cls: type[nn.Module]) -> nn.Module:

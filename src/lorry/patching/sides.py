@@ -15,7 +15,8 @@ from lorry.errors import StateError
 from lorry.patching.classes import change_class, forget_tensors
 from lorry.patching.fused import FusedWeights
 from lorry.patching.fusing import fused_parameter
-from lorry.patching.placement import PARAMETERS, check_plain
+from lorry.patching.layer_kinds import PARAMETERS, plain_parameter
+from lorry.patching.placement import module_device, module_dtype
 from lorry.patching.resident import Resident
 from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath, side_path_class, trained_names
 from lorry.patching.strength import Strength
@@ -229,11 +230,13 @@ def _copy(
     path: str, module: SidePath, key: str, parts: Sequence[tuple[Delta, float]], weights: FusedWeights
 ) -> Tensor:
     """Make a parameter as it is with deltas added, for families that have no cheaper side path."""
+    dtype = module_dtype(module)
     if key == "bias" and module._parameters.get("bias") is None:
-        weight = check_plain(path, module, "weight")
-        return fused_parameter(weight.new_zeros(weight.shape[0]), parts)
-    parameter = check_plain(path, module, key)
-    return fused_parameter(parameter.data, parts, weights.original(f"{path}.{key}", parameter.data))
+        return fused_parameter(
+            torch.zeros(parts[0][0].shape, dtype=dtype, device=module_device(module)), parts
+        )
+    plain = plain_parameter(path, module, key)
+    return fused_parameter(plain.to(dtype), parts, weights.original(f"{path}.{key}", plain))
 
 
 def _join(pairs: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
