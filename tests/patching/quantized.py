@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+INT4: Any = vars(torch)["int4"]
+"""Not in torch's type stubs."""
 OUT, IN = 64, 256
 """32 rows are what bitsandbytes packs together on some CPUs; 256 numbers are a block of the K-quants of GGUF."""
 
@@ -112,8 +114,9 @@ def gguf(name: str) -> Callable[[torch.dtype], nn.Module]:
         from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
         from gguf import GGMLQuantizationType
 
+        parameter: Any = GGUFParameter
         layer = GGUFLinear(IN, OUT, bias=True, compute_dtype=dtype)
-        layer.weight = GGUFParameter(data, quant_type=GGMLQuantizationType[name])
+        layer.weight = parameter(data, quant_type=GGMLQuantizationType[name])
         layer.bias = linear().bias
         return layer
 
@@ -133,7 +136,7 @@ LAYERS: dict[str, Callable[[torch.dtype], nn.Module]] = {
     "bitsandbytes FP4": lambda dtype: bitsandbytes_4(dtype, "fp4"),
     "bitsandbytes int8": bitsandbytes_8,
     "torchao int8": torchao(lambda q: q.Int8WeightOnlyConfig(version=2)),
-    "torchao int4": torchao(lambda q: q.IntxWeightOnlyConfig(torch.int4)),
+    "torchao int4": torchao(lambda q: q.IntxWeightOnlyConfig(INT4)),
     "torchao float8": torchao(lambda q: q.Float8WeightOnlyConfig()),
     "torchao int8 activations": torchao(lambda q: q.Int8DynamicActivationInt8WeightConfig()),
     "quanto int8": quanto("qint8"),

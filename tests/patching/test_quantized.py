@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Of the largest number of the output: a few roundings of the dtype that the layer computes in."""
 
 
-def model_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def model_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(LAYERS[kind](dtype)).eval()
 
 
@@ -148,9 +148,8 @@ def test_several_adapters_cost_their_total_rank() -> None:
     model = model_of("bitsandbytes NF4")
     put(model, "a", 0.5, deltas=lora(0, 3))
     put(model, "b", 0.25, deltas=lora(1, 5))
-    layer = model[0]
-    assert layer.lorry_down.shape == (8, IN)
-    assert layer.lorry_up.shape == (OUT, 8)
+    assert model[0].get_buffer("lorry_down").shape == (8, IN)
+    assert model[0].get_buffer("lorry_up").shape == (OUT, 8)
     state = find_state(model)
     assert state is not None
     factors = 4 * 8 * (IN + OUT)

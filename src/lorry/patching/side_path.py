@@ -168,7 +168,7 @@ def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]
         "lorry_class": cls,
     }
     if issubclass(type(cls), ABCMeta):
-        return _AheadOfItsLayer(cls.__name__, (cls, side_path), names)
+        return cast("type[SidePath]", _AheadOfItsLayer(cls.__name__, (cls, side_path), names))
     return type(cls.__name__, (side_path, cls), names)
 
 
