@@ -49,8 +49,8 @@ def test_no_original_name_is_also_another_modules_own_path(name: str) -> None:
     index = index_of(name)
     for original, path in sgm_names(index.modules).items():
         assert index.modules.get(original) in (None, index.modules[path]), original
-        assert index.find(Target("unet", original)) == path
-        assert index.find(Target("unet", original.replace(".", "_"), flat=True)) == path
+        assert index.find_path(Target("unet", original)) == path
+        assert index.find_path(Target("unet", original.replace(".", "_"), flat=True)) == path
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -129,13 +129,13 @@ KNOWN = {
 )
 def test_known_original_names_mean_what_the_format_notes_say(name: str, original: str, path: str) -> None:
     assert path in index_of(name).modules
-    assert index_of(name).find(Target("unet", original)) == path
-    assert index_of(name).find(Target("unet", original.replace(".", "_"), flat=True)) == path
+    assert index_of(name).find_path(Target("unet", original)) == path
+    assert index_of(name).find_path(Target("unet", original.replace(".", "_"), flat=True)) == path
 
 
 def test_an_original_name_past_the_end_of_the_model_means_nothing() -> None:
-    assert index_of("sdxl").find(Target("unet", "output_blocks.9.0.in_layers.2")) is None
-    assert index_of("sdxl").find(Target("unet", "input_blocks_10_0_in_layers_2", flat=True)) is None
+    assert index_of("sdxl").find_path(Target("unet", "output_blocks.9.0.in_layers.2")) is None
+    assert index_of("sdxl").find_path(Target("unet", "input_blocks_10_0_in_layers_2", flat=True)) is None
 
 
 def test_models_that_are_no_unets_have_no_original_names() -> None:
@@ -149,15 +149,15 @@ def test_models_that_are_no_unets_have_no_original_names() -> None:
 def test_every_module_of_a_unet_is_found_by_its_own_and_by_its_flattened_path() -> None:
     index = ModuleIndex(tiny_unet())
     for path in index.modules:
-        assert index.find(Target("unet", path)) == path
-        assert index.find(Target("unet", path.replace(".", "_"), flat=True)) == path
+        assert index.find_path(Target("unet", path)) == path
+        assert index.find_path(Target("unet", path.replace(".", "_"), flat=True)) == path
 
 
 def test_a_dotted_name_is_not_read_as_a_flattened_one_nor_the_reverse() -> None:
     index = ModuleIndex(tiny_unet())
-    assert index.find(Target("unet", "conv_in.weight")) is None
-    assert index.find(Target("unet", "mid_block_resnets_0_conv1")) is None
-    assert index.find(Target("unet", "mid_block.resnets.0.conv1", flat=True)) is None
+    assert index.find_path(Target("unet", "conv_in.weight")) is None
+    assert index.find_path(Target("unet", "mid_block_resnets_0_conv1")) is None
+    assert index.find_path(Target("unet", "mid_block.resnets.0.conv1", flat=True)) is None
 
 
 class Encoder(nn.Module):
@@ -184,15 +184,15 @@ def test_a_level_at_the_root_of_a_text_encoder_may_be_there_or_not(
     name = f"{says}encoder.fc1"
     path = f"{has}.encoder.fc1" if has else "encoder.fc1"
     target = Target("text_encoder", name.replace(".", "_") if flat else name, flat)
-    assert ModuleIndex(Encoder(has)).find(target) == path
+    assert ModuleIndex(Encoder(has)).find_path(target) == path
 
 
 def test_the_text_encoder_of_the_installed_transformers_is_found_with_and_without_its_level() -> None:
     index = ModuleIndex(tiny_text_encoder())
     for name in ("encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.self_attn.q_proj"):
-        found = index.find(Target("text_encoder", name))
+        found = index.find_path(Target("text_encoder", name))
         assert found is not None
-        assert found == index.find(Target("text_encoder", name.replace(".", "_"), flat=True))
+        assert found == index.find_path(Target("text_encoder", name.replace(".", "_"), flat=True))
         assert isinstance(index.modules[found], nn.Linear)
 
 
@@ -203,17 +203,17 @@ def test_a_flattened_name_of_two_modules_is_refused_with_both_paths() -> None:
     model.a.b = nn.Linear(2, 2)
     index = ModuleIndex(model)
     with pytest.raises(UnknownTargetError, match=r"`a_b` can mean a\.b or a_b: .* ambiguous"):
-        index.find(Target("unet", "a_b", flat=True))
-    assert index.find(Target("unet", "a.b")) == "a.b"
-    assert index.find(Target("unet", "a_b")) == "a_b"
+        index.find_path(Target("unet", "a_b", flat=True))
+    assert index.find_path(Target("unet", "a.b")) == "a.b"
+    assert index.find_path(Target("unet", "a_b")) == "a_b"
 
 
 def test_a_models_own_name_goes_before_an_original_one() -> None:
     model = tiny_unet()
     model.add_module("time_embed", nn.ModuleList([nn.Linear(2, 2)]))
     index = ModuleIndex(model)
-    assert index.find(Target("unet", "time_embed.0")) == "time_embed.0"
-    assert index.find(Target("unet", "time_embed_0", flat=True)) == "time_embed.0"
+    assert index.find_path(Target("unet", "time_embed.0")) == "time_embed.0"
+    assert index.find_path(Target("unet", "time_embed_0", flat=True)) == "time_embed.0"
 
 
 def test_a_model_that_peft_has_wrapped_is_refused() -> None:

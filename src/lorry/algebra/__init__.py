@@ -1,5 +1,7 @@
 """A delta from its parts: one family a file, each with its formula once."""
 
+from lorry.algebra._rows import RowsDelta, cut_rows
+from lorry.algebra._shapes import Span, Spans
 from lorry.algebra.base import Delta, LowRank
 from lorry.algebra.boft import BoftDelta
 from lorry.algebra.dora import DoraDelta
@@ -12,7 +14,9 @@ from lorry.algebra.lokr import LokrDelta
 from lorry.algebra.lora import LoraDelta
 from lorry.algebra.oft import OftDelta
 from lorry.algebra.parts import PartsDelta
+from lorry.algebra.replacing import ReplaceDelta
 from lorry.algebra.sparse import SparseDelta
+from lorry.algebra.stacked import StackedDelta
 from lorry.algebra.vera import VeraDelta
 
 __all__ = [
@@ -31,4 +35,10 @@ __all__ = [
     "PartsDelta",
     "SparseDelta",
     "VeraDelta",
+    "ReplaceDelta",
+    "RowsDelta",
+    "Span",
+    "Spans",
+    "StackedDelta",
+    "cut_rows",
 ]

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lorry.errors import FormatError, ShapeMismatchError
 
 UNKNOWN = -1
 """An axis that a delta's own tensors do not tell, until the delta is fitted to its weight."""
+
+
+Span = tuple[int, int]
+"""Rows of a weight: the first, and one past the last."""
+Spans = tuple[Span, ...]
+
+
+def take_rows(tensor: Tensor, spans: Spans) -> Tensor:
+    """Return the rows of a tensor that lie in `spans`, in that order; one span alone shares the tensor's memory."""
+    pieces = [tensor[first:last] for first, last in spans]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def with_more_channels(tensor: Tensor, channels: int) -> Tensor:
+    """Return a tensor with zeros appended along its second axis, up to `channels`."""
+    more = tensor.new_zeros(tensor.shape[0], channels - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, more], dim=1)
+
+
+def count_rows(spans: Spans) -> int:
+    """Return how many rows `spans` hold."""
+    return sum(last - first for first, last in spans)
+
+
+def blocks_of(spans: Spans, size: int) -> Spans | None:
+    """Return the blocks of `size` rows that make up `spans`, or None where a border lies within a block."""
+    if any(row % size for span in spans for row in span):
+        return None
+    return tuple((first // size, last // size) for first, last in spans)
 
 
 def present(**tensors: Tensor | None) -> dict[str, Tensor]:

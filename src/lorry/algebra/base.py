@@ -9,6 +9,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor, dtype, float32
 
+from lorry.algebra._shapes import Spans
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRank:
@@ -36,6 +38,8 @@ class Delta(ABC):
     """
 
     family: ClassVar[str]
+    needs_base: ClassVar[bool] = False
+    """Whether `weight` needs the base weight."""
 
     @property
     @abstractmethod
@@ -95,6 +99,18 @@ class Delta(ABC):
     @abstractmethod
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where that differs by trailing 1x1 axes only; else None."""
+
+    def rows(self, spans: Spans) -> Delta | None:
+        """The delta of some rows of the weight, exactly, or None where the family's parts do not tell rows apart.
+
+        Args:
+            spans: of rows, as (first, one past the last); the result has them in that order.
+        """
+        return None
+
+    def padded(self, shape: tuple[int, ...]) -> Self | None:
+        """The same delta for a weight of more input channels, the new ones untouched; None where that is not known."""
+        return None
 
     def part(self, parameter: str) -> Delta | None:
         """The delta of one of the module's parameters, "weight" or "bias"; None for one that it leaves alone."""

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._rotations import at_most, cayley_step, rescaled, turned
-from lorry.algebra._shapes import UNKNOWN, columns, needed, no_meaning, present, trimmed
+from lorry.algebra._shapes import (
+    UNKNOWN,
+    Spans,
+    columns,
+    count_rows,
+    needed,
+    no_meaning,
+    present,
+    take_rows,
+    trimmed,
+)
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -42,6 +52,7 @@ class BoftDelta(Delta):
     """The shape of the weight, of which the blocks tell one side."""
 
     family: ClassVar[str] = "BOFT"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = None
@@ -144,3 +155,11 @@ class BoftDelta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self | None:
+        """The same for some rows; None on the output side, where the stages mix all rows."""
+        if not self.on_input or self.constraint is not None:
+            return None
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        rescale = None if self.rescale is None else take_rows(self.rescale.flatten(), spans)
+        return replace(self, rescale=rescale, target_shape=shape)

@@ -9,7 +9,8 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import UNKNOWN, needed, no_meaning
+from lorry.algebra._rows import cut_rows
+from lorry.algebra._shapes import UNKNOWN, Spans, needed, no_meaning, take_rows
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -34,6 +35,7 @@ class DoraDelta(Delta):
     on_input: bool = False
 
     family: ClassVar[str] = "DoRA"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         size = self.inner.shape[self.on_input]
@@ -104,3 +106,10 @@ class DoraDelta(Delta):
         if inner is None or shape[self.on_input] != self.magnitude.numel():
             return None
         return self if inner is self.inner else replace(self, inner=inner)
+
+    def rows(self, spans: Spans) -> Self | None:
+        """The same for some rows; None with `on_input`, where the norm of a column is over all rows."""
+        if self.on_input:
+            return None
+        magnitude = take_rows(self.magnitude.flatten(), spans)
+        return replace(self, inner=cut_rows(self.inner, spans), magnitude=magnitude)

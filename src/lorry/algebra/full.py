@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import trimmed
+from lorry.algebra._shapes import Spans, take_rows, trimmed, with_more_channels
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -59,3 +59,12 @@ class FullDelta(Delta):
         if self.shape == shape:
             return self
         return replace(self, diff=self.diff.reshape(shape)) if trimmed(self.shape) == trimmed(shape) else None
+
+    def rows(self, spans: Spans) -> Self:
+        return replace(self, diff=take_rows(self.diff, spans))
+
+    def padded(self, shape: tuple[int, ...]) -> Self | None:
+        own = self.shape
+        if own[:1] + own[2:] != shape[:1] + shape[2:] or len(own) < 2 or own[1] > shape[1]:
+            return None
+        return replace(self, diff=with_more_channels(self.diff, shape[1]))

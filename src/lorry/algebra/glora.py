@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import needed, no_meaning, trimmed
+from lorry.algebra._shapes import Spans, needed, no_meaning, take_rows, trimmed
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -38,6 +38,7 @@ class GloraDelta(Delta):
     rank_stabilised: bool = False
 
     family: ClassVar[str] = "GLoRA"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = _problem(*self._roles())
@@ -104,6 +105,10 @@ class GloraDelta(Delta):
             return None
         name, down = ("b1", self.b1) if self.old_layout else ("b2", self.b2)
         return replace(self, **{name: down.reshape(self.rank, *shape[1:])})
+
+    def rows(self, spans: Spans) -> Self:
+        name, up = ("b2", self.b2) if self.old_layout else ("b1", self.b1)
+        return replace(self, **{name: take_rows(up, spans)})
 
 
 def _in_roles(

@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import UNKNOWN, columns, needed, no_meaning, trimmed
+from lorry.algebra._shapes import UNKNOWN, Spans, columns, count_rows, needed, no_meaning, trimmed
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -33,6 +33,7 @@ class HraDelta(Delta):
     """The shape of the weight, of which `u` tells the columns."""
 
     family: ClassVar[str] = "HRA"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = None
@@ -101,3 +102,7 @@ class HraDelta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self:
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        return replace(self, target_shape=shape)

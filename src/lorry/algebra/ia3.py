@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import UNKNOWN, needed, no_meaning, trimmed
+from lorry.algebra._shapes import UNKNOWN, Spans, count_rows, needed, no_meaning, take_rows, trimmed
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -34,6 +34,7 @@ class Ia3Delta(Delta):
     """The shape of the weight, of which the vector tells one axis."""
 
     family: ClassVar[str] = "(IA)^3"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = None
@@ -97,3 +98,8 @@ class Ia3Delta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self:
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        vector = self.vector if self.on_input else take_rows(self.vector.flatten(), spans)
+        return replace(self, vector=vector, target_shape=shape)

@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import columns, no_meaning, present, trimmed
+from lorry.algebra._shapes import Spans, columns, count_rows, no_meaning, present, take_rows, trimmed
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -113,6 +113,13 @@ class LohaDelta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self:
+        def cut(factor: Tensor) -> Tensor:
+            return take_rows(factor, spans) if self.t1 is None else take_rows(factor.mT, spans).mT
+
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        return replace(self, w1_a=cut(self.w1_a), w2_a=cut(self.w2_a), target_shape=shape)
 
 
 def _half(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[int, ...] | None:

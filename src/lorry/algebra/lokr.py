@@ -9,7 +9,16 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import columns, no_meaning, present, trimmed
+from lorry.algebra._shapes import (
+    Spans,
+    blocks_of,
+    columns,
+    count_rows,
+    no_meaning,
+    present,
+    take_rows,
+    trimmed,
+)
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -129,6 +138,17 @@ class LokrDelta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self | None:
+        """The same for some rows, by those of `w1`; None where a border lies within a block of `w2`."""
+        blocks = blocks_of(spans, self._shapes[1][0])
+        if blocks is None:
+            return None
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        cut = {
+            name: take_rows(factor, blocks) for name, factor in present(w1=self.w1, w1_a=self.w1_a).items()
+        }
+        return replace(self, **cut, target_shape=shape)
 
 
 def _shape(

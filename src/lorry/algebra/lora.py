@@ -9,6 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from lorry.algebra._shapes import Spans, take_rows, with_more_channels
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import FormatError
 
@@ -106,3 +107,11 @@ class LoraDelta(Delta):
         if any(size != 1 for size in kernel):
             return None
         return replace(self, down=self.down.reshape(self.rank, *shape[1:]), up=self.up.flatten(1))
+
+    def rows(self, spans: Spans) -> Self:
+        return replace(self, up=take_rows(self.up, spans))
+
+    def padded(self, shape: tuple[int, ...]) -> Self | None:
+        if self.shape[:1] + self.shape[2:] != shape[:1] + shape[2:] or self.shape[1] > shape[1]:
+            return None
+        return replace(self, down=with_more_channels(self.down, shape[1]))

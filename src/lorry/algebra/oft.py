@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._rotations import at_most, cayley_step, neumann_step, rescaled, skew_of, turned
-from lorry.algebra._shapes import UNKNOWN, columns, needed, no_meaning, present, trimmed
+from lorry.algebra._shapes import (
+    UNKNOWN,
+    Spans,
+    blocks_of,
+    columns,
+    count_rows,
+    needed,
+    no_meaning,
+    present,
+    take_rows,
+    trimmed,
+)
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -54,6 +65,7 @@ class OftDelta(Delta):
     """The shape of the weight, of which the blocks tell one side."""
 
     family: ClassVar[str] = "OFT"
+    needs_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = None
@@ -156,3 +168,13 @@ class OftDelta(Delta):
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+
+    def rows(self, spans: Spans) -> Self | None:
+        """The same for some rows; None where a block turns rows of two layers, or a limit counts all rows."""
+        blocks = None if self.on_input else blocks_of(spans, self._size)
+        if (blocks is None and not self.on_input) or (self.constraint, self.block_norm) != (None, None):
+            return None
+        shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
+        turning = self.blocks if blocks is None else take_rows(self.blocks, blocks)
+        rescale = None if self.rescale is None else take_rows(self.rescale.flatten(), spans)
+        return replace(self, blocks=turning, rescale=rescale, target_shape=shape)

@@ -9,6 +9,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lorry.algebra._rows import cut_rows
+from lorry.algebra._shapes import Spans
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import FormatError
 
@@ -84,3 +86,16 @@ class PartsDelta(Delta):
         if shape[0] != self.on_bias.shape[0] or (on_weight is None) != (self.on_weight is None):
             return None
         return replace(self, on_weight=on_weight)
+
+    @property
+    def needs_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether either of its deltas does."""
+        return any(delta.needs_base for delta in (self.on_weight, self.on_bias) if delta is not None)
+
+    def rows(self, spans: Spans) -> Self:
+        on_weight = None if self.on_weight is None else cut_rows(self.on_weight, spans)
+        return replace(self, on_weight=on_weight, on_bias=cut_rows(self.on_bias, spans))
+
+    def padded(self, shape: tuple[int, ...]) -> Self | None:
+        on_weight = None if self.on_weight is None else self.on_weight.padded(shape)
+        return None if on_weight is None else replace(self, on_weight=on_weight)

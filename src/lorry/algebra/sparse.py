@@ -47,6 +47,11 @@ class SparseDelta(Delta):
         return bool(((self.indices >= 0) & (self.indices < size)).all())
 
     @property
+    def needs_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the inner delta does."""
+        return self.inner.needs_base
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.inner.shape
 

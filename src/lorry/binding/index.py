@@ -9,6 +9,9 @@ from typing import final
 from torch import nn
 
 from lorry.binding.original_names import sgm_names
+from lorry.binding.places import Place, places_of, where_fused
+from lorry.binding.tables import Names, Piece, original_names
+from lorry.binding.targets import weight_shape
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 
@@ -18,7 +21,7 @@ ROOT_LEVELS = ("text_model.", "model.")
 
 @final
 class ModuleIndex:
-    """Finds the module that a `Target` means, by its path in the model."""
+    """Finds where the rows of a `Target` land in a model."""
 
     def __init__(self, model: nn.Module) -> None:
         """Index every named module of `model`.
@@ -26,6 +29,7 @@ class ModuleIndex:
         Raises:
             StateError: PEFT has put its wrappers into the model, so that its paths are no longer its own.
         """
+        self.model = model
         self.modules = {path: module for path, module in model.named_modules() if path}
         if any(path.endswith(".base_layer") for path in self.modules):
             raise StateError(
@@ -34,47 +38,87 @@ class ModuleIndex:
             )
 
     @cached_property
-    def _flat(self) -> dict[str, set[str]]:
-        return _flattened((path, path) for path in self.modules)
+    def _fuses(self) -> bool:
+        return any(path.endswith((".to_qkv", ".to_kv")) for path in self.modules)
 
     @cached_property
-    def _original(self) -> dict[str, str]:
-        return sgm_names(self.modules)
+    def _original(self) -> Names:
+        names = original_names(self.model, self.modules)
+        return names or {name: (Piece(path),) for name, path in sgm_names(self.modules).items()}
+
+    @cached_property
+    def _flat(self) -> dict[str, set[str]]:
+        return _flattened(self.modules)
 
     @cached_property
     def _flat_original(self) -> dict[str, set[str]]:
-        return _flattened(self._original.items())
+        return _flattened(self._original)
 
-    def find(self, target: Target) -> str | None:
-        """Return the path of the module that `target` names, or None where the model has no such module.
+    def find(self, target: Target) -> tuple[Place, ...] | None:
+        """Return where the rows of `target` land, or None where the model has no such module.
 
         Raises:
             UnknownTargetError: a flattened name means two modules of this model.
         """
-        if target.flat:
-            return self._find_flat(target.path)
-        for path in _with_and_without_root(target.path, "."):
-            if path in self.modules:
-                return path
-        return self._original.get(target.path)
+        pieces = self._find_flat(target.path) if target.flat else self._find_dotted(target.path)
+        if pieces is None:
+            return None
+        places = places_of(pieces, self.modules)
+        return tuple(where_fused(place, self.modules) for place in places) if self._fuses else places
 
-    def _find_flat(self, name: str) -> str | None:
+    def find_path(self, target: Target) -> str | None:
+        """Return the path of the one module that `target` names whole, or None."""
+        places = self.find(target)
+        return places[0].path if places and len(places) == 1 and places[0] == Place(places[0].path) else None
+
+    def _find_dotted(self, path: str) -> tuple[Piece, ...] | None:
+        own = next(
+            (spelling for spelling in _with_and_without_root(path, ".") if spelling in self.modules), None
+        )
+        if own is not None and self._carries(own):
+            return (Piece(own),)
+        return self._original.get(path) or ((Piece(own),) if own else self._find_part(path))
+
+    def _carries(self, path: str) -> bool:
+        """Whether a delta can be put on a module. A name of one that cannot may be an original name of another.
+
+        Wan's original `norm3` is the model's `norm2`, and its own `norm3` has no weight.
+        """
+        return weight_shape(self.modules[path]) is not None
+
+    def _find_part(self, path: str) -> tuple[Piece, ...] | None:
+        """Find one part of a fused module, which OneTrainer names by its number: `img_attn.qkv.0`."""
+        whole, _, number = path.rpartition(".")
+        pieces = self._original.get(whole, ())
+        is_part = len(pieces) > 1 and number.isdecimal() and int(number) < len(pieces)
+        return (pieces[int(number)],) if is_part else None
+
+    def _find_flat(self, name: str) -> tuple[Piece, ...] | None:
         for spelling in _with_and_without_root(name, "_"):
-            candidates = self._flat.get(spelling) or self._flat_original.get(spelling)
-            if candidates and len(candidates) > 1:
-                raise UnknownTargetError(
-                    f"`{name}` can mean {' or '.join(sorted(candidates))}: the flattened name is ambiguous in this "
-                    "model. Convert the file to dotted names (diffusers) and load that."
-                )
-            if candidates:
-                return next(iter(candidates))
+            own = _only(name, self._flat.get(spelling))
+            if own is not None and self._carries(own):
+                return (Piece(own),)
+            original = _only(name, self._flat_original.get(spelling))
+            if original is not None:
+                return self._original[original]
+            if own is not None:
+                return (Piece(own),)
         return None
 
 
-def _flattened(names: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+def _only(name: str, candidates: set[str] | None) -> str | None:
+    if candidates and len(candidates) > 1:
+        raise UnknownTargetError(
+            f"`{name}` can mean {' or '.join(sorted(candidates))}: the flattened name is ambiguous in this "
+            "model. Convert the file to dotted names (diffusers) and load that."
+        )
+    return next(iter(candidates)) if candidates else None
+
+
+def _flattened(names: Iterable[str]) -> dict[str, set[str]]:
     flat: dict[str, set[str]] = {}
-    for name, path in names:
-        flat.setdefault(name.replace(".", "_"), set()).add(path)
+    for name in names:
+        flat.setdefault(name.replace(".", "_"), set()).add(name)
     return flat
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry, Ignored
-from lorry.algebra import Delta
+from lorry.algebra import Delta, Span
 from lorry.binding.index import ModuleIndex
+from lorry.binding.places import Place, placed_delta, stack
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch
 from lorry.binding.targets import weight_shape
-from lorry.errors import NothingAppliedError, ShapeMismatchError, UnknownTargetError, did_you_mean, some
+from lorry.errors import (
+    NothingAppliedError,
+    ShapeMismatchError,
+    UnknownTargetError,
+    UnsupportedAdapterError,
+    did_you_mean,
+    some,
+)
 from lorry.names import DENOISER, DENOISERS
 
 
@@ -59,9 +67,16 @@ def bind(adapter: Adapter, models: Mapping[str, nn.Module | None], *, strict: bo
         _refuse_leftovers(report, draft, adapter)
     if not report.applied:
         raise NothingAppliedError(f"Nothing of {adapter.source} can be applied to this pipeline.\n{report}")
-    return Plan(
-        {name: {p: e.delta for p, e in placed.items()} for name, placed in draft.placed.items()}, report
-    )
+    return Plan(draft.deltas(), report)
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Placed:
+    """An entry's delta for one module, or for the rows `into` of it."""
+
+    entry: Entry
+    into: Span | None
 
 
 @final
@@ -71,7 +86,8 @@ class _Draft:
 
     indexes: dict[str, ModuleIndex]
     models: dict[str, nn.Module | None]
-    placed: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    placed: dict[str, dict[str, list[_Placed]]] = field(default_factory=dict)
+    applied: dict[str, list[Entry]] = field(default_factory=dict)
     ignored: list[Ignored] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
@@ -91,28 +107,67 @@ class _Draft:
             self.ignored.extend(Ignored(key, f"the pipeline has no {component} loaded") for key in entry.keys)
             return
         index = self.indexes[component]
-        path = index.find(entry.target)
-        if path is None:
+        places = index.find(entry.target)
+        if places is None:
             self.unknown.extend(entry.keys)
             return
-        shape = weight_shape(index.modules[path])
-        delta = None if shape is None else entry.delta.fitted(shape)
-        if delta is None:
-            self.mismatched.append(Mismatch(entry.target, path, entry.keys, entry.delta.shape, shape))
-            return
-        self._put(component, path, replace(entry, delta=delta))
+        parts = self._parts(entry, places, index)
+        if parts is not None:
+            self._put(component, entry, parts)
 
-    def _put(self, component: str, path: str, entry: Entry) -> None:
+    def _parts(self, entry: Entry, places: Sequence[Place], index: ModuleIndex) -> dict[Place, Delta] | None:
+        """Return an entry's delta by place, or None where it does not fit, which is written down."""
+        shapes = {place: weight_shape(index.modules[place.path]) for place in places}
+        whole = _whole_shape(shapes)
+        path = " + ".join(place.path for place in places)
+        parts: dict[Place, Delta] = {}
+        reason = None
+        for place, shape in shapes.items():
+            try:
+                part = None if whole is None or shape is None else placed_delta(entry.delta, place, whole)
+            except UnsupportedAdapterError as error:
+                part, reason = None, str(error)
+            if part is None:
+                shape = entry.delta.shape
+                self.mismatched.append(Mismatch(entry.target, path, entry.keys, shape, whole, reason))
+                return None
+            parts[place] = part
+        return parts
+
+    def _put(self, component: str, entry: Entry, parts: Mapping[Place, Delta]) -> None:
+        """Put the parts of an entry where they belong, but those that an earlier entry has put there."""
         placed = self.placed.setdefault(component, {})
-        first = placed.setdefault(path, entry)
-        if first is entry:
-            return
-        if not _equal(first.delta, entry.delta):
-            raise UnknownTargetError(
-                f"`{component}.{path}` is named twice in the file, by {first.keys[0]} and by {entry.keys[0]}, with "
-                "different tensors. Remove one of the two spellings from the file."
-            )
-        self.ignored.extend(Ignored(key, f"the same tensors as {first.keys[0]}") for key in entry.keys)
+        new, same = [], None
+        for place, delta in parts.items():
+            first = next((p for p in placed.get(place.path, ()) if _overlap(p.into, place.into)), None)
+            if first is None:
+                new.append((place, _Placed(replace(entry, delta=delta), place.into)))
+            elif first.into == place.into and _equal(first.entry.delta, delta):
+                same = first.entry
+            else:
+                raise UnknownTargetError(
+                    f"`{component}.{place.path}` is named twice in the file, by {first.entry.keys[0]} and by "
+                    f"{entry.keys[0]}, with different tensors. Remove one of the two spellings from the file."
+                )
+        for place, item in new:
+            placed.setdefault(place.path, []).append(item)
+        if new or same is None:
+            self.applied.setdefault(component, []).append(entry)
+        else:
+            self.ignored.extend(Ignored(key, f"the same tensors as {same.keys[0]}") for key in entry.keys)
+
+    def deltas(self) -> dict[str, dict[str, Delta]]:
+        """Return what every module gets, by component and path."""
+        return {
+            component: {path: self._delta(component, path, items) for path, items in placed.items()}
+            for component, placed in self.placed.items()
+        }
+
+    def _delta(self, component: str, path: str, items: Sequence[_Placed]) -> Delta:
+        parts = [(item.entry.delta, item.into) for item in items if item.into is not None]
+        if not parts:
+            return items[0].entry.delta
+        return stack(parts, weight_shape(self.indexes[component].modules[path]) or ())
 
     def report(self, adapter: Adapter) -> LoadReport:
         return LoadReport(
@@ -120,12 +175,29 @@ class _Draft:
             dialect=adapter.dialect,
             key_count=adapter.key_count,
             components=tuple(
-                _component_report(name, list(placed.values())) for name, placed in self.placed.items()
+                _component_report(name, len(self.placed[name]), entries)
+                for name, entries in self.applied.items()
             ),
             ignored=(*adapter.ignored, *self.ignored),
             unknown=(*adapter.unknown, *self.unknown),
             mismatched=tuple(self.mismatched),
         )
+
+
+def _whole_shape(shapes: Mapping[Place, tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Return the shape of the weight that a file means, all its rows together; None where a module has none."""
+    rows = 0
+    rest: tuple[int, ...] = ()
+    for place, shape in shapes.items():
+        if shape is None:
+            return None
+        rows += place.into[1] - place.into[0] if place.into else shape[0]
+        rest = shape[1:]
+    return (rows, *rest)
+
+
+def _overlap(one: Span | None, other: Span | None) -> bool:
+    return one is None or other is None or (one[0] < other[1] and other[0] < one[1])
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -141,10 +213,10 @@ def _same(one: Any, other: Any) -> bool:
     return _equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
 
 
-def _component_report(name: str, entries: list[Entry]) -> ComponentReport:
+def _component_report(name: str, targets: int, entries: list[Entry]) -> ComponentReport:
     return ComponentReport(
         component=name,
-        targets=len(entries),
+        targets=targets,
         keys=sum(len(entry.keys) for entry in entries),
         ranks=tuple(sorted({entry.delta.rank for entry in entries if entry.delta.rank is not None})),
         scales=tuple(sorted({entry.delta.rank_scale for entry in entries})),

@@ -47,8 +47,12 @@ class Mismatch:
     got: tuple[int, ...]
     expected: tuple[int, ...] | None
     """None where the module cannot carry a delta at all."""
+    reason: str | None = None
+    """What keeps it out, where that is not its shape."""
 
     def __str__(self) -> str:
+        if self.reason is not None:
+            return f"`{self.path}`: {self.reason}"
         if self.expected is None:
             return f"`{self.path}`: the delta is {self.got}, the module cannot carry one"
         return f"`{self.path}`: the delta is {self.got}, the weight is {self.expected}"

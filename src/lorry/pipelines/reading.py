@@ -174,7 +174,7 @@ def _dotted(target: Target, denoiser: str, index: ModuleIndex | None) -> str:
     if not target.flat:
         return f"{component}.{target.path}"
     if component not in TEXT_ENCODERS and index is not None:
-        path = index.find(target)
+        path = index.find_path(target)
         if path is None:
             raise FormatError(f"`{target.path}` is no module of the UNet that `unet_config` describes.")
         return f"{component}.{path}"

@@ -1,0 +1,106 @@
+"""Where the rows of a delta land in a model: on one module, on several, or on some rows of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from torch import nn
+
+from lorry.algebra import Delta, PartsDelta, Span, Spans, StackedDelta, cut_rows
+from lorry.binding.tables import Piece
+from lorry.binding.targets import weight_shape
+
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""What `fuse_qkv_projections()` of a diffusers model makes of an attention's layers; it leaves those there, unused."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where some rows of a delta land."""
+
+    path: str
+    """The module."""
+    rows: Spans | None = None
+    """The rows of the delta, in the order in which the module has them; None for all of them, as they are."""
+    into: Span | None = None
+    """The rows of the module, where the delta is for a part of them only; None for all."""
+
+
+def places_of(pieces: Sequence[Piece], modules: Mapping[str, nn.Module]) -> tuple[Place, ...]:
+    """Return where the rows of an original module land, which are those of `pieces` in their order."""
+    if len(pieces) == 1 and pieces[0].of == 1:
+        return (Place(pieces[0].path),)
+    taken: dict[str, list[tuple[int, int, int]]] = {}
+    row = 0
+    for piece in pieces:
+        size = (weight_shape(modules[piece.path]) or (0,))[0] // piece.of
+        taken.setdefault(piece.path, []).append((piece.part * size, row, size))
+        row += size
+    return tuple(_place(path, sorted(found), modules[path]) for path, found in taken.items())
+
+
+def _place(path: str, found: list[tuple[int, int, int]], module: nn.Module) -> Place:
+    rows = tuple((start, start + size) for _, start, size in found)
+    first, count = found[0][0], sum(size for _, _, size in found)
+    whole = count == (weight_shape(module) or (0,))[0]
+    return Place(path, rows, None if whole else (first, first + count))
+
+
+def where_fused(place: Place, modules: Mapping[str, nn.Module]) -> Place:
+    """Return the place in the fused layer that a model computes with instead of the one in `place`, if it does."""
+    parent, _, name = place.path.rpartition(".")
+    for fused, parts in FUSED.items():
+        path = f"{parent}.{fused}"
+        if name in parts and path in modules and _computes_fused(modules[parent]):
+            sizes = {part: (weight_shape(modules[f"{parent}.{part}"]) or (0,))[0] for part in parts}
+            before = sum(sizes[part] for part in parts[: parts.index(name)])
+            first, last = place.into or (0, sizes[name])
+            return replace(place, path=path, into=(before + first, before + last))
+    return place
+
+
+def _computes_fused(attention: nn.Module) -> bool:
+    """Whether an attention computes with its fused layer. Older classes keep that one when they are unfused."""
+    processor = type(getattr(attention, "processor", None)).__name__
+    old = type(attention).__name__ == "Attention"
+    return bool(getattr(attention, "fused_projections", False)) and (not old or processor.startswith("Fused"))
+
+
+def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...]) -> Delta | None:
+    """Return the part of a delta that lands in `place`, or None where the shapes do not fit.
+
+    Args:
+        delta: what a file has for all of its module.
+        place: where its rows go.
+        whole: the shape that it must have, all rows together.
+
+    Raises:
+        UnsupportedAdapterError: the rows cannot be had without the rest.
+    """
+    fitted = delta.fitted(whole)
+    if fitted is None or place.rows is None:
+        return fitted
+    return cut_rows(fitted, place.rows)
+
+
+def stack(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> Delta:
+    """Return deltas for rows of one weight of `shape` as one, their biases stacked too."""
+    ordered = sorted(deltas, key=lambda item: item[1])
+    weights = [(part, span) for delta, span in ordered if (part := delta.part("weight")) is not None]
+    biases = [(part, span) for delta, span in ordered if (part := delta.part("bias")) is not None]
+    on_weight = _stacked(weights, shape) if weights else None
+    if biases:
+        return PartsDelta(on_weight, _stacked(biases, shape[:1]))
+    return _stacked(weights, shape)
+
+
+def _stacked(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> StackedDelta:
+    parts, spans = zip(*deltas, strict=True)
+    return StackedDelta(tuple(parts), tuple(spans), shape)

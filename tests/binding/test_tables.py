@@ -1,0 +1,125 @@
+"""The tables of original names: what the script writes is what lies there, and it holds for models of full depth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from scripts.names.checkpoints import CHECKPOINTS, Checkpoint
+from scripts.names.generate import build, table_of
+from scripts.names.patterns import patterns
+from scripts.names.recording import record
+
+from lorry.binding import ModuleIndex, weight_shape
+from lorry.binding.tables import FOLDER, Piece, original_names
+from lorry.names import Target
+from models import tiny_flux_transformer
+
+BY_MODEL = {checkpoint.model: checkpoint for checkpoint in CHECKPOINTS}
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_each_table_is_what_the_conversion_code_says(name: str) -> None:
+    written = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    assert written == table_of(BY_MODEL[name]), "run `python -m scripts.names.generate`"
+
+
+def test_there_is_no_table_without_a_checkpoint() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == BY_MODEL.keys()
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_every_original_name_of_a_table_is_found_dotted_and_flattened(name: str) -> None:
+    index = ModuleIndex(build(BY_MODEL[name]))
+    for original, pieces in original_names(index.model, index.modules).items():
+        places = index.find(Target("transformer", original))
+        assert places is not None
+        assert places == index.find(Target("transformer", original.replace(".", "_"), flat=True)), original
+        assert {place.path for place in places} == {piece.path for piece in pieces}
+        assert all(weight_shape(index.modules[place.path]) is not None for place in places), original
+
+
+def test_the_names_of_full_depth_models_are_converted_as_diffusers_does() -> None:
+    with torch.device("meta"):
+        model = diffusers.FluxTransformer2DModel(guidance_embeds=True)
+    names = original_names(model, dict(model.named_modules()))
+    checkpoint: dict[str, torch.Tensor] = {}
+    for number, (original, pieces) in enumerate(names.items()):
+        rows = sum((weight_shape(model.get_submodule(p.path)) or (0,))[0] // p.of for p in pieces)
+        tagged = number * 100_000 + torch.arange(rows)
+        norm = original.endswith("_norm")
+        checkpoint |= (
+            {f"{original}.scale": tagged}
+            if norm
+            else {f"{original}.weight": tagged, f"{original}.bias": tagged}
+        )
+    expected = {key: tensor.clone() for key, tensor in checkpoint.items()}
+    converted: dict[str, Any] = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(checkpoint)
+    assert not checkpoint.keys() - {key for key in checkpoint if key.endswith(".bias")}
+    index = ModuleIndex(model)
+    for original in names:
+        key = f"{original}.scale" if original.endswith("_norm") else f"{original}.weight"
+        for place in index.find(Target("transformer", original)) or ():
+            spans = place.rows or ((0, expected[key].shape[0]),)
+            rows = torch.cat([expected[key][first:last] for first, last in spans])
+            assert torch.equal(converted[f"{place.path}.weight"], rows), original
+
+
+def test_a_model_without_a_table_has_no_original_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert original_names(model, ["0"]) == {}
+
+
+def test_a_subclass_has_the_names_of_its_class() -> None:
+    class Mine(type(tiny_flux_transformer())):
+        """Somebody's own."""
+
+    model = tiny_flux_transformer()
+    names = original_names(model, dict(model.named_modules()))
+    model.__class__ = Mine
+    assert names
+    assert original_names(model, dict(model.named_modules())) == names
+
+
+# --- what the script refuses ----------------------------------------------------------------------------------------
+
+
+def test_a_name_that_lands_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"made_up lands on made_up\.weight, which the model does not have"):
+        record(["made_up"], {}, lambda tensors: tensors, {"other.weight"})
+
+
+def test_rows_that_are_lost_are_refused() -> None:
+    def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"a.weight": tensors["a.weight"].chunk(2)[1]}
+
+    with pytest.raises(ValueError, match="a: rows 0 to 6 are lost"):
+        record(["a"], {}, half, {"a.weight"})
+
+
+def test_a_module_of_the_model_that_no_name_reaches_is_refused() -> None:
+    flux = BY_MODEL["FluxTransformer2DModel"]
+    short = Checkpoint(flux.model, flux.names, flux.convert, {**flux.config, "num_layers": 3}, rows=flux.rows)
+    with pytest.raises(ValueError, match=r"no original name reaches .*transformer_blocks\.2"):
+        table_of(short)
+
+
+def test_blocks_become_patterns_and_the_last_one_may_differ() -> None:
+    landed = {f"blocks.{i}.a.0": (Piece(f"layers.{i}.b"),) for i in range(3)}
+    landed |= {f"blocks.{i}.c": (Piece(f"layers.{i}.c"),) for i in range(2)} | {
+        "blocks.2.c": (Piece("layers.2.c", 1, 2), Piece("layers.2.c", 0, 2)),
+        "embed.0": (Piece("embedder"),),
+        "same": (Piece("same"),),
+    }
+    assert patterns(landed) == {
+        "blocks.*.a.0": "layers.*.b",
+        "blocks.*.c": "layers.*.c",
+        "blocks.$.c": "layers.$.c[1/2] + layers.$.c[0/2]",
+        "embed.0": "embedder",
+    }
+    with pytest.raises(ValueError, match=r"blocks\.\*\.c: the blocks \[0, 2\] follow no rule"):
+        patterns({name: row for name, row in landed.items() if name != "blocks.1.c"})
