@@ -55,7 +55,7 @@ def plain_header(adapter: Adapter) -> dict[str, str]:
     config = header.pop(METADATA_KEY, None) or header.pop(KEPT_CONFIG, None)
     header = header if config is None else {**header, KEPT_CONFIG: config}
     has_glora = any(isinstance(_plain(entry.delta), GloraDelta) for entry in adapter.entries)
-    return _without_stabilised(header) if has_glora else header
+    return _without_args(header, "rs_lora") if has_glora else header  # it is written into their alphas
 
 
 def config_header(adapter: Adapter, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -92,26 +92,21 @@ def kohya_header(adapter: Adapter, module: str | None = None) -> dict[str, str]:
     for key, numbers in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
         if numbers and not _is_one_of(header.get(key), numbers):
             header[key] = f"{numbers[0]:.9g}" if len(set(numbers)) == 1 else "Dynamic"
-    return header if _has_alphas(adapter) else _at_scale_1(header)
+    return header if _has_alphas(adapter) else _without_alphas(header)
 
 
-def _at_scale_1(header: dict[str, str]) -> dict[str, str]:
-    """A header whose alphas are its ranks: what it says counts where no layer has an alpha of its own."""
-    args = {name: v for name, v in _args(header).items() if name not in ("conv_dim", "conv_alpha")}
-    alike = {"ss_network_alpha": header["ss_network_dim"]} if "ss_network_dim" in header else {}
-    return {
-        **header,
-        **alike,
-        **({"ss_network_args": json.dumps(args)} if "ss_network_args" in header else {}),
-    }
+def _without_alphas(header: dict[str, str]) -> dict[str, str]:
+    """A header that names no alpha: what it says counts where no layer has an alpha of its own."""
+    header = {key: value for key, value in header.items() if key != "ss_network_alpha"}
+    return _without_args(header, "conv_alpha")
 
 
-def _without_stabilised(header: dict[str, str]) -> dict[str, str]:
-    """A header without LyCORIS's `rs_lora`, which is written into the alphas of its GLoRAs."""
+def _without_args(header: dict[str, str], *names: str) -> dict[str, str]:
     args = _args(header)
-    if "rs_lora" not in args:
+    if not args.keys() & set(names):
         return header
-    return {**header, "ss_network_args": json.dumps({k: v for k, v in args.items() if k != "rs_lora"})}
+    kept = {name: value for name, value in args.items() if name not in names}
+    return {**header, "ss_network_args": json.dumps(kept)}
 
 
 def _args(header: Mapping[str, str]) -> dict[str, Any]:
