@@ -63,7 +63,7 @@ def _says(kept: Mapping[str, Any], name: str, value: Any, deltas: Deltas) -> boo
 
 
 def _has_scale(rules: PeftRules, path: str, delta: Delta, kind: Kind) -> bool:
-    if not kind.has_rank:
+    if kind.alpha_name is None:
         return True
     target = Target("", path)
     rank, alpha = rules.rank(target), rules.alpha(target, 1, False)
@@ -75,7 +75,7 @@ def _has_scale(rules: PeftRules, path: str, delta: Delta, kind: Kind) -> bool:
 
 def _strength(deltas: Deltas, kind: Kind) -> dict[str, Any]:
     """The commonest rank and alpha, and what differs from them."""
-    if not kind.has_rank:
+    if kind.alpha_name is None:
         return {}
     stabilised = kind.name == "LORA" and all(_is_stabilised(delta) for delta in deltas.values())
     ranks = {path: kind.rank(delta) for path, delta in deltas.items()}
@@ -94,10 +94,9 @@ def _strength(deltas: Deltas, kind: Kind) -> dict[str, Any]:
 def _alpha(delta: Delta, root: float, stabilised: bool) -> float:
     """The alpha of a delta: the one that it has, where that alone gives its scale."""
     own = getattr(_inner(delta), "alpha", None)
-    exact = own is not None and own / root == delta.rank_scale
-    if exact or (stabilised and own is not None):
-        return own
-    return delta.rank_scale * root
+    if own is None or (not stabilised and own / root != delta.rank_scale):
+        return delta.rank_scale * root
+    return own
 
 
 def _is_stabilised(delta: Delta) -> bool:

@@ -38,10 +38,6 @@ class Kind:
     """None for a type without ranks."""
     rank: Callable[[Any], int] = lambda delta: delta.rank
 
-    @property
-    def has_rank(self) -> bool:
-        return self.alpha_name is not None
-
 
 def kind_of(delta: Delta) -> str:
     """Return the name of the type that a delta is of; of a delta that PEFT has none for, its family."""
