@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from lorry.adapters.svd import Svd, dense_svd, factor_spectrum, factor_svd, sketch_svd
-from lorry.algebra import BoftDelta, Delta, DoraDelta, GloraDelta, Ia3Delta, LowRank, OftDelta
+from lorry.algebra import Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
 
 Matrix = LowRank | Tensor
 """Factors, or a tensor of the weight's shape."""
 
-NEED_BASE = (BoftDelta, DoraDelta, GloraDelta, Ia3Delta, OftDelta)
 SKETCHED_BELOW = 0.25
 """A sketch is taken for ranks up to this share of the shorter side; beyond it the exact decomposition is as fast."""
 
@@ -20,7 +19,7 @@ SKETCHED_BELOW = 0.25
 def needs_base(delta: Delta) -> bool:
     """Whether a delta's numbers depend on the weight that it is added to."""
     on_weight = delta.part("weight")
-    return isinstance(on_weight, NEED_BASE)
+    return on_weight is not None and on_weight.needs_base
 
 
 def matrix_of(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix:
