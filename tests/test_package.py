@@ -12,7 +12,7 @@ import pytest
 
 import lorry
 
-HEAVY = ["diffusers", "transformers", "peft", "accelerate", "typer", "rich", "matplotlib"]
+HEAVY = ["diffusers", "transformers", "peft", "accelerate", "typer", "rich"]
 
 
 def modules_after(statement: str) -> set[str]:

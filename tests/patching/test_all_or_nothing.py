@@ -55,7 +55,7 @@ def failing_undo(at: int, before: bool) -> Iterator[Any]:
         return failing
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("set_attribute", "set_item", "delete_item"):
+        for name in ("set_attribute", "set_item", "delete_item", "update_items", "write"):
             patch.setattr(Undo, name, wrapped(getattr(Undo, name)))
         yield Left
 

@@ -80,7 +80,8 @@ class LoraDelta(Delta):
         return factors if self.mid is None else {**factors, "mid": self.mid}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
+        down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
+        return type(self)(down, up, mid, self.alpha, self.rank_stabilised)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank:
         """The two factors; a Tucker core is multiplied into `down`, which keeps the rank."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NoReturn, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import torch
 
@@ -42,9 +42,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A tensor's place in the data that follows the header."""
 
     key: str
@@ -134,11 +132,13 @@ def _metadata(found: object, source: str) -> dict[str, str]:
 
 
 def _span(key: str, found: Any, source: str) -> Span:
-    match found:
-        case {"dtype": str(name), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
-            pass
-        case _:
-            raise _broken(source, f"`{key}`", "dtype, shape and two data_offsets", repr(found)[:80], _TOOL)
+    try:
+        name, shape, (start, stop) = found["dtype"], found["shape"], found["data_offsets"]
+        if not (type(name) is str and type(shape) is list and type(start) is type(stop) is int):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        expected = "dtype, shape and two data_offsets"
+        raise _broken(source, f"`{key}`", expected, repr(found)[:80], _TOOL) from None
     if name not in DTYPES:
         raise _broken(source, f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
     if not all(type(size) is int and size >= 0 for size in shape):

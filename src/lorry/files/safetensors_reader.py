@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from io import BufferedReader
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     with _open(path) as file:
         layout = _read_layout(file, source)
         data, start = _data(file, layout)
-    return TensorFile({span.key: _view(data, start, span) for span in layout.spans}, layout.metadata, source)
+    return TensorFile(_views(data, start, layout.spans), layout.metadata, source)
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
@@ -86,16 +88,31 @@ def _data(file: BufferedReader, layout: Layout) -> tuple[Buffer, int]:
     return data, 0
 
 
-def _view(data: Buffer, data_start: int, span: Span) -> Tensor:
-    start, size = data_start + span.start, span.stop - span.start
-    if size == 0:
-        return torch.empty(span.shape, dtype=span.dtype)
-    if start % span.dtype.itemsize:
-        raw = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start)
-        return raw.clone().view(span.dtype).view(span.shape)
-    return torch.frombuffer(data, dtype=span.dtype, count=size // span.dtype.itemsize, offset=start).view(
-        span.shape
+def _views(data: Buffer, data_start: int, spans: Sequence[Span]) -> dict[str, Tensor]:
+    """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading."""
+    size = max((data_start + span.stop for span in spans), default=0)
+    whole = (
+        torch.frombuffer(data, dtype=torch.uint8, count=size) if size else torch.empty(0, dtype=torch.uint8)
     )
+    typed: dict[torch.dtype, Tensor] = {}
+    views = {}
+    for key, dtype, shape, start, stop in spans:
+        begin, width = data_start + start, dtype.itemsize
+        if start == stop:
+            views[key] = torch.empty(shape, dtype=dtype)
+        elif begin % width:
+            views[key] = whole[begin : data_start + stop].clone().view(dtype).view(shape)
+        else:
+            if dtype not in typed:
+                typed[dtype] = whole[: size // width * width].view(dtype)
+            views[key] = typed[dtype].as_strided(shape, _strides(shape), begin // width)
+    return views
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 2:
+        return (shape[1], 1)
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _shape_or_value(file: BufferedReader, data_start: int, span: Span) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lorry.algebra import Delta
 from lorry.errors import StateError
 from lorry.patching.layer_kinds import COMPUTE_DTYPES
+from lorry.patching.memory import copied
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -48,58 +49,22 @@ def layer_hooks(module: nn.Module) -> object | None:
     return vars(module).get("_diffusers_hook")
 
 
-def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of memory behind `tensors`, shared memory counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
 @torch.inference_mode(False)
 @torch.no_grad()
 def own_copy(deltas: Mapping[str, Delta], devices: Mapping[str, torch.device]) -> dict[str, Delta]:
     """Copy deltas to their modules' devices, in the dtype that they have, all of a device into one block of memory.
 
-    One block makes one allocation and one run of copies, whatever the number of tensors; and the copies share nothing
-    with the file or the dictionary that they came from.
+    The copies share nothing with the file or the dictionary that they came from.
 
     Args:
         deltas: {module path: delta}.
         devices: {module path: device to copy to}.
     """
-    blocks = {
-        device: _Block(
-            [
-                t
-                for path, delta in deltas.items()
-                if devices[path] == device
-                for t in delta.tensors().values()
-            ],
-            device,
-        )
-        for device in dict.fromkeys(devices.values())
-    }
+    tensors: dict[torch.device, list[Tensor]] = {}
+    for path, delta in deltas.items():
+        tensors.setdefault(devices[path], []).extend(delta.tensors().values())
+    copies = {device: iter(copied(found, device)) for device, found in tensors.items()}
     return {
-        path: delta.with_tensors({name: blocks[devices[path]].take(t) for name, t in delta.tensors().items()})
+        path: delta.with_tensors({name: next(copies[devices[path]]) for name in delta.tensors()})
         for path, delta in deltas.items()
     }
-
-
-class _Block:
-    """Memory for many tensors, handed out piece by piece."""
-
-    ALIGNMENT = 64
-
-    def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
-        size = sum(self._padded(tensor.nbytes) for tensor in tensors)
-        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self._offset = 0
-
-    def take(self, tensor: Tensor) -> Tensor:
-        piece = (
-            self._memory[self._offset : self._offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        )
-        self._offset += self._padded(tensor.nbytes)
-        return piece.copy_(tensor.detach())
-
-    def _padded(self, nbytes: int) -> int:
-        return -(-nbytes // self.ALIGNMENT) * self.ALIGNMENT

@@ -11,7 +11,8 @@ from torch import nn
 
 from lorry.algebra import Delta, LowRank
 from lorry.errors import StateError
-from lorry.patching.placement import held_bytes, module_device, module_dtype, own_copy
+from lorry.patching.memory import held_bytes
+from lorry.patching.placement import module_device, own_copy
 
 
 @final
@@ -35,22 +36,20 @@ class Resident:
         """Copy `deltas` to where their modules compute."""
         return cls(own_copy(deltas, {path: module_device(modules[path]) for path in deltas}))
 
-    def factors(self, path: str, module: nn.Module) -> LowRank | None:
-        """Return the factors for `module`, on its device and in its dtype; None where the family has none."""
-        if path in self._factors and self._factors[path] is None:
-            return None
-        device, dtype = module_device(module), module_dtype(module)
+    def factors(self, path: str, device: torch.device, dtype: torch.dtype) -> LowRank | None:
+        """Return the factors for a module that computes on `device` in `dtype`; None where the family has none."""
         cached = self._factors.get(path)
-        if cached is not None and cached.down.device == device and cached.down.dtype == dtype:
+        if cached is None:
+            if path in self._factors:
+                return None
+        elif cached.down.device == device and cached.down.dtype == dtype:
             return cached
         pair = self.deltas[path].low_rank()
-        if pair is None:
-            self._factors[path] = None
-            return None
-        here = LowRank(pair.down.to(device, dtype), pair.up.to(device, dtype), pair.scale)
-        if self.parked is None or self.parked == device:
-            self._factors[path] = here
-        return here
+        if pair is not None:
+            pair = LowRank(pair.down.to(device, dtype), pair.up.to(device, dtype), pair.scale)
+        if pair is None or self.parked is None or self.parked == device:
+            self._factors[path] = pair
+        return pair
 
     def moved(self, device: torch.device) -> Resident:
         """Return the same adapter parked on `device`; memory elsewhere is freed when this one is dropped.

@@ -14,10 +14,11 @@ from lorry.algebra import Delta
 from lorry.binding import size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.call_scale import CallScale, takes_scale
+from lorry.patching.copies import Acting
 from lorry.patching.fused import FusedWeights, Originals
-from lorry.patching.placement import held_bytes
+from lorry.patching.memory import held_bytes
 from lorry.patching.resident import Resident
-from lorry.patching.sides import Acting, SidePaths
+from lorry.patching.sides import SidePaths
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
@@ -104,8 +105,9 @@ class AdapterState:
             )
         if name in self.fused:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
-        modules = dict(self.model.named_modules())
-        self._put(name, Resident.of(deltas, {path: modules[path] for path in deltas}), undo)
+        known = self._sides.modules
+        modules = known if deltas.keys() <= known.keys() else dict(self.model.named_modules())
+        self._put(name, Resident.of(deltas, modules), undo)
 
     def add_trainable(self, name: str, deltas: Mapping[str, Delta], undo: Undo) -> None:
         """Load an adapter whose tensors are parameters to be trained, inactive.
@@ -121,16 +123,19 @@ class AdapterState:
         self._put(name, Resident(deltas, trainable=True), undo)
 
     def _put(self, name: str, resident: Resident, undo: Undo) -> None:
+        before = self.adapters.get(name)
         undo.set_attribute(self, "adapters", {**self.adapters, name: resident})
-        if name not in self.strengths:
+        if before is None:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
-        self._sides.forget(name, undo)
-        self._sides.settle(self.model, self.adapters.values(), undo)
-        self._refresh(undo)
+        self._sides.add(self.model, resident, undo)
+        if before is not None:
+            self._sides.forget(name, undo)
+            self._refresh(undo)
+            self._sides.drop(before, undo)
 
     def remove(self, names: Iterable[str], undo: Undo) -> None:
         """Take adapters off, unfusing them where they are fused; the last one takes the state off the model too."""
-        leaving = [name for name in names if name in self.adapters]
+        leaving = {name: self.adapters[name] for name in names if name in self.adapters}
         if any(name in self.fused for name in leaving):
             self.unfuse(undo, [name for name in leaving if name in self.fused])
         undo.set_attribute(self, "adapters", {n: r for n, r in self.adapters.items() if n not in leaving})
@@ -139,7 +144,8 @@ class AdapterState:
         for name in leaving:
             self._sides.forget(name, undo)
         self._refresh(undo)
-        self._sides.settle(self.model, self.adapters.values(), undo)
+        for resident in leaving.values():
+            self._sides.drop(resident, undo)
         if not self.adapters and not self._weights:
             self._detach(undo)
 
@@ -200,17 +206,17 @@ class AdapterState:
                 f"A strength of {scale:g} for this call cannot reach {', '.join(map(repr, self.fused))}: fused. "
                 "Call `unfuse_lora()` first, or fuse with `lora_scale`."
             )
-        scale_before, buffers_before = self.call_scale, self._sides.buffers()
+        scale_before, standing_before = self.call_scale, self._sides.standing()
         with Undo() as undo:
             undo.set_attribute(self, "call_scale", scale_before * scale)
-            self._refresh(undo)
-        buffers = self._sides.buffers()
+            self._refresh(undo, for_call=True)
+        standing = self._sides.standing()
         try:
             yield
         finally:
             self.call_scale = scale_before
             self._sides.forget_copies(Undo())
-            if not self._sides.put_back(buffers_before, buffers):
+            if not self._sides.put_back(standing_before, standing):
                 with Undo() as undo:
                     self._refresh(undo)
 
@@ -292,14 +298,14 @@ class AdapterState:
         undo.set_attribute(self, "fused", contributing)
         self._refresh(undo)
 
-    def _refresh(self, undo: Undo) -> None:
-        """Bring every module's side path to what the fields say."""
+    def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
+        """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         acting = {
             name: Acting(self.adapters[name], self.strengths[name].times(self.call_scale))
             for name in self.active
             if self.enabled and name not in self.fused
         }
-        self._sides.refresh(acting, self._weights, undo)
+        self._sides.refresh(acting, self._weights, undo, for_call=for_call)
 
     # --- for people -------------------------------------------------------------------------------------------
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, final
+
+from torch import Tensor
 
 
 @final
 class Undo:
     """A context whose changes are taken back, last first, when an exception (of any kind) leaves it.
 
-    Changes are made through its methods, each one pointer or dictionary entry, so that taking back cannot fail.
+    Changes are made through its methods: pointers, dictionary entries, and the numbers of small tensors, so that
+    taking back cannot fail.
     """
 
     def __init__(self) -> None:
@@ -45,12 +48,27 @@ class Undo:
             self._steps.append((holder.pop, (key, None)))
         holder[key] = value
 
+    def update_items(self, changes: Sequence[tuple[dict[str, Any], Mapping[str, Any]]]) -> None:
+        """`holder.update(values)` for each of `changes`, whose keys are there already: one step for them all."""
+        self._steps.append((_update_all, ([(holder, holder.copy()) for holder, _ in changes],)))
+        _update_all(changes)
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """`tensor.copy_(values)`, to be taken back by the numbers that are there now. For small tensors."""
+        self._steps.append((tensor.copy_, (tensor.clone(),)))
+        tensor.copy_(values)
+
     def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
         rest = list(holder)[list(holder).index(key) + 1 :]
         self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
         self._steps.append((holder.__setitem__, (key, holder[key])))
         del holder[key]
+
+
+def _update_all(changes: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> None:
+    for holder, values in changes:
+        holder.update(values)
 
 
 def _move_to_end(holder: dict[Any, Any], key: Any) -> None:

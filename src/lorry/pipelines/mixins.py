@@ -16,7 +16,7 @@ from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
 from lorry.patching import Originals, Undo, find_state
 from lorry.pipelines.calls import check_scale, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
-from lorry.pipelines.loading import check_loaded, load_adapter
+from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
@@ -65,9 +65,11 @@ class LoraLoaderMixin:
         """
         strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
         try:
-            adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
-            models = components_of(self)
-            return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
+            with collector_paused():
+                adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
+                return load_adapter(
+                    adapter, components_of(self), adapter_name, strict=strict, hotswap=hotswap
+                )
         except Exception as error:
             error.add_note(
                 f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"

@@ -1,0 +1,116 @@
+"""Memory for many tensors at once: one allocation, few page faults, and one copy where they lie side by side."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64
+"""Bytes: a tensor begins at a multiple of it, and a gap of less does not part two tensors. A cache line."""
+HUGE_PAGE = 1 << 21
+"""Bytes. A block of at least that many asks for huge pages: one page fault for 512, and freed as fast."""
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of memory behind `tensors`, shared memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def padded(nbytes: int) -> int:
+    """Return `nbytes`, rounded up to where the next tensor may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def empty_block(nbytes: int, device: torch.device) -> Tensor:
+    """Return (nbytes,) of uninitialised uint8 on `device`, in huge pages where the system has them."""
+    has_huge_pages = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MAP_PRIVATE")
+    if device.type != "cpu" or nbytes < HUGE_PAGE or not has_huge_pages:
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that is built without them gives small pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+@final
+class Block:
+    """Memory on one device, handed out tensor by tensor. It is freed when the last of them is."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._memory = empty_block(nbytes, device)
+        self._start = 0
+
+    @staticmethod
+    def size(tensors: Iterable[Tensor]) -> int:
+        """Return the bytes that tensors like these take in a block."""
+        return sum(padded(tensor.nbytes) for tensor in tensors)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a tensor over the next bytes, uninitialised."""
+        start, nbytes = self._start, torch.Size(shape).numel() * dtype.itemsize
+        self._start += padded(nbytes)
+        return self._memory[start : start + nbytes].view(dtype).view(shape)
+
+
+def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy tensors to `device`, each in its dtype, into one block of memory.
+
+    Tensors that lie side by side in one storage, as a file's do, are copied together: one copy for a whole file.
+    """
+    sources = [tensor.detach().contiguous() for tensor in tensors]
+    runs = _runs(sources)
+    block = empty_block(sum(padded(run.nbytes) for run in runs), device)
+    views: dict[torch.dtype, Tensor] = {}
+    copies: list[Tensor] = [block] * len(sources)
+    start = 0
+    for run in runs:
+        block[start : start + run.nbytes].copy_(run.bytes())
+        for index, offset in run.members:
+            source = sources[index]
+            if source.dtype not in views:
+                views[source.dtype] = block[: len(block) // source.itemsize * source.itemsize].view(
+                    source.dtype
+                )
+            at = (start + offset) // source.itemsize
+            copies[index] = views[source.dtype].as_strided(source.shape, source.stride(), at)
+        start += padded(run.nbytes)
+    return copies
+
+
+@final
+@dataclass(slots=True)
+class _Run:
+    """Tensors side by side in one storage."""
+
+    first: Tensor
+    nbytes: int
+    members: list[tuple[int, int]]
+    """Which tensors, each with the bytes between the run's beginning and its own."""
+
+    def bytes(self) -> Tensor:
+        """Return the run as (nbytes,) of uint8 over the same memory."""
+        start = self.first.storage_offset() * self.first.itemsize
+        flat = torch.empty(0, dtype=torch.uint8, device=self.first.device)
+        return flat.set_(self.first.untyped_storage(), start, (self.nbytes,))  # pyright: ignore[reportCallIssue]
+
+
+def _runs(tensors: Sequence[Tensor]) -> list[_Run]:
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    runs: list[_Run] = []
+    begin = storage = 0
+    for index in sorted(range(len(tensors)), key=pointers.__getitem__):
+        tensor, offset = tensors[index], pointers[index] - begin
+        same = runs and tensor.untyped_storage().data_ptr() == storage
+        if not same or offset > runs[-1].nbytes + ALIGNMENT or offset % tensor.itemsize:
+            begin, storage, offset = pointers[index], tensor.untyped_storage().data_ptr(), 0
+            runs.append(_Run(tensor, 0, []))
+        runs[-1].members.append((index, offset))
+        runs[-1].nbytes = max(runs[-1].nbytes, offset + tensor.nbytes)
+    return runs

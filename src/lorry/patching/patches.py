@@ -1,0 +1,50 @@
+"""Put the side path into a module, and take it out again without a trace."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+
+from lorry.errors import StateError
+from lorry.patching.classes import change_class, forget_tensors
+from lorry.patching.side_path import BUFFERS, SidePath, side_path_class
+from lorry.patching.undo import Undo
+
+EMPTY = dict.fromkeys(BUFFERS)
+"""The buffers of a module where nothing acts."""
+
+
+def patch(path: str, module: nn.Module, undo: Undo) -> SidePath:
+    """Give a module its side path, empty.
+
+    Raises:
+        StateError: it has one of another model, or its forward is another program's.
+    """
+    if isinstance(module, SidePath):
+        raise StateError(
+            f"`{path}` carries adapters already, which were loaded on a model that this one is a part of."
+        )
+    if not change_class(module, side_path_class(type(module)), undo):
+        raise StateError(
+            f"`{path}`: another program has replaced this layer's forward (trainers' networks do), so that an adapter "
+            "would do nothing here. Take that program's network off first."
+        )
+    attributes = vars(module)
+    undo.set_item(
+        attributes, "_non_persistent_buffers_set", module._non_persistent_buffers_set | EMPTY.keys()
+    )
+    undo.set_item(attributes, "_buffers", {**module._buffers, **EMPTY})
+    return cast(SidePath, module)
+
+
+def unpatch(module: SidePath, undo: Undo) -> None:
+    """Make a module what it was before `patch`."""
+    attributes = vars(module)
+    own = {name: buffer for name, buffer in module._buffers.items() if name not in EMPTY}
+    undo.set_item(attributes, "_buffers", own)
+    undo.set_item(
+        attributes, "_non_persistent_buffers_set", module._non_persistent_buffers_set - EMPTY.keys()
+    )
+    forget_tensors(module, BUFFERS, undo)
+    change_class(module, module.lorry_class, undo)

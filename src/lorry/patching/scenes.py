@@ -1,0 +1,114 @@
+"""A scene: what stands in the side paths of a model while some adapters act, whatever their strengths.
+
+A scene is made once for a set of adapters and kept, so that going back to it moves pointers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lorry.algebra import LowRank
+from lorry.patching.memory import Block
+from lorry.patching.places import Places
+from lorry.patching.resident import Resident
+from lorry.patching.side_path import DOWN, SCALE, UP, SidePath
+from lorry.patching.strengths import StrengthVector
+
+Row = tuple[dict[str, Any], dict[str, Tensor]]
+"""The buffers of a module, and what goes into them."""
+Pairs = Mapping[str, LowRank]
+"""Factors by adapter."""
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Scene:
+    """What a set of adapters puts into the modules of a model."""
+
+    rows: Mapping[str, Row]
+    """By the path of each module where one of them has factors."""
+    copied: Mapping[str, tuple[str, ...]]
+    """Who acts, by the path of each module where one of them acts through a copy of the weight or the bias."""
+    joined: Mapping[str, Pairs]
+    """The factors that stand joined, by module."""
+    strengths: StrengthVector
+    places: Places
+    """Of all modules where one of them acts."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether the modules hold what it puts into them."""
+        return all(buffers[SCALE] is tensors[SCALE] for buffers, tensors in self.rows.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the modules compute where and in what they did when it was made."""
+        return self.places.hold()
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that it puts into the modules."""
+        return [tensor for _, tensors in self.rows.values() for tensor in tensors.values()]
+
+
+def build_scene(
+    residents: Mapping[str, Resident], modules: Mapping[str, SidePath], places: Places | None = None
+) -> Scene:
+    """Make the scene of `residents`, joined along the rank in their order.
+
+    Args:
+        residents: by name.
+        modules: the patched modules, by path.
+        places: those of another scene, for this one to share where they are the same.
+    """
+    here = {path: modules[path] for resident in residents.values() for path in resident.deltas}
+    places = places if places is not None and places.are_of(here) else Places(here)
+    joined: dict[str, Pairs] = {}
+    copied: dict[str, tuple[str, ...]] = {}
+    for path in here:
+        device, dtype, *_ = places[path]
+        acting = {name: one for name, one in residents.items() if path in one.deltas}
+        factors = {name: one.factors(path, device, dtype) for name, one in acting.items()}
+        pairs = {name: pair for name, pair in factors.items() if pair is not None}
+        if pairs:
+            joined[path] = pairs
+        if len(pairs) < len(acting) or any(one.deltas[path].part("bias") for one in acting.values()):
+            copied[path] = tuple(acting)
+    strengths = StrengthVector.of(joined)
+    tensors = _join({path: list(pairs.values()) for path, pairs in joined.items()})
+    rows = {
+        path: (modules[path]._buffers, {DOWN: down, UP: up, SCALE: strengths.pieces[path]})
+        for path, (down, up) in tensors.items()
+    }
+    return Scene(rows, copied, joined, strengths, places)
+
+
+def _join(pairs: Mapping[str, Sequence[LowRank]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return down and up of each module: as they are of one adapter, concatenated along the rank of several.
+
+    What is concatenated goes into one block of memory a device: one copy of its bytes.
+    """
+    several = {path: found for path, found in pairs.items() if len(found) > 1}
+    sizes: dict[torch.device, int] = {}
+    for found in several.values():
+        device = found[0].down.device
+        sizes[device] = sizes.get(device, 0) + Block.size(t for pair in found for t in (pair.down, pair.up))
+    blocks = {device: Block(nbytes, device) for device, nbytes in sizes.items()}
+    joined = {}
+    for path, found in pairs.items():
+        first = found[0]
+        if path not in several:
+            joined[path] = (first.down, first.up)
+            continue
+        rank = sum(pair.rank for pair in found)
+        block = blocks[first.down.device]
+        down = block.take((rank, *first.down.shape[1:]), first.down.dtype)
+        up = block.take((first.up.shape[0], rank), first.up.dtype)
+        torch.cat([pair.down for pair in found], out=down)
+        torch.cat([pair.up for pair in found], dim=1, out=up)
+        joined[path] = (down, up)
+    return joined

@@ -1,0 +1,99 @@
+"""The strengths of all side paths of a model, as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Self, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorry.algebra import LowRank
+from lorry.patching.strength import Strength
+from lorry.patching.undo import Undo
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class StrengthVector:
+    """One float32 number for every rank of every module: strength times the scale of the adapter's file there.
+
+    Modules hold pieces of it as their `lorry_scale`, so that a new strength is one small write, whatever their number.
+    """
+
+    pieces: Mapping[str, Tensor]
+    """By module path: (joined rank,), a view of the vector."""
+    _vectors: Sequence[Tensor]
+    """The vector, cut by the devices that it lies on."""
+    _sizes: Sequence[Sequence[int]]
+    """The lengths of the pieces, by device."""
+    _modules: Mapping[str, Sequence[str]]
+    """By adapter: the paths of its modules. Counted through, they number the strengths."""
+    _numbers: NDArray[np.int64]
+    """For every place of the vector, the number of its strength."""
+    _scales: NDArray[np.float64]
+    """For every place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, Mapping[str, LowRank]]) -> Self:
+        """Make the vector for the factors of each module by adapter; its numbers are written later."""
+        modules: dict[str, list[str]] = {}
+        devices: dict[torch.device, list[str]] = {}
+        for path, here in pairs.items():
+            for name in here:
+                modules.setdefault(name, []).append(path)
+            devices.setdefault(next(iter(here.values())).down.device, []).append(path)
+        counter = count()
+        numbers = {name: dict(zip(paths, counter, strict=False)) for name, paths in modules.items()}
+        places = [
+            (numbers[name][path], pair.scale, pair.rank)
+            for paths in devices.values()
+            for path in paths
+            for name, pair in pairs[path].items()
+        ]
+        each = zip(*places, strict=True) if places else ((), (), ())
+        number, scale, rank = (list(column) for column in each)
+        sizes = [
+            [sum(pair.rank for pair in pairs[path].values()) for path in paths] for paths in devices.values()
+        ]
+        vectors = [
+            torch.zeros(sum(lengths), dtype=torch.float32, device=device)
+            for device, lengths in zip(devices, sizes, strict=True)
+        ]
+        pieces = dict[str, Tensor]()
+        for paths, vector, lengths in zip(devices.values(), vectors, sizes, strict=True):
+            pieces.update(zip(paths, vector.split(lengths), strict=True))
+        return cls(
+            pieces,
+            vectors,
+            sizes,
+            modules,
+            np.repeat(np.array(number, dtype=np.int64), rank),
+            np.repeat(np.array(scale, dtype=np.float64), rank),
+        )
+
+    def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
+        """Write the strengths of the adapters into the vector."""
+        for vector, values in zip(self._vectors, self._values(strengths), strict=True):
+            undo.write(vector, values)
+
+    def apart(self, strengths: Mapping[str, Strength]) -> dict[str, Tensor]:
+        """Return what the pieces would be at these strengths, in memory of their own."""
+        values = zip(self._vectors, self._values(strengths), self._sizes, strict=True)
+        pieces = [piece for own, new, sizes in values for piece in new.to(own.device).split(sizes)]
+        return dict(zip(self.pieces, pieces, strict=True))
+
+    def _values(self, strengths: Mapping[str, Strength]) -> tuple[Tensor, ...]:
+        each: list[float] = []
+        for name, paths in self._modules.items():
+            strength = strengths[name]
+            if strength.by_path is None:
+                each += [strength.value] * len(paths)
+            else:
+                each += [strength.at(path) for path in paths]
+        values = np.array(each, dtype=np.float64)[self._numbers] * self._scales
+        return torch.from_numpy(values.astype(np.float32)).split([len(vector) for vector in self._vectors])
