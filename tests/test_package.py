@@ -12,7 +12,7 @@ import pytest
 
 import lorry
 
-HEAVY = ["diffusers", "transformers", "peft", "accelerate", "typer", "rich"]
+HEAVY = ["diffusers", "transformers", "peft", "accelerate", "typer", "rich", "matplotlib"]
 
 
 def modules_after(statement: str) -> set[str]:

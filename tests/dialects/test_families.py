@@ -23,7 +23,7 @@ STEMS = {
     f"lora_unet_{FLAT}": ("kohya", Target(DENOISER, FLAT, True)),
     f"lora_transformer_{FLAT}": ("kohya", Target("transformer", FLAT, True)),
     f"lora_te1_{FLAT}": ("kohya", Target("text_encoder", FLAT, True)),
-    f"lycoris_{FLAT}": ("kohya", Target(DENOISER, FLAT, True)),
+    f"lycoris_{FLAT}": ("lycoris", Target(DENOISER, FLAT, True)),
     f"unet.{PATH}": ("diffusers", Target("unet", PATH)),
     f"transformer.{PATH}": ("diffusers", Target("transformer", PATH)),
     f"diffusion_model.{PATH}": ("comfyui", Target(DENOISER, PATH)),

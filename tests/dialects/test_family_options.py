@@ -10,8 +10,8 @@ import torch
 from dialects.layers import LAYERS, LINEAR, alpha, lokr, lora_parts, oft, rand
 from dialects.test_families import file_of, parts_of
 from lorry.algebra import BoftDelta, Delta, GloraDelta, Ia3Delta, LokrDelta, OftDelta
-from lorry.dialects import get_dialect, read_adapter
-from lorry.errors import FormatError, UnsupportedAdapterError
+from lorry.dialects import read_adapter
+from lorry.errors import FormatError
 from lorry.files import TensorFile
 from lorry.names import DENOISER, Target
 
@@ -158,13 +158,3 @@ def test_the_bias_of_a_lora_has_the_loras_scale_and_diff_b_has_none() -> None:
     config = {"lora_alpha": 8, "lora_bias": True}
     peft = {s: t for s, t in tensors.items() if s != "alpha"} | {"lora_B.bias": bias}
     assert torch.equal(parts_of(only(peft, config=config), LINEAR)["bias"], bias * (0.75 * 4))
-
-
-@pytest.mark.parametrize("dialect", ["kohya", "diffusers"])
-@pytest.mark.parametrize("name", ["loha", "dora rows", "lora diff_b", "ia3 rows", "full", "boft"])
-def test_writers_refuse_by_name_what_their_dialect_does_not_carry(name: str, dialect: str) -> None:
-    adapter = read_adapter(file_of(LAYERS[name](), "unet.a"))
-    with pytest.raises(
-        UnsupportedAdapterError, match=r"unet\.a: .*(LoHa|DoRA|bias|IA|full|BOFT).* cannot be written"
-    ):
-        get_dialect(dialect).write(adapter)

@@ -112,14 +112,6 @@ def adapter_of(*targets: Target, shape: tuple[int, int] = (8, 6), **kwargs: Any)
     return Adapter(tuple(Entry(target, delta, ()) for target in targets), "test")
 
 
-def test_a_tucker_core_is_multiplied_into_the_down_factor_for_diffusers() -> None:
-    delta = LoraDelta(torch.randn(2, 3, 1, 1), torch.randn(4, 2, 1, 1), torch.randn(2, 2, 3, 3), 1.0)
-    adapter = Adapter((Entry(Target("unet", "conv_in"), delta, ()),), "test")
-    found = read_adapter(get_dialect("diffusers").write(adapter)).entries[0].delta
-    assert found.tensors().keys() == {"down", "up"}
-    torch.testing.assert_close(found.weight(), delta.weight(), rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("dialect", ["kohya", "diffusers"])
 def test_rank_stabilised_scales_are_kept(dialect: str) -> None:
     adapter = adapter_of(Target("unet", "conv_in"), alpha=3.0, rank_stabilised=True)

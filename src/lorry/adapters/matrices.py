@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorry.adapters.svd import Svd, dense_svd, factor_spectrum, factor_svd, joined, sketch_svd
-from lorry.algebra import BoftDelta, Delta, DoraDelta, GloraDelta, Ia3Delta, LowRank, OftDelta, PartsDelta
+from lorry.adapters.svd import Svd, dense_svd, factor_spectrum, factor_svd, sketch_svd
+from lorry.algebra import Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
 
 Matrix = LowRank | Tensor
 """Factors, or a tensor of the weight's shape."""
 
-NEED_BASE = (BoftDelta, DoraDelta, GloraDelta, Ia3Delta, OftDelta)
 SKETCHED_BELOW = 0.25
 """A sketch is taken for ranks up to this share of the shorter side; beyond it the exact decomposition is as fast."""
 
@@ -20,7 +19,7 @@ SKETCHED_BELOW = 0.25
 def needs_base(delta: Delta) -> bool:
     """Whether a delta's numbers depend on the weight that it is added to."""
     on_weight = delta.part("weight")
-    return isinstance(on_weight, NEED_BASE)
+    return on_weight is not None and on_weight.needs_base
 
 
 def matrix_of(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix:
@@ -78,32 +77,32 @@ def spectrum_of(matrix: Matrix) -> Tensor:
 
 
 def norm_of(matrix: Matrix) -> float:
-    """Return the Frobenius norm of a matrix."""
-    if isinstance(matrix, LowRank):
-        return float(factor_spectrum(matrix, torch.float64).norm())
-    return float(matrix.double().norm())
+    """Return the Frobenius norm of a matrix, from thin products where it is of factors."""
+    return max(inner(matrix, matrix), 0.0) ** 0.5
 
 
 def inner(one: Matrix, two: Matrix) -> float:
-    """Return the sum of the products of two matrices' entries, from thin products where both are factors."""
+    """Return the sum of the products of two matrices' entries, from thin products where one is of factors."""
     if isinstance(one, LowRank) and isinstance(two, LowRank):
         outs = one.up.double().T @ two.up.double()
         ins = one.down.flatten(1).double() @ two.down.flatten(1).double().T
         return float((outs * ins).sum()) * one.scale * two.scale
-    return float((dense_of(one).double() * dense_of(two).double()).sum())
+    if isinstance(one, LowRank):
+        return inner(two, one)
+    if isinstance(two, LowRank):
+        down = two.down.flatten(1).double()
+        return float((one.flatten(1).double() @ down.T * two.up.double()).sum()) * two.scale
+    return float((one.double() * two.double()).sum())
 
 
 def distance(one: Matrix, two: Matrix) -> float:
-    """Return the Frobenius norm of the difference of two matrices, without cancellation where both are factors."""
+    """Return the Frobenius norm of the difference of two matrices.
+
+    Where both are of factors it is the root of a difference of squares, and right to 1e-7 of the larger norm.
+    """
     if isinstance(one, LowRank) and isinstance(two, LowRank):
-        pairs = [LowRank(m.down.double(), m.up.double(), m.scale) for m in (one, two)]
-        return norm_of(joined(pairs, [1.0, -1.0]))
+        return max(inner(one, one) - 2 * inner(one, two) + inner(two, two), 0.0) ** 0.5
     return float((dense_of(one).double() - dense_of(two).double()).norm())
-
-
-def bias_of(delta: Delta) -> Tensor | None:
-    """Return what a delta adds to a bias, in float32, or None."""
-    return delta.on_bias.weight() if isinstance(delta, PartsDelta) else None
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -18,18 +18,32 @@ from lorry.algebra import Delta, DoraDelta, PartsDelta
 Key = TypeVar("Key")
 
 
-def find_reducible(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix | None:
-    """Return the matrix of a delta that a rank can be cut from, or None where there is no such thing.
+def find_core(delta: Delta) -> Delta | None:
+    """Return the delta that a rank can be cut from: without its bias, and from within a DoRA; None where there is none.
 
-    Of a DoRA it is the matrix inside, whose magnitude stays; the other families that depend on the base weight have
-    none, and neither have norms and biases.
+    The other families that depend on the base weight have none, and neither have norms and biases.
     """
     weight = delta.part("weight")
     if isinstance(weight, DoraDelta):
-        return find_reducible(weight.inner, dtype)
+        return find_core(weight.inner)
     if weight is None or needs_base(weight) or len(weight.shape) < 2:
         return None
-    return matrix_of(weight, dtype)
+    return weight
+
+
+def with_core(delta: Delta, core: Delta) -> Delta:
+    """Return a delta with another one in the place of what `find_core` finds."""
+    if isinstance(delta, PartsDelta):
+        return PartsDelta(
+            core if delta.on_weight is None else with_core(delta.on_weight, core), delta.on_bias
+        )
+    return replace(delta, inner=with_core(delta.inner, core)) if isinstance(delta, DoraDelta) else core
+
+
+def find_reducible(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix | None:
+    """Return the matrix of `find_core`, or None where there is none."""
+    core = find_core(delta)
+    return None if core is None else matrix_of(core, dtype)
 
 
 def reduced(delta: Delta, rank: int, dtype: torch.dtype | None = None, seed: int = 0) -> Delta:
@@ -41,16 +55,12 @@ def reduced(delta: Delta, rank: int, dtype: torch.dtype | None = None, seed: int
         dtype: of the new factors; that of the delta's tensors when None.
         seed: of the sketch, where a full difference is cut.
     """
-    if isinstance(delta, PartsDelta):
-        weight = None if delta.on_weight is None else reduced(delta.on_weight, rank, dtype, seed)
-        return PartsDelta(weight, delta.on_bias)
-    if isinstance(delta, DoraDelta):
-        return replace(delta, inner=reduced(delta.inner, rank, dtype, seed))
-    matrix = find_reducible(delta)
-    if matrix is None or (delta.family == "LoRA" and (delta.rank or 0) <= rank):
+    core = find_core(delta)
+    if core is None or (core.family == "LoRA" and (core.rank or 0) <= rank):
         return delta
-    dtype = dtype or next(iter(delta.tensors().values())).dtype
-    return delta_of(decompose(matrix, rank, seed).pair(shape_of(matrix)[1:]), dtype)
+    matrix = matrix_of(core)
+    dtype = dtype or next(iter(core.tensors().values())).dtype
+    return with_core(delta, delta_of(decompose(matrix, rank, seed).pair(shape_of(matrix)[1:]), dtype))
 
 
 def ranks_by_energy(spectra: Mapping[Key, Tensor], share: float) -> dict[Key, int]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lorry.cli.console import tell_error
+from lorry.cli.debugging import Debug, wants_debug
 from lorry.cli.options import DtypeName, LoraChoice, Size, parse_lora, parse_size
+from lorry.cli.workbench import add_workbench
 from lorry.errors import LorryError
-
-_DEBUG: Final = "lorry.debug"
 
 
 class _Commands(TyperGroup):
@@ -25,15 +25,10 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise
         except (LorryError, OSError) as error:
-            if ctx.meta.get(_DEBUG):
+            if wants_debug(ctx):
                 raise
             tell_error(error)
             raise typer.Exit(1) from None
-
-
-def _remember_debug(ctx: typer.Context, value: bool) -> bool:
-    ctx.meta[_DEBUG] = value
-    return value
 
 
 def _show_version(value: bool) -> None:
@@ -50,10 +45,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)
-]
-
 
 @app.callback()
 def _lorry(
@@ -69,7 +60,7 @@ def _lorry(
 def inspect(
     file: Annotated[str, typer.Argument(help="An adapter file, or the name of one that lorry ships.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with metadata in full.")] = False,
-    _debug: _Debug = False,
+    _debug: Debug = False,
 ) -> None:
     """Say what an adapter file holds, from its header alone."""
     from lorry.cli.inspecting import inspect_and_print
@@ -130,7 +121,7 @@ def generate(
     dtype: Annotated[
         DtypeName, typer.Option(help="auto: float32 on the CPU, float16 elsewhere.")
     ] = DtypeName.AUTO,
-    _debug: _Debug = False,
+    _debug: Debug = False,
 ) -> None:
     """Draw pictures, with or without adapters."""
     from lorry.cli.generating import Order, generate_and_print
@@ -156,7 +147,7 @@ def generate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures go.")] = Path("lorry-demo"),
-    _debug: _Debug = False,
+    _debug: Debug = False,
 ) -> None:
     """Draw with the shipped model and its adapters, check every promise, and write one labelled sheet."""
     from lorry.cli.demo import run_demo
@@ -168,6 +159,9 @@ def demo(
 def version() -> None:
     """Print the version."""
     _show_version(True)
+
+
+add_workbench(app)
 
 
 def main() -> None:

@@ -58,10 +58,10 @@ def _is_on_input(parts: LayerParts, vector: Tensor) -> bool:
             f"an (IA)^3 vector of {tuple(vector.shape)} may be for a convolution's input or its output; only "
             "`feedforward_modules` of the config tells. Put `adapter_config.json` beside the file."
         )
-    return _matches(listed, parts.target.path)
+    return matches(listed, parts.target.path)
 
 
-def _matches(listed: object, path: str) -> bool:
+def matches(listed: object, path: str) -> bool:
     """Whether a path is one of PEFT's `feedforward_modules`: a pattern for all of it, or endings."""
     if isinstance(listed, str):
         return re.fullmatch(listed, path) is not None

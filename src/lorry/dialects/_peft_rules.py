@@ -36,10 +36,13 @@ class PeftRules(Rules):
         return Alpha(value, bool(self.option(target, "use_rslora")), "metadata")
 
     def full_scale(self, target: Target) -> float | None:
-        alpha, rank = self._alpha(target), self._by_pattern(target, "rank_pattern", "r")
-        if alpha is None or rank is None:
-            return None
-        return alpha / check_alpha(rank, f"`r` of {target}")
+        alpha, rank = self._alpha(target), self.rank(target)
+        return None if alpha is None or rank is None else alpha / rank
+
+    def rank(self, target: Target) -> float | None:
+        """The rank that the config gives a layer, or None where it says nothing of it."""
+        value = self._by_pattern(target, "rank_pattern", "r")
+        return None if value is None else check_alpha(value, f"`r` of {target}")
 
     def option(self, target: Target, name: str) -> object:
         return self._config(target.component).get(name)

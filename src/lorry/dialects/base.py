@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from lorry.adapters import Adapter
 from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
+
+BlockNames = Literal["diffusers", "original", "trained"]
+"""Whose names of a model's blocks a dialect's files have, where diffusers and the original checkpoint differ:
+`"trained"` is kohya's, which has the names of the model that its trainers train."""
 
 
 class Dialect(ABC):
@@ -20,6 +25,7 @@ class Dialect(ABC):
     """What users and reports call it."""
     before: ClassVar[tuple[str, ...]] = ()
     """The dialects that it takes a file from when both claim it."""
+    block_names: ClassVar[BlockNames] = "diffusers"
 
     @abstractmethod
     def claims(self, file: TensorFile) -> bool:
@@ -36,8 +42,21 @@ class Dialect(ABC):
             FormatError: its tensors contradict each other.
         """
 
+    @property
+    def is_written(self) -> bool:
+        """Whether lorry writes this dialect."""
+        return type(self).write is not Dialect.write
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        """Return, by target, what of an adapter this dialect has no names for; nothing where it can be written.
+
+        Raises:
+            UnsupportedAdapterError: this dialect is not written.
+        """
+        raise UnsupportedAdapterError(f"lorry reads the dialect {self.name!r} and does not write it.")
+
     def write(self, adapter: Adapter) -> TensorFile:
-        """Return a file of this dialect that holds an adapter.
+        """Return a file of this dialect that holds an adapter; its tensors are the adapter's.
 
         Raises:
             UnsupportedAdapterError: this dialect is not written, or cannot carry what the adapter holds.

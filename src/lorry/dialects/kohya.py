@@ -7,26 +7,35 @@
 Pattern: a prefix that stands for the component (`lora_unet_`, `lora_te1_`, … ; `lycoris_` for a denoiser that is not
 named, `oft_unet_` for kohya's OFT), the module's path with every `.` written as `_`, and one of `.lora_down.weight`,
 `.lora_up.weight`, `.lora_mid.weight` and `.alpha`, or the suffixes of another family (`.hada_w1_a`, `.lokr_w1`,
-`.dora_scale`, …). What a flattened path means is settled with the live model. LoRA and LoCon alone are written.
+`.dora_scale`, …). What a flattened path means is settled with the live model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-import torch
-from torch import Tensor
-
 from lorry.adapters import Adapter, Entry
+from lorry.dialects._apart import take_apart
 from lorry.dialects._containers import FLAT, find_flat_target
-from lorry.dialects._exporting import get_pair, reject_unknown
+from lorry.dialects._exporting import (
+    LYCORIS_SUFFIXES,
+    ONETRAINER_SUFFIXES,
+    check_writable,
+    find_obstacles,
+    spelled,
+)
+from lorry.dialects._headers import kohya_header
 from lorry.dialects._named import read_named
+from lorry.dialects._naming import with_clip_root
 from lorry.dialects._suffixes import split_suffix
-from lorry.dialects.base import Dialect
+from lorry.dialects.base import BlockNames, Dialect
 from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
-from lorry.names import DENOISER, DENOISERS
+from lorry.names import DENOISER
 
+SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_SUFFIXES, "kohya_oft_blocks": "oft_blocks"}
+OFT_MODULE = "networks.oft"
 SDXL_CONTEXT = 2048
 """What SDXL's cross attention takes in: the width of its two text encoders together."""
 
@@ -36,7 +45,9 @@ class Kohya(Dialect):
     """kohya's flattened names."""
 
     name: ClassVar[str] = "kohya"
+    block_names: ClassVar[BlockNames] = "trained"
     before: ClassVar[tuple[str, ...]] = (
+        "comfyui",
         "peft",
         "xlabs",
         "attention-processors",
@@ -53,21 +64,23 @@ class Kohya(Dialect):
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
 
-    def write(self, adapter: Adapter) -> TensorFile:
-        """Return a file of this dialect, with diffusers' block names where the adapter has those.
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        return find_obstacles(adapter, SUFFIXES)
 
-        An alpha is written as float32, or float64 where float32 cannot hold it; a layer without one gets none.
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file of this dialect, with the block names that the adapter has.
+
+        An alpha is written in the dtype of its layer's factors, or in the next wider one that holds it; a layer without
+        one gets none.
 
         Raises:
             UnsupportedAdapterError: the adapter holds what the dialect has no names for.
         """
-        reject_unknown(adapter)
+        check_writable(adapter, self.obstacles(adapter), self.name)
         two = _has_two_text_encoders(adapter)
-        tensors: dict[str, Tensor] = {}
-        for entry in adapter.entries:
-            for suffix, tensor in _parts(entry).items():
-                tensors[f"{_flat_name(entry, two)}.{suffix}"] = tensor
-        return TensorFile(tensors, {**adapter.metadata, "ss_network_module": "networks.lora"}, adapter.source)
+        is_oft = _is_kohyas_oft(adapter)
+        tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, two, is_oft))
+        return TensorFile(tensors, kohya_header(adapter, OFT_MODULE if is_oft else None), adapter.source)
 
 
 def _is_flat(key: str) -> bool:
@@ -75,19 +88,18 @@ def _is_flat(key: str) -> bool:
     return ending is not None and find_flat_target(ending.stem) is not None
 
 
-def _parts(entry: Entry) -> dict[str, Tensor]:
-    pair = get_pair(entry)
-    parts = {"lora_down.weight": pair.down, "lora_up.weight": pair.up}
-    if pair.mid is not None:
-        parts["lora_mid.weight"] = pair.mid
-    if pair.alpha is not None:
-        exact = torch.tensor(pair.alpha, dtype=torch.float64)
-        parts["alpha"] = exact.float() if exact.float() == exact else exact
-    return parts
+def _is_kohyas_oft(adapter: Adapter) -> bool:
+    """Whether an adapter is of kohya's own OFT: its constraint of 0 lets nothing turn, LyCORIS's lets all."""
+    said = adapter.metadata.get("ss_network_module", "").startswith(OFT_MODULE)
+    roles = [role for entry in adapter.entries for role in take_apart(entry.delta)]
+    return "kohya_oft_blocks" in roles or (said and "oft_blocks" in roles)
 
 
 def _has_two_text_encoders(adapter: Adapter) -> bool:
     """Whether the base has more than one, so that the first is `te1`: SDXL and every transformer."""
+    version = adapter.metadata.get("ss_base_model_version", "")
+    if version:
+        return not version.startswith(("sd_v1", "sd_v2"))
     for entry in adapter.entries:
         component, path = entry.target.component, entry.target.path.replace(".", "_")
         if (
@@ -100,17 +112,15 @@ def _has_two_text_encoders(adapter: Adapter) -> bool:
     return False
 
 
-def _flat_name(entry: Entry, two_text_encoders: bool) -> str:
+def _flat_name(entry: Entry, two_text_encoders: bool, is_oft: bool) -> str:
     target = entry.target
-    path = target.path.replace(".", "_")
-    if target.component == DENOISER or target.component in DENOISERS:
-        return f"lora_unet_{path}"
     prefixes = {
+        **dict.fromkeys((DENOISER, "unet", "transformer"), "oft_unet_" if is_oft else "lora_unet_"),
+        "prior": "lora_prior_unet_",
         "text_encoder": "lora_te1_" if two_text_encoders else "lora_te_",
         "text_encoder_2": "lora_te2_",
         "text_encoder_3": "lora_te3_",
     }
     if target.component not in prefixes:
         raise UnsupportedAdapterError(f"{target}: kohya's dialect has no name for this component.")
-    root = "text_model_" if path.startswith("encoder_layers_") else ""
-    return f"{prefixes[target.component]}{root}{path}"
+    return prefixes[target.component] + with_clip_root(target).path.replace(".", "_")

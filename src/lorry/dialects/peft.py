@@ -11,10 +11,16 @@ exceptions (`alpha_pattern`), `use_rslora` and what else the tensors do not show
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, Entry
+from lorry.dialects._exporting import check_writable, spelled
+from lorry.dialects._headers import config_header
 from lorry.dialects._named import read_named
+from lorry.dialects._naming import dotted
+from lorry.dialects._peft_apart import PEFT_SUFFIXES, take_apart_for_peft
+from lorry.dialects._peft_writing import find_peft_obstacles, make_configs
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 
@@ -38,3 +44,24 @@ class Peft(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        return find_peft_obstacles(adapter, PEFT_SUFFIXES)
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return the adapter as one file, keys preceded by their component and configs in the header.
+
+        That is how a folder with one of PEFT's folders a component is read; `files.write_folders` takes it apart.
+
+        Raises:
+            UnsupportedAdapterError: the adapter holds what PEFT has no type for, or what one config cannot describe, or
+                flattened names whose meaning only a model can tell.
+        """
+        check_writable(adapter, self.obstacles(adapter), self.name)
+        tensors = spelled(adapter.entries, PEFT_SUFFIXES, _name, take_apart_for_peft)
+        return TensorFile(tensors, config_header(adapter, make_configs(adapter)), adapter.source)
+
+
+def _name(entry: Entry) -> str:
+    target = dotted(entry.target)
+    return f"{target.component}.base_model.model.{target.path}"

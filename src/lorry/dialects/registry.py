@@ -15,12 +15,14 @@ from lorry.dialects.diffusers import Diffusers
 from lorry.dialects.dotted_kohya import DottedKohya
 from lorry.dialects.kohya import Kohya
 from lorry.dialects.lora_layers import LoraLayers
+from lorry.dialects.lycoris import Lycoris
 from lorry.dialects.peft import Peft
 from lorry.dialects.xlabs import Xlabs
 from lorry.errors import FormatError, UnknownDialectError, UnsupportedAdapterError, did_you_mean, some
 from lorry.files import TensorFile
 
 DIALECTS: Sequence[Dialect] = (
+    Lycoris(),
     Kohya(),
     Peft(),
     Xlabs(),

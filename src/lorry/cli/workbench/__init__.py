@@ -1,0 +1,14 @@
+"""The commands that compute with adapter files: one file for each command."""
+
+from __future__ import annotations
+
+import typer
+
+from lorry.cli.workbench.combine import combine
+from lorry.cli.workbench.resize import resize
+
+
+def add_workbench(app: typer.Typer) -> None:
+    """Add the commands to lorry's."""
+    for command in (combine, resize):
+        app.command()(command)

@@ -1,0 +1,41 @@
+"""What the two dialects with PEFT's tensors share when they write: one config a component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorry.adapters import Adapter, Entry
+from lorry.algebra import Delta
+from lorry.dialects import _peft_config
+from lorry.dialects._exporting import find_obstacles
+from lorry.dialects._headers import kept_configs
+from lorry.dialects._naming import dotted
+from lorry.dialects._peft_apart import take_apart_for_peft
+from lorry.dialects._suffixes import Role
+
+
+def find_peft_obstacles(adapter: Adapter, suffixes: Mapping[Role, str]) -> dict[str, str]:
+    """Return, by target, what of an adapter has no name among these suffixes or no place in its component's config."""
+    found = find_obstacles(adapter, suffixes, take_apart_for_peft)
+    for entries in _by_component(adapter).values():
+        named = {str(entry.target): entry.delta for entry in entries if str(entry.target) not in found}
+        found |= _peft_config.find_obstacles(named)
+    return found
+
+
+def make_configs(adapter: Adapter) -> dict[str, dict[str, Any]]:
+    """Return the config of each component of an adapter without obstacles."""
+    kept = kept_configs(adapter.metadata)
+    configs = {}
+    for component, entries in _by_component(adapter).items():
+        deltas: dict[str, Delta] = {dotted(entry.target).path: entry.delta for entry in entries}
+        configs[component] = _peft_config.make_config(deltas, kept.get(component) or kept.get("") or {})
+    return configs
+
+
+def _by_component(adapter: Adapter) -> dict[str, list[Entry]]:
+    parts: dict[str, list[Entry]] = {}
+    for entry in adapter.entries:
+        parts.setdefault(dotted(entry.target).component, []).append(entry)
+    return parts

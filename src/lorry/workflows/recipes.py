@@ -1,0 +1,113 @@
+"""How deltas for one layer become one: the method, its numbers, and what it is reduced to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from lorry.adapters import rank_for
+from lorry.adapters.adding import added, delta_of
+from lorry.adapters.matrices import matrix_of, needs_base, spectrum_of
+from lorry.adapters.mixing import Method, mix
+from lorry.adapters.reducing import find_reducible, reduced
+from lorry.algebra import Delta, PartsDelta
+from lorry.errors import StateError, did_you_mean
+from lorry.workflows.rules import Rule
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How adapters are mixed, but for which they are."""
+
+    method: Method = Method.SUM
+    density: float = 0.5
+    """The share of numbers that `ties`, `dare` and `magnitude` keep."""
+    rank: int | None = None
+    """To reduce the result to; None leaves it exact."""
+    energy: float | None = None
+    """The share of the squared norm to reduce each layer's result to; None leaves it exact."""
+    rules: tuple[Rule, ...] = ()
+    """Further factors for the layers that a pattern names."""
+    seed: int = 0
+    """Of what `dare` drops, and of sketches."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise StateError(f"A density of {self.density:g}: expected a share over 0 and up to 1.")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise StateError(f"An energy of {self.energy:g}: expected a share over 0 and up to 1.")
+        if self.rank is not None and self.rank < 1:
+            raise StateError(f"A rank of {self.rank}: expected 1 or more.")
+        if self.rank is not None and self.energy is not None:
+            raise StateError("A rank and an energy at once: give one of them.")
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the result is cut."""
+        return self.rank is not None or self.energy is not None
+
+
+def get_method(name: str) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        StateError: there is none.
+    """
+    known = [method.value for method in Method]
+    if name not in known:
+        raise StateError(
+            f"There is no method {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+        )
+    return Method(name)
+
+
+def combined(
+    terms: Sequence[tuple[Delta, float]], recipe: Recipe, dtype: torch.dtype, generator: torch.Generator
+) -> Delta | None:
+    """Return the deltas for one layer as one, mixed and reduced as the recipe says; None where every factor is 0.
+
+    Biases and norms are summed whatever the method: there is no rank to cut, and too few numbers to vote.
+    """
+    terms = [(delta, factor) for delta, factor in terms if factor != 0]
+    if _mixes(terms, recipe.method):
+        delta: Delta | None = _mixed(terms, recipe, generator)
+    else:
+        # What is cut afterwards is rounded then, and not before.
+        delta = added(terms, torch.float32 if recipe.reduces else dtype)
+    if delta is None:
+        return None
+    delta = _cut(delta, recipe)
+    return delta.with_tensors({name: tensor.to(dtype) for name, tensor in delta.tensors().items()})
+
+
+def _mixes(terms: Sequence[tuple[Delta, float]], method: Method) -> bool:
+    """Whether a method other than the sum has something to do on one layer."""
+    if method is Method.SUM or (method is Method.ORTHOGONAL and len(terms) < 2):
+        return False
+    return all(find_reducible(delta) is not None and not needs_base(delta) for delta, _ in terms)
+
+
+def _mixed(terms: Sequence[tuple[Delta, float]], recipe: Recipe, generator: torch.Generator) -> Delta:
+    shape = max((delta.shape for delta, _ in terms), key=len)
+    matrices = []
+    for delta, _ in terms:
+        weight = (delta.part("weight") or delta).fitted(shape)
+        matrices.append(matrix_of(weight or delta))
+    matrix = mix(recipe.method, matrices, [factor for _, factor in terms], recipe.density, generator)
+    weight = delta_of(matrix, torch.float32)
+    biases = [(bias, factor) for delta, factor in terms if (bias := delta.part("bias")) is not None]
+    bias = added(biases, torch.float32)
+    return weight if bias is None else PartsDelta(weight, bias)
+
+
+def _cut(delta: Delta, recipe: Recipe) -> Delta:
+    if recipe.rank is not None:
+        return reduced(delta, recipe.rank, seed=recipe.seed)
+    matrix = find_reducible(delta) if recipe.energy is not None else None
+    if matrix is None or recipe.energy is None:
+        return delta
+    return reduced(delta, rank_for(spectrum_of(matrix), recipe.energy), seed=recipe.seed)

@@ -1,0 +1,98 @@
+"""The commands that compute with adapter files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli.runs import lorry_says
+from lorry.files import read_safetensors
+
+
+def check_picture(path: Path) -> None:
+    """Raise where there is no picture, or one of a single colour."""
+    with Image.open(path) as picture:
+        colours = picture.convert("RGB").getcolors(picture.width * picture.height)
+        assert picture.width > 400
+        assert colours is None or len(colours) > 20
+
+
+def test_combine_writes_the_sum_and_says_what_it_is(shipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mix.safetensors"
+    result = lorry_says("combine", "ink:0.5", "wax:0.25", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "sum: 0.5 x ink + 0.25 x wax" in result.stdout
+    assert "rank 6" in result.stdout
+    assert "equal, to rounding in float32" in result.stdout
+    assert str(out) in result.stdout
+    assert "lorry.combined" in read_safetensors(out).metadata
+
+
+def test_combine_takes_every_option(shipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mix.safetensors"
+    words = [
+        "--method",
+        "dare",
+        "--density",
+        "0.7",
+        "--rank",
+        "2",
+        "--at",
+        "to_q=0,1",
+        "--at",
+        "text_encoder=2",
+    ]
+    more = ["--seed", "3", "--dtype", "float16", "--dialect", "kohya", "--json", "--out", out]
+    result = lorry_says("combine", "ink", "wax:0.5", *words, *more)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["method"], report["ranks"], report["size"]) == (
+        "dare",
+        {"2": report["targets"]},
+        out.stat().st_size,
+    )
+    assert any(key.startswith("lora_unet_") for key in read_safetensors(out).tensors)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("combine", "ink", "wax", "--method", "tis"), "Did you mean 'ties'"),
+        (("combine", "ink", "--at", "to_z=1"), "No layer has 'to_z'"),
+        (("combine", "ink:0"), "Every factor is 0"),
+        (("combine", "inc"), "Did you mean 'ink'"),
+        (("combine", "ink", "--dialect", "kohyo", "--out", "x.safetensors"), "Did you mean 'kohya'"),
+        (("resize", "ink"), "Expected one of a rank, an energy and a size"),
+        (("resize", "ink", "--size", "0.0001"), "cannot be cut to 0.0001 MB"),
+        (("resize", "ink", "--rank", "1", "--plot", "curve.txt"), "ends in .png, .svg, .pdf"),
+    ],
+)
+def test_a_foreseen_error_is_one_message(shipped: Path, words: tuple[str, ...], said: str) -> None:
+    result = lorry_says(*words)
+    assert result.exit_code == 1
+    assert said in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_resize_cuts_and_says_what_is_lost(shipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    result = lorry_says("resize", "wax", "--rank", "1", "--at", "conv1=3", "--out", out)
+    assert result.exit_code == 0, result.output
+    for said in ("targets cut", "rank 1 (", "of the energy kept", "error 0.", str(out)):
+        assert said in result.stdout
+    assert out.is_file()
+
+
+def test_resize_shows_the_curve_and_writes_nothing(shipped: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    result = lorry_says("resize", "wax", "--dry-run", "--plot", picture, "--out", tmp_path / "no.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "--rank 2" in result.stdout
+    assert "keeps 100.00%" in result.stdout
+    assert not (tmp_path / "no.safetensors").exists()
+    check_picture(picture)
+    report = json.loads(lorry_says("resize", "wax", "--dry-run", "--json").stdout)
+    assert report["points"][0]["way"] == "rank"

@@ -1,0 +1,235 @@
+"""Every family in every dialect that is written: it comes back as it was, or the dialect refuses it by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dialects.layers import LAYERS, Layer
+from lorry.adapters import Adapter
+from lorry.algebra import Delta
+from lorry.dialects import DIALECTS, get_dialect, read_adapter
+from lorry.errors import UnsupportedAdapterError
+from lorry.files import TensorFile
+
+WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
+PATH = "mid_block.attentions.0.proj_in"
+
+LYCORIS = (
+    "lora", "locon", "lora a1111 scale", "lora diff_b", "dora rows", "dora columns", "dora rows of a convolution",
+    "dora columns of a convolution", "dora of peft", "dora of older peft", "dora of peft's convolution",
+    "dora of ai-toolkit", "dora of loha", "dora of lokr", "dora with diff_b", "dora of one row", "loha",
+    "loha of a convolution", "loha tucker", "loha diff_b", "lokr whole", "lokr whole convolution",
+    "lokr w2 of factors", "lokr w1 of factors", "lokr both of factors", "lokr of a convolution", "lokr tucker",
+    "lokr diff_b", "glora", "glora old", "glora of a convolution", "glora tucker", "oft", "oft alpha 0",
+    "oft constraint", "oft rescale", "boft", "boft alpha 0", "boft constraint and rescale", "full",
+    "full of a convolution", "full of a scale", "full diff_b", "a bias alone", "norm", "norm without a bias",
+    "norm of a bias alone",
+)  # fmt: skip
+IA3 = ("ia3 rows", "ia3 columns", "ia3 rows of a convolution")
+PACKED = ("oft packed", "oft packed and shared", "oft packed and scaled")
+PEFT_LORA = (
+    "lora", "locon", "lora a1111 scale", "lora bias", "lora bias, up", "dora rows", "dora rows of a convolution",
+    "dora of peft", "dora of older peft", "dora of peft's convolution", "dora of ai-toolkit", "dora of one row",
+)  # fmt: skip
+PEFT = (
+    *PEFT_LORA, "loha", "loha of a convolution", "loha tucker", "lokr whole", "lokr whole convolution", "oft packed",
+    "oft packed and shared", "boft of peft", "ia3 of peft, rows", "ia3 of peft, columns", "hra",
+)  # fmt: skip
+CARRIED: Mapping[str, tuple[str, ...]] = {
+    "kohya": (*LYCORIS, *IA3, *PACKED),
+    "lycoris": (*LYCORIS, *IA3),
+    "comfyui": LYCORIS,
+    "diffusers": PEFT_LORA,
+    "peft": PEFT,
+}
+CASES = [(layer, dialect) for dialect in WRITTEN for layer in LAYERS]
+
+
+def adapter_of(layer: Layer, **kwargs: Any) -> Adapter:
+    tensors = {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
+    return fitted(read_adapter(TensorFile(tensors, source="x.safetensors", **kwargs)), layer.shape)
+
+
+def fitted(adapter: Adapter, *shapes: tuple[int, ...]) -> Adapter:
+    """The adapter with each delta fitted to the weight that it is for, as binding does."""
+    deltas = [entry.delta.fitted(shape) for entry, shape in zip(adapter.entries, shapes, strict=True)]
+    return replace(
+        adapter, entries=tuple(replace(e, delta=d) for e, d in zip(adapter.entries, deltas, strict=True) if d)
+    )
+
+
+def assert_same_delta(one: Delta, two: Delta, shape: tuple[int, ...]) -> None:
+    """Both have the same tensors, bit for bit but for axes of 1, and the same effect at two strengths."""
+    mine, others = one.tensors(), two.tensors()
+    if mine.keys() != others.keys():
+        raise AssertionError((mine.keys(), others.keys()))
+    for name, tensor in mine.items():
+        if tensor.dtype != others[name].dtype or not torch.equal(tensor.flatten(), others[name].flatten()):
+            raise AssertionError(name)
+    base = torch.randn(shape)
+    for parameter in ("weight", "bias"):
+        part, other = one.part(parameter), two.part(parameter)
+        if (part is None) != (other is None):
+            raise AssertionError(parameter)
+        if part is not None and other is not None:
+            on = base if parameter == "weight" else base.flatten(1)[:, 0] if base.ndim > 1 else base
+            for strength in (1.0, 0.5):
+                if not torch.equal(weight(part, on, strength), weight(other, on, strength)):
+                    raise AssertionError((parameter, strength))
+
+
+def weight(delta: Delta, base: torch.Tensor, strength: float) -> torch.Tensor:
+    fitted = delta.fitted(tuple(base.shape))
+    assert fitted is not None
+    return fitted.weight(base, strength=strength)
+
+
+@pytest.mark.parametrize(("name", "dialect"), CASES)
+def test_a_layer_comes_back_from_each_dialect_that_carries_it_and_is_refused_by_name_elsewhere(
+    name: str, dialect: str
+) -> None:
+    layer = LAYERS[name]()
+    adapter = adapter_of(layer)
+    if name not in CARRIED[dialect]:
+        with pytest.raises(UnsupportedAdapterError, match=rf"1 of 1 layers.*'{dialect}'.*unet\.{PATH} \("):
+            get_dialect(dialect).write(adapter)
+        return
+    file = get_dialect(dialect).write(adapter)
+    found = read_adapter(file)
+    assert found.dialect == dialect
+    assert not found.unknown
+    assert not found.ignored
+    assert_same_delta(adapter.entries[0].delta, found.entries[0].delta, layer.shape)
+    again = get_dialect(dialect).write(found)
+    assert again.tensors.keys() == file.tensors.keys()
+    assert all(torch.equal(again.tensors[key], tensor) for key, tensor in file.tensors.items())
+    assert again.metadata == file.metadata
+
+
+@pytest.mark.parametrize("dialect", WRITTEN)
+def test_every_layer_that_a_dialect_carries_is_a_layer_of_ours(dialect: str) -> None:
+    assert set(CARRIED[dialect]) <= LAYERS.keys()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_carried_by_some_dialect_or_known_to_be_carried_by_none(name: str) -> None:
+    carried = {layer for layers in CARRIED.values() for layer in layers}
+    assert (name in carried) != (
+        name in ("vera", "lora with a sparse difference", "lora extracted with a sparse difference")
+    )
+
+
+def test_a_dtype_is_kept_and_an_alpha_has_that_of_its_factors() -> None:
+    down, up = torch.randn(2, 6).half(), torch.randn(8, 2).half()
+    layer = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.5).half()}
+    adapter = adapter_of(Layer(layer, adapter_of(LAYERS["lora"]()).entries[0].delta, (8, 6)))
+    tensors = get_dialect("kohya").write(adapter).tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    odd = Layer({**layer, "alpha": torch.tensor(1 / 3)}, adapter.entries[0].delta, (8, 6))
+    alpha = next(
+        t for k, t in get_dialect("kohya").write(adapter_of(odd)).tensors.items() if k.endswith("alpha")
+    )
+    assert alpha.dtype == torch.float32
+    assert float(alpha) == float(torch.tensor(1 / 3))
+
+
+def peft_config(adapter: Adapter) -> dict[str, Any]:
+    header = json.loads(get_dialect("peft").write(adapter).metadata["lora_adapter_metadata"])
+    return {name.removeprefix("unet."): value for name, value in header.items()}
+
+
+def test_pefts_config_is_kept_as_it_is_while_it_tells_the_truth() -> None:
+    tensors = {s: t for s, t in LAYERS["lora"]().tensors.items() if s != "alpha"}
+    layer = Layer(tensors, LAYERS["lora"]().delta, (8, 6))
+    kept = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": True, "target_modules": ["proj_in"]}
+    adapter = adapter_of(
+        layer, metadata={"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in kept.items()})}
+    )
+    assert peft_config(adapter) == kept
+    kohya = read_adapter(get_dialect("kohya").write(adapter))
+    assert peft_config(kohya) == kept
+    stale = adapter_of(
+        LAYERS["lora"](),
+        metadata={"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in kept.items()})},
+    )
+    made = peft_config(stale)
+    assert (made["lora_alpha"], made["use_rslora"], made["target_modules"]) == (1.5, False, [PATH])
+
+
+def two_layers(one: str, two: str) -> Adapter:
+    first, second = LAYERS[one](), LAYERS[two]()
+    tensors = {f"unet.conv_in.{suffix}": tensor for suffix, tensor in first.tensors.items()}
+    tensors |= {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in second.tensors.items()}
+    return fitted(read_adapter(TensorFile(tensors)), first.shape, second.shape)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "reason"),
+    [
+        ("lora", "loha", r"LoHa: PEFT has one type for all layers of a model, here LORA"),
+        ("loha", "oft packed", r"LoHa: PEFT has one type .*OFT: PEFT has one type"),
+        ("lora", "dora rows", r"DoRA: a magnitude, which PEFT has on all layers or none"),
+        ("loha tucker", "loha of a convolution", "a Tucker core"),
+        ("oft packed", "oft packed and shared", "OFT with blocks of another size or other options"),
+    ],
+)
+def test_what_one_config_of_peft_cannot_say_of_all_layers_is_refused(one: str, two: str, reason: str) -> None:
+    with pytest.raises(UnsupportedAdapterError, match=reason):
+        get_dialect("peft").write(two_layers(one, two))
+
+
+def test_layers_of_unlike_ranks_and_alphas_are_told_by_patterns() -> None:
+    config = peft_config(two_layers("lora", "lora bias"))
+    assert (config["r"], config["lora_alpha"], config["lora_bias"], config["rank_pattern"]) == (
+        2,
+        1.5,
+        True,
+        {},
+    )
+
+
+def test_kohyas_oft_keeps_its_prefix_and_its_constraint_of_0() -> None:
+    blocks, alpha = torch.randn(2, 4, 4), torch.tensor(0.0)
+    file = TensorFile(
+        {"oft_unet_a.oft_blocks": blocks, "oft_unet_a.alpha": alpha}, {"ss_network_module": "networks.oft"}
+    )
+    written = get_dialect("kohya").write(read_adapter(file))
+    assert written.tensors.keys() == file.tensors.keys()
+    assert written.metadata["ss_network_module"] == "networks.oft"
+    with pytest.raises(UnsupportedAdapterError, match="an OFT with a constraint of 0"):
+        get_dialect("comfyui").write(read_adapter(file))
+
+
+def test_a_header_that_names_an_alpha_is_not_left_beside_layers_without_one() -> None:
+    tensors = {f"unet.{PATH}.{s}": t for s, t in LAYERS["lora"]().tensors.items() if s != "alpha"}
+    header = {
+        "ss_network_dim": "2",
+        "ss_network_alpha": "1",
+        "ss_network_args": '{"conv_alpha": 4}',
+        "ss_title": "x",
+    }
+    adapter = read_adapter(TensorFile(tensors, header))
+    written = get_dialect("kohya").write(adapter)
+    assert written.metadata["ss_title"] == "x"
+    assert read_adapter(written).entries[0].delta.rank_scale == adapter.entries[0].delta.rank_scale == 1.0
+
+
+def test_hashes_of_another_file_and_positions_are_not_kept() -> None:
+    header = {
+        "sshs_model_hash": "a",
+        "sshs_legacy_hash": "b",
+        "modelspec.hash_sha256": "c",
+        "unet:0:rank": "4",
+        "unet": "[]",
+    }
+    adapter = adapter_of(LAYERS["lora"](), metadata={**header, "modelspec.trigger_phrase": "zuzu"})
+    for dialect in WRITTEN:
+        metadata = get_dialect(dialect).write(adapter).metadata
+        assert not metadata.keys() & header.keys()
+        assert metadata["modelspec.trigger_phrase"] == "zuzu"
