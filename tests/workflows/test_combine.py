@@ -81,7 +81,7 @@ def test_a_reduced_sum_has_the_error_that_is_printed(tmp_path: Path, recipe: Rec
 def test_other_mixes_differ_from_the_sum_and_say_by_how_much(tmp_path: Path, method: Method) -> None:
     one, two = kohya_file(tmp_path / "a.safetensors"), diffusers_file(tmp_path / "b.safetensors")
     out, again = tmp_path / "c.safetensors", tmp_path / "d.safetensors"
-    recipe = Recipe(method, density=0.6, rank=8, seed=4)
+    recipe = Recipe(method, density=0.6, seed=4)
     report = combine_files([(one, 1.0), (two, 1.0)], out, recipe)
     combine_files([(one, 1.0), (two, 1.0)], again, recipe)
     assert out.read_bytes() == again.read_bytes()
@@ -111,7 +111,8 @@ def test_metadata_that_is_true_of_all_is_kept_and_trigger_words_are_joined(tmp_p
     text = read_safetensors(tmp_path / "c.safetensors").metadata
     assert text["ss_base_model_version"] == "sdxl"
     assert text["modelspec.trigger_phrase"] == "abra, dabra"
-    assert not {"x", "sshs_model_hash", "ss_network_dim"} & set(text)
+    assert not {"x", "sshs_model_hash"} & set(text)
+    assert text["ss_network_dim"] == "8"
     assert json.loads(text["lorry.combined"])["from"] == [
         {"file": "a.safetensors", "factor": 1.0},
         {"file": "b.safetensors", "factor": 0.5},

@@ -77,21 +77,22 @@ def test_layers_by_name_get_ranks_of_their_own(tmp_path: Path) -> None:
     assert ranks_in(out) == {"q": 1, "k": 4, "conv1": 4, "proj": 4}
 
 
-def test_a_full_difference_becomes_a_lora(tmp_path: Path) -> None:
+def test_a_full_difference_becomes_a_lora_and_a_norm_stays(tmp_path: Path) -> None:
     name = "lora_unet_down_blocks_0_attentions_0_proj_in"
-    path = write_safetensors(tmp_path / "a.safetensors", {f"{name}.diff": rand(24, 40, seed=1)})
+    tensors = {f"{name}.diff": rand(24, 40, seed=1), f"{name[:-7]}norm.w_norm": rand(24, seed=2)}
+    path = write_safetensors(tmp_path / "a.safetensors", tensors)
     report = resize_file(path, tmp_path / "b.safetensors", Budget(rank=2))
     assert report.layers == {"denoiser.down_blocks_0_attentions_0_proj_in": (24, 2)}
-    assert ranks_in(tmp_path / "b.safetensors") == {"in": 2}
+    assert ranks_in(tmp_path / "b.safetensors") == {"in": 2, "norm": 0}
 
 
-def test_metadata_says_how_it_was_cut_and_no_longer_what_the_rank_was(tmp_path: Path) -> None:
+def test_metadata_says_how_it_was_cut_and_what_the_rank_is_now(tmp_path: Path) -> None:
     text = {"ss_network_dim": "4", "ss_output_name": "a"}
     path, out = kohya_file(tmp_path / "a.safetensors", metadata=text), tmp_path / "b.safetensors"
     resize_file(path, out, Budget(rank=2), dtype="bfloat16")
     file = read_safetensors(out)
     assert json.loads(file.metadata["lorry.resized"]) == {"rank": 2}
-    assert (file.metadata["ss_output_name"], "ss_network_dim" in file.metadata) == ("a", False)
+    assert (file.metadata["ss_output_name"], file.metadata["ss_network_dim"]) == ("a", "2")
     assert {t.dtype for t in file.tensors.values() if t.ndim} == {torch.bfloat16}
 
 
