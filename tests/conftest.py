@@ -19,6 +19,7 @@ from beartype.claw import beartype_packages
 # it off.
 CHECKED_ROOMS = [
     "lorry.names",
+    "lorry.prompts",
     "lorry.algebra",
     "lorry.adapters",
     "lorry.dialects",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorry import errors
     from lorry.binding import LoadReport
     from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, attach
+    from lorry.prompts import LoraTag, Prompt, parse_prompt
     from lorry.training import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
 
 __version__ = "0.1.0"
@@ -20,6 +21,8 @@ __all__ = [
     "AdapterConfig",
     "LoadReport",
     "LoraLoaderMixin",
+    "LoraTag",
+    "Prompt",
     "StableDiffusionXLLoraLoaderMixin",
     "__version__",
     "add_adapter",
@@ -27,17 +30,21 @@ __all__ = [
     "errors",
     "get_adapter_metadata",
     "get_adapter_state_dict",
+    "parse_prompt",
 ]
 
 _HOMES = {
     "AdapterConfig": "lorry.training",
     "LoadReport": "lorry.binding",
     "LoraLoaderMixin": "lorry.pipelines",
+    "LoraTag": "lorry.prompts",
+    "Prompt": "lorry.prompts",
     "StableDiffusionXLLoraLoaderMixin": "lorry.pipelines",
     "add_adapter": "lorry.training",
     "attach": "lorry.pipelines",
     "get_adapter_metadata": "lorry.training",
     "get_adapter_state_dict": "lorry.training",
+    "parse_prompt": "lorry.prompts",
 }
 
 

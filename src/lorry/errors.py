@@ -11,13 +11,14 @@
     │   ├── NothingAppliedError       not one tensor of the file has a place in the model
     │   ├── UnknownTargetError        the file names modules that the model does not have
     │   └── ShapeMismatchError        a delta has another shape than the weight it is for
-    └── StateError                the request does not fit the adapters' present state
-        ├── UnknownAdapterError       no adapter of that name is loaded
-        ├── DuplicateAdapterError     an adapter of that name is loaded already
-        └── FuseError                 fusing or unfusing is not possible as asked
+    ├── StateError                the request does not fit the adapters' present state
+    │   ├── UnknownAdapterError       no adapter of that name is loaded
+    │   ├── DuplicateAdapterError     an adapter of that name is loaded already
+    │   └── FuseError                 fusing or unfusing is not possible as asked
+    └── PromptError               what a prompt, or a picture's parameters, says of adapters is not understood
 
-`FormatError`, `BindingError` and `StateError` are `ValueError`s too, and `AdapterNotFoundError` is an `OSError`
-too, because that is what code written for diffusers' loader catches.
+`FormatError`, `BindingError`, `StateError` and `PromptError` are `ValueError`s too, and `AdapterNotFoundError` is an
+`OSError` too, because that is what code written for diffusers' loader catches.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class DuplicateAdapterError(StateError):
 
 class FuseError(StateError):
     """Fusing or unfusing is not possible as asked."""
+
+
+class PromptError(LorryError, ValueError):
+    """What a prompt, or a picture's parameters, says of adapters is not understood."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

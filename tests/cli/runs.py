@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 from typer.testing import CliRunner, Result
 
 from lorry.binding import weight_shape
@@ -26,12 +24,6 @@ def bad_lora(path: Path) -> Path:
     return write_safetensors(
         path, {f"{layer}.lora_A.weight": torch.ones(2, 99), f"{layer}.lora_B.weight": torch.ones(99, 2)}
     )
-
-
-def pictured_facts(path: Path) -> dict[str, object]:
-    """What `lorry generate` writes into a picture about how it was made."""
-    with Image.open(path) as picture:
-        return json.loads(picture.info["lorry"])
 
 
 def write_lora(path: Path, seed: int, metadata: dict[str, str] | None = None, rank: int = 2) -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cli.runs import bad_lora, lorry_says
-from lorry.cli.generating import Order, plan_jobs
+from lorry.cli.generate.order import Order, plan_jobs
+from lorry.files import weights_hash
+from lorry.prompts import parse_parameters
 from models import tiny_sd_pipeline
 
 QUICK = ("--steps", "2", "--size", "16")
@@ -104,16 +108,16 @@ def test_load_reports_and_paths_are_printed(shipped: Path, tmp_path: Path) -> No
     assert (tmp_path / "new" / "folder" / "a-cat-0.png").is_file()
 
 
-def test_a_picture_says_how_it_was_made(shipped: Path, tmp_path: Path) -> None:
+def test_a_picture_says_how_it_was_made_in_a1111s_words(shipped: Path, tmp_path: Path) -> None:
     drawn(tmp_path, "--lora", "ink:0.5", "--seed", "3", "--negative", "a dog")
     with Image.open(tmp_path / "x.png") as picture:
-        facts = json.loads(picture.info["lorry"])
-    assert (facts["prompt"], facts["seed"], facts["loras"], facts["negative"]) == (
-        "a cat",
-        3,
-        ["ink:0.5"],
-        "a dog",
+        *lines, settings = picture.info["parameters"].splitlines()
+    assert lines == ["a cat <lora:ink:0.5>", "Negative prompt: a dog"]
+    digest = weights_hash(shipped / "loras" / "ink.safetensors")[:12]
+    assert settings.startswith(
+        "Steps: 2, Sampler: DDIM, CFG scale: 3, Seed: 3, Size: 16x16, Model: shipped, "
     )
+    assert f'Lora hashes: "ink: {digest}", Precision: float32, Version: "lorry ' in settings
 
 
 def test_a_negative_prompt_changes_the_picture(shipped: Path, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_words_that_make_no_sense_are_usage_errors(words: list[str], said: str) 
 def test_an_argument_that_the_pipeline_does_not_take_is_an_error(
     shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorry.cli import generating
+    from lorry.cli.generate import command as generating
 
     class Odd:
         def __call__(self, prompt: str) -> None: ...
@@ -209,3 +213,187 @@ def test_the_dtype_is_chosen(shipped: Path, tmp_path: Path) -> None:
     rough = drawn(tmp_path, "--dtype", "bfloat16").astype(int)
     assert (exact != rough).any()
     assert np.abs(exact - rough).mean() < 12
+
+
+# --- adapters in prompts --------------------------------------------------------------------------------------------
+
+
+def test_adapters_that_a_prompt_names_act_as_those_of_the_options(shipped: Path, tmp_path: Path) -> None:
+    by_option = drawn(tmp_path, "--lora", "ink:0.6", "--lora", "wax:0.4")
+    lorry_says("generate", "a <lora:ink:0.6> cat <lora:wax:0.4>", *QUICK, "--out", tmp_path / "y.png")
+    assert (pixels(tmp_path / "y.png") == by_option).all()
+
+
+def test_each_prompt_has_its_own_adapters(shipped: Path, tmp_path: Path) -> None:
+    ink, plain = drawn(tmp_path, "--lora", "ink"), drawn(tmp_path)
+    prompts = ("a cat <lora:ink>", "a cat", "a cat <lora:wax>")
+    assert lorry_says("generate", *prompts, *QUICK, "--out", tmp_path / "z.png").exit_code == 0
+    assert (pixels(tmp_path / "z-1.png") == ink).all()
+    assert (pixels(tmp_path / "z-2.png") == plain).all()
+    assert (pixels(tmp_path / "z-3.png") != plain).any()
+
+
+def test_fused_adapters_change_from_prompt_to_prompt(shipped: Path, tmp_path: Path) -> None:
+    wax = drawn(tmp_path, "--lora", "wax", "--fuse")
+    prompts = ("a cat <lora:ink>", "a cat <lora:wax>")
+    assert lorry_says("generate", *prompts, *QUICK, "--fuse", "--out", tmp_path / "z.png").exit_code == 0
+    assert (pixels(tmp_path / "z-2.png") == wax).all()
+
+
+def test_the_text_encoders_have_a_strength_of_their_own(shipped: Path, tmp_path: Path) -> None:
+    def tagged(tag: str, *words: str) -> np.ndarray:
+        assert (
+            lorry_says("generate", f"a cat {tag}", *QUICK, "--out", tmp_path / "t.png", *words).exit_code == 0
+        )
+        return pixels(tmp_path / "t.png")
+
+    both, denoiser = tagged("<lora:ink:0.8>"), tagged("<lora:ink:0.8:te=0>")
+    assert (both != denoiser).any()
+    assert (tagged("<lora:ink:0.8:0>") == denoiser).all()
+    assert (tagged("<lora:ink:0:0.8>", "--te-first") == denoiser).all()
+
+
+def test_names_are_looked_up_in_the_library(shipped: Path, tmp_path: Path, loras: Path) -> None:
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    shutil.copy(loras / "ink.safetensors", tmp_path / "mine" / "sub" / "my ink v1.5.safetensors")
+    words = (*QUICK, "--library", tmp_path / "mine", "--out", tmp_path / "y.png")
+    for name in ("my ink v1.5", "sub/My Ink v1.5", r"sub\my ink v1.5", "my ink v1.5.safetensors"):
+        result = lorry_says("generate", f"a cat <lora:{name}>", *words)
+        assert result.exit_code == 0, result.output
+        assert (pixels(tmp_path / "y.png") == drawn(tmp_path, "--lora", "ink")).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a <lora:inkk:1>"], r"There is no adapter 'inkk' in what lorry ships"),
+        (["a <lora:inkk:1>"], r"Did you mean 'ink'?"),
+        (["a <lora:owner/name:1>"], r"There is no adapter 'owner/name'"),
+        (["a <lora:ink:1:2:3>"], r"`<lora:ink:1:2:3>` (character 3 of the prompt): it has 3 strengths"),
+        (["a", "--negative", "<lora:ink:1>"], "The negative prompt names an adapter"),
+        (["a <lora:ink:1>", "--library", "/no/such"], "/no/such: there is no such folder"),
+        (["--like", "/no/such.png"], "/no/such.png: there is no such picture"),
+    ],
+)
+def test_what_a_prompt_cannot_have_is_an_error(shipped: Path, words: list[str], said: str) -> None:
+    result = lorry_says("generate", *words)
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+# --- pictures that are drawn again ----------------------------------------------------------------------------------
+
+
+def again(picture: Path, *words: str | Path) -> tuple[bytes, str]:
+    """What `lorry generate --like` draws, and how it says that it was made."""
+    path = picture.with_name("again.png")
+    result = lorry_says("generate", "--like", picture, "--out", path, *words)
+    assert result.exit_code == 0, result.output
+    with Image.open(path) as drawn_again:
+        return drawn_again.tobytes(), drawn_again.info["parameters"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("a cat",),
+        ("a cat, <lora:ink:0.6:te=0.3> big\nand <lora:wax:0.2>", "--negative", "a dog: bad, ugly"),
+        ("a cat", "--lora", "ink:0.6", "--lora", "wax:0.4", "--lora", "ink:0.1", "--fuse"),
+        ("a cat", "--seed", "77", "--guidance", "4.25", "--dtype", "bfloat16"),
+        ("ein Käfer 虫", "--size", "16x32"),
+    ],
+)
+def test_a_picture_is_drawn_again_from_what_it_says(
+    shipped: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    assert lorry_says("generate", *QUICK, *words, "--out", tmp_path / "x.png").exit_code == 0
+    with Image.open(tmp_path / "x.png") as first:
+        assert again(tmp_path / "x.png") == (first.tobytes(), first.info["parameters"])
+
+
+def test_files_that_options_named_are_found_again(shipped: Path, tmp_path: Path, loras: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(loras / "ink.safetensors", tmp_path / "one" / "mine.safetensors")
+    shutil.copy(loras / "wax.safetensors", tmp_path / "two" / "mine.safetensors")
+    one, two = tmp_path / "one" / "mine.safetensors", tmp_path / "two" / "mine.safetensors"
+    drawn(tmp_path, "--lora", one, "--lora", two)
+    with Image.open(tmp_path / "x.png") as first:
+        assert again(tmp_path / "x.png") == (first.tobytes(), first.info["parameters"])
+
+
+def test_options_change_what_is_drawn_again(shipped: Path, tmp_path: Path) -> None:
+    drawn(tmp_path, "--lora", "ink:0.5", "--seed", "3", "--negative", "x")
+    _, said = again(tmp_path / "x.png", "--seed", "4", "--steps", "3", "--negative", "")
+    found = parse_parameters(said)
+    assert (found.settings["Seed"], found.settings["Steps"], found.negative) == ("4", "3", "")
+    assert found.prompt == "a cat <lora:ink:0.5>"
+
+
+def test_jpegs_and_webps_are_drawn_again_too(shipped: Path, tmp_path: Path) -> None:
+    whole = drawn(tmp_path, "--lora", "ink:0.5")
+    for name in ("x.jpg", "x.webp"):
+        drawn(tmp_path, "--lora", "ink:0.5", name=name)
+        again(tmp_path / name)
+        assert (pixels(tmp_path / "again.png") == whole).all()
+
+
+def test_an_adapter_that_has_changed_since_is_told(shipped: Path, tmp_path: Path, loras: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for source in ("ink", "wax"):
+        shutil.copy(loras / f"{source}.safetensors", tmp_path / "mine" / "my.safetensors")
+        if source == "ink":
+            lorry_says(
+                *("generate", "a <lora:my>", *QUICK, "--out", tmp_path / "x.png"),
+                *("--library", tmp_path / "mine"),
+            )
+    result = lorry_says(
+        "generate", "--like", tmp_path / "x.png", "--library", tmp_path / "mine", "--out", tmp_path / "y.png"
+    )
+    assert "my is another file than the picture was made with" in result.stderr
+
+
+def test_a1111s_two_strengths_are_read_in_its_order(shipped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    info = PngInfo()
+    info.add_text(
+        "parameters", "a cat <lora:ink:0.5:0.2>\nSteps: 2, Sampler: DDIM, CFG scale: 2, Seed: 3, Size: 16x16"
+    )
+    Image.new("RGB", (16, 16)).save(path, pnginfo=info)
+    _, said = again(path, "--base", "shipped")
+    assert parse_parameters(said).prompt == "a cat <lora:ink:0.2:te=0.5>"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not say how it was made"),
+        ("a cat", "expected a last line such as"),
+        ("a\nSteps: x, Seed: 1, Size: 16x16", "in words that make no sense"),
+        ("a\nSteps: 2, Seed: 1, Size: huge", "in words that make no sense"),
+        ("a\nSteps: 2, Seed: 1, Model: owner/model", "'owner/model', which is no folder on this machine"),
+    ],
+)
+def test_a_picture_that_says_too_little_is_an_error(tmp_path: Path, text: str | None, said: str) -> None:
+    info = PngInfo()
+    if text is not None:
+        info.add_text("parameters", text)
+    Image.new("RGB", (16, 16)).save(tmp_path / "x.png", pnginfo=info)
+    result = lorry_says("generate", "--like", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_json_says_what_was_drawn_and_loaded(shipped: Path, tmp_path: Path) -> None:
+    result = lorry_says("generate", "a cat", "--lora", "ink:0.5", *QUICK, "--out", tmp_path, "--json")
+    said = json.loads(result.stdout)
+    assert said["pictures"][0]["path"] == str(tmp_path / "a-cat-0.png")
+    assert said["pictures"][0]["prompt"] == "a cat <lora:ink:0.5>"
+    assert said["pictures"][0]["settings"]["Seed"] == "0"
+    assert said["adapters"][0]["source"] == "ink"
+
+
+def test_without_a_prompt_or_a_picture_there_is_nothing_to_draw() -> None:
+    result = lorry_says("generate")
+    assert result.exit_code == 2
+    assert "give a PROMPT" in result.stderr

@@ -72,8 +72,12 @@ def inspect(
 @app.command()
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT", help="What to draw; several may be given.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw; several may be given. It may name adapters: `<lora:NAME:0.8>`.",
+        ),
+    ] = None,
     lora: Annotated[
         list[LoraChoice] | None,
         typer.Option(
@@ -82,9 +86,28 @@ def generate(
             help="An adapter: a file, a folder, a Hub id, or the name of one that lorry ships; may be repeated.",
         ),
     ] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the adapters are that prompts name; those that lorry ships when not given.",
+        ),
+    ] = None,
+    te_first: Annotated[
+        bool,
+        typer.Option("--te-first", help="Read `<lora:NAME:A:B>` as A1111 does: A for the text encoders."),
+    ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Draw a picture that A1111, Forge or lorry made again; other options change it.",
+        ),
+    ] = None,
     base: Annotated[
-        str, typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model, in diffusers' layout.")
-    ] = "shipped",
+        str | None,
+        typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model, in diffusers' layout."),
+    ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps; the base model's usual number when not given.")
@@ -121,16 +144,21 @@ def generate(
     dtype: Annotated[
         DtypeName, typer.Option(help="auto: float32 on the CPU, float16 elsewhere.")
     ] = DtypeName.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
-    """Draw pictures, with or without adapters."""
-    from lorry.cli.generating import Order, generate_and_print
-    from lorry.cli.options import chosen_seeds
+    """Draw pictures, with or without adapters. Each says in its file how it was made."""
+    from lorry.cli.generate import Order, generate_and_print
 
+    if not prompts and like is None:
+        raise typer.BadParameter("give a PROMPT, or a picture with `--like`.")
     order = Order(
-        prompts=tuple(prompts),
-        seeds=chosen_seeds(seed or (), count),
+        prompts=tuple(prompts or ()),
+        seeds=tuple(seed or ()),
+        count=count,
         loras=tuple(lora or ()),
+        library=library,
+        te_first=te_first,
         base=base,
         negative=negative,
         steps=steps,
@@ -141,7 +169,7 @@ def generate(
         device=device,
         dtype=dtype.value,
     )
-    generate_and_print(order)
+    generate_and_print(order, like=like, as_json=as_json)
 
 
 @app.command()

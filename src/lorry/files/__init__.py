@@ -1,6 +1,7 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
 from lorry.files.finding import find_weights
+from lorry.files.hashing import weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle
 from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.safetensors_reader import read_header, read_safetensors
@@ -20,5 +21,6 @@ __all__ = [
     "read_weights",
     "size_on_disk",
     "stream_safetensors",
+    "weights_hash",
     "write_safetensors",
 ]

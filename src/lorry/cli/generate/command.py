@@ -1,0 +1,141 @@
+"""`lorry generate`: what is asked for is planned, loaded, drawn, written and printed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lorry.cli.console import console, tell, tell_error
+from lorry.cli.drawing import SHIPPED, SHIPPED_GUIDANCE, SHIPPED_STEPS, load_pipeline, quiet
+from lorry.cli.generate.adapting import Wardrobe
+from lorry.cli.generate.order import Job, Order, plan_jobs
+from lorry.cli.generate.record import Making, read_order, save_picture
+from lorry.errors import StateError
+from lorry.prompts import Parameters
+
+
+def generate_and_print(order: Order, *, like: Path | None = None, as_json: bool = False) -> list[Path]:
+    """Draw what is asked for, printing what is loaded and what is written.
+
+    Args:
+        order: what is asked for.
+        like: a picture that says the rest.
+        as_json: print one JSON object in place of words.
+
+    Raises:
+        LorryError: of the kind that loading the base model or an adapter raises.
+        StateError: the base model takes no such argument.
+        PromptError: a prompt, or what `like` says, cannot be read.
+    """
+    order = order if like is None else read_order(like, order)
+    jobs = plan_jobs(order)
+    loaded = load_pipeline(order.base or SHIPPED, order.device, order.dtype)
+    arguments = _arguments(order, loaded.pipeline)
+    wardrobe = Wardrobe.filled(loaded.pipeline, [job.uses for job in jobs])
+    making = Making(order, loaded, arguments)
+    _tell_adapters(jobs, wardrobe, order, making, as_json=as_json)
+    for folder in {job.path.parent for job in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    made: list[Parameters] = []
+    with _drawing(loaded.pipeline, arguments, len(jobs)) as draw:
+        for job in jobs:
+            wardrobe.wear(job.uses, fused=order.fuse)
+            picture = draw(job)
+            made.append(making.parameters(job, picture))
+            save_picture(picture, job.path, made[-1])
+    _tell_pictures(jobs, wardrobe, made, as_json=as_json)
+    return [job.path for job in jobs]
+
+
+def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
+    shipped = order.base in (None, SHIPPED)
+    wanted = {
+        "num_inference_steps": order.steps or (SHIPPED_STEPS if shipped else None),
+        "guidance_scale": SHIPPED_GUIDANCE if shipped and order.guidance is None else order.guidance,
+        "negative_prompt": order.negative,
+        "width": order.size and order.size.width,
+        "height": order.size and order.size.height,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    known = inspect.signature(pipeline.__call__).parameters
+    for name in given:
+        if name not in known:
+            raise StateError(
+                f"{type(pipeline).__name__} takes no `{name}`: leave that option away for this base model."
+            )
+    return given
+
+
+def _tell_adapters(
+    jobs: list[Job], wardrobe: Wardrobe, order: Order, making: Making, *, as_json: bool
+) -> None:
+    uses = list(dict.fromkeys(use for job in jobs for use in job.uses))
+    for use in uses:
+        expected, got = order.hashes.get(use.tag.name), making.hash_of(use.source)
+        if expected and got and not got.startswith(expected):
+            tell_error(
+                StateError(
+                    f"{use.said} is another file than the picture was made with: {got[:12]}, not {expected}."
+                )
+            )
+    if as_json:
+        return
+    for source, report in wardrobe.reports.items():
+        tell(report)
+        for use in uses:
+            if use.source == source:
+                tell(f"  strength {use.strength}")
+    if order.fuse and uses:
+        tell("fused into the weights")
+
+
+def _tell_pictures(jobs: list[Job], wardrobe: Wardrobe, made: list[Parameters], *, as_json: bool) -> None:
+    if not as_json:
+        for job in jobs:
+            tell(job.path)
+        return
+    pictures = [{"path": str(job.path), **asdict(said)} for job, said in zip(jobs, made, strict=True)]
+    adapters = [asdict(report) for report in wardrobe.reports.values()]
+    tell(json.dumps({"pictures": pictures, "adapters": adapters}, indent=2, ensure_ascii=False))
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    return Progress(*columns, TimeRemainingColumn(), console=console(stderr=True))
+
+
+@contextmanager
+def _drawing(pipeline: Any, arguments: Mapping[str, Any], count: int) -> Iterator[Callable[[Job], Image]]:
+    """Give a function that draws a picture, under one bar for all of them."""
+    with _progress() as progress:
+        task = progress.add_task("drawing", total=None)
+        done = 0
+
+        def draw(job: Job) -> Image:
+            nonlocal done
+            progress.update(task, description=f"{job.text} (seed {job.seed})")
+
+            def show(pipeline: Any, step: int, _timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+                steps = len(pipeline.scheduler.timesteps)
+                progress.update(task, completed=done * steps + step + 1, total=count * steps)
+                return state
+
+            # The noise is drawn on the CPU, so that a seed means the same picture on every device.
+            noise = torch.Generator("cpu").manual_seed(job.seed)
+            with quiet():
+                picture = pipeline(job.text, generator=noise, callback_on_step_end=show, **arguments).images[
+                    0
+                ]
+            done += 1
+            return picture
+
+        yield draw

@@ -1,0 +1,107 @@
+"""What the user asks for, and the pictures that come of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, final
+
+from lorry.cli.generate.naming import Shelf, Use
+from lorry.cli.options import LoraChoice, Size, chosen_seeds
+from lorry.errors import PromptError
+from lorry.prompts import Prompt, parse_prompt
+
+PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user asks for; None where nothing is said."""
+
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    count: int | None = None
+    loras: tuple[LoraChoice, ...] = ()
+    library: Path | None = None
+    te_first: bool = False
+    base: str | None = None
+    negative: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: Size | None = None
+    out: Path = Path()
+    fuse: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    files: Mapping[str, str] = field(default_factory=dict)
+    """{adapter's name: its file}, for names that go before those of the library."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """{adapter's name: the first digits that its file's hash should have}."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to draw. It is drawn by itself, so that it does not depend on what else is asked for."""
+
+    text: str
+    """The prompt without its adapters."""
+    uses: tuple[Use, ...]
+    seed: int
+    path: Path
+
+    @property
+    def prompt(self) -> str:
+        """The prompt with all its adapters."""
+        return str(Prompt(self.text, tuple(use.tag for use in self.uses)))
+
+
+def plan_jobs(order: Order) -> list[Job]:
+    """Return the pictures to draw: each prompt with each seed, each with a file of its own.
+
+    Raises:
+        PromptError: a prompt cannot be read.
+        AdapterNotFoundError: it names an adapter that is not in the library.
+        typer.BadParameter: there are more seeds than pictures.
+    """
+    if parse_prompt(order.negative or "").loras:
+        raise PromptError(
+            "The negative prompt names an adapter. Adapters act on the whole picture: name it in the prompt."
+        )
+    seeds = chosen_seeds(order.seeds, order.count)
+    prompts = {prompt: parse_prompt(prompt, te_first=order.te_first) for prompt in order.prompts}
+    shelf = Shelf(order.library, order.files)
+    uses = {
+        prompt: (*map(shelf.named, found.loras), *map(shelf.chosen, order.loras))
+        for prompt, found in prompts.items()
+    }
+    pairs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
+    return [
+        Job(prompts[prompt].text, uses[prompt], seed, path)
+        for (prompt, seed), path in zip(pairs, _paths(order, pairs), strict=True)
+    ]
+
+
+def _paths(order: Order, pairs: list[tuple[str, int]]) -> Iterator[Path]:
+    if order.out.suffix.lower() not in PICTURE_SUFFIXES:
+        slugs = _slugs(order.prompts)
+        yield from (order.out / f"{slugs[prompt]}-{seed}.png" for prompt, seed in pairs)
+    elif len(pairs) == 1:
+        yield order.out
+    else:
+        yield from (order.out.with_stem(f"{order.out.stem}-{number}") for number in range(1, len(pairs) + 1))
+
+
+def _slugs(prompts: tuple[str, ...]) -> dict[str, str]:
+    """A file name for each prompt; prompts that begin alike are told apart by a number."""
+    slugs: dict[str, str] = {}
+    for prompt in prompts:
+        slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture"
+        alike = sum(
+            re.fullmatch(rf"{re.escape(slug)}(-no\d+)?", other) is not None for other in slugs.values()
+        )
+        slugs.setdefault(prompt, f"{slug}-no{alike + 1}" if alike else slug)
+    return slugs
