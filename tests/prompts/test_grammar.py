@@ -170,6 +170,6 @@ FIELDS = st.fixed_dictionaries(
 
 @given(st.text(), st.lists(FIELDS, max_size=3))
 def test_every_prompt_that_can_be_made_prints_and_reads_back(text: str, loras: list[dict[str, Any]]) -> None:
-    tags = [LoraTag(**(fields | ({"scale": 1.0} if fields["points"] else {}))) for fields in loras]
+    tags = [LoraTag(**{**fields, "scale": 1.0 if fields["points"] else fields["scale"]}) for fields in loras]
     prompt = Prompt(text.strip(), tuple(tags))
     assert parse_prompt(str(prompt)) == prompt
