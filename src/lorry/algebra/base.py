@@ -40,6 +40,8 @@ class Delta(ABC):
     family: ClassVar[str]
     needs_base: ClassVar[bool] = False
     """Whether `weight` needs the base weight."""
+    multiplies: ClassVar[bool] = False
+    """Whether it multiplies each number of the base, so that there is nothing to add to zeros."""
 
     @property
     @abstractmethod

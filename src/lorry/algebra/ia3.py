@@ -35,6 +35,7 @@ class Ia3Delta(Delta):
 
     family: ClassVar[str] = "(IA)^3"
     needs_base: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problem = None

@@ -87,11 +87,13 @@ class ModuleIndex:
         return weight_shape(self.modules[path]) is not None
 
     def _find_part(self, path: str) -> tuple[Piece, ...] | None:
-        """Find one part of a fused module, which OneTrainer names by its number: `img_attn.qkv.0`."""
-        whole, _, number = path.rpartition(".")
+        """Find parts of a fused module by their numbers: `img_attn.qkv.0` (OneTrainer), `linear1.0-2` (XLabs)."""
+        whole, _, numbers = path.rpartition(".")
         pieces = self._original.get(whole, ())
-        is_part = len(pieces) > 1 and number.isdecimal() and int(number) < len(pieces)
-        return (pieces[int(number)],) if is_part else None
+        first, _, last = numbers.partition("-")
+        last = last or first
+        is_part = first.isdecimal() and last.isdecimal() and int(first) <= int(last) < len(pieces) > 1
+        return pieces[int(first) : int(last) + 1] if is_part else None
 
     def _find_flat(self, name: str) -> tuple[Piece, ...] | None:
         for spelling in _with_and_without_root(name, "_"):

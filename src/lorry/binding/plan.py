@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
@@ -23,7 +23,10 @@ from lorry.errors import (
     did_you_mean,
     some,
 )
-from lorry.names import DENOISER, DENOISERS
+from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS, Target
+
+T5_ROOTS = ("encoder.block.", "encoder_block_")
+"""How paths in a T5 begin, and no others'."""
 
 
 @final
@@ -60,6 +63,7 @@ def bind(adapter: Adapter, models: Mapping[str, nn.Module | None], *, strict: bo
     draft = _Draft(
         {name: ModuleIndex(model) for name, model in models.items() if model is not None}, dict(models)
     )
+    draft.settle_text_encoders(adapter.entries)
     for entry in adapter.entries:
         draft.place(entry)
     report = draft.report(adapter)
@@ -86,6 +90,8 @@ class _Draft:
 
     indexes: dict[str, ModuleIndex]
     models: dict[str, nn.Module | None]
+    renamed: dict[str, str] = field(default_factory=dict)
+    """What this pipeline calls a text encoder that the file counts otherwise."""
     placed: dict[str, dict[str, list[_Placed]]] = field(default_factory=dict)
     applied: dict[str, list[Entry]] = field(default_factory=dict)
     ignored: list[Ignored] = field(default_factory=list)
@@ -96,7 +102,32 @@ class _Draft:
         """Return the pipeline's own name for a component of the file, or None where it has no such thing."""
         if name == DENOISER:
             return next((known for known in DENOISERS if known in self.models), None)
+        name = self.renamed.get(name, name)
         return name if name in self.models else None
+
+    def settle_text_encoders(self, entries: Iterable[Entry]) -> None:
+        """Find the T5 of a pipeline, which files count otherwise.
+
+        Flux's T5 is its second text encoder and some trainers' third, Stable Diffusion 3's the third and others'
+        second. Where the encoder of that number has none of a T5's modules, another that has them is meant, or else one
+        that is not loaded.
+        """
+        t5: dict[str, list[Target]] = {}
+        for entry in entries:
+            if entry.target.component in TEXT_ENCODERS and entry.target.path.startswith(T5_ROOTS):
+                t5.setdefault(entry.target.component, []).append(entry.target)
+        for name, targets in t5.items():
+            if self._has_any(name, targets) or (name in self.models and self.models[name] is None):
+                continue
+            others = [other for other in TEXT_ENCODERS if other != name and other in self.models]
+            found = next((other for other in others if self._has_any(other, targets)), None)
+            meant = found or next((other for other in others if self.models[other] is None), None)
+            if meant is not None:
+                self.renamed[name] = meant
+
+    def _has_any(self, component: str, targets: Iterable[Target]) -> bool:
+        index = self.indexes.get(component)
+        return index is not None and any(index.find(target) is not None for target in targets)
 
     def place(self, entry: Entry) -> None:
         component = self.component(entry.target.component)
@@ -131,7 +162,7 @@ class _Draft:
                 shape = entry.delta.shape
                 self.mismatched.append(Mismatch(entry.target, path, entry.keys, shape, whole, reason))
                 return None
-            parts[place] = part
+            parts[place] = _without_idle_bias(part, index.modules[place.path])
         return parts
 
     def _put(self, component: str, entry: Entry, parts: Mapping[Place, Delta]) -> None:
@@ -182,6 +213,15 @@ class _Draft:
             unknown=(*adapter.unknown, *self.unknown),
             mismatched=tuple(self.mismatched),
         )
+
+
+def _without_idle_bias(delta: Delta, module: nn.Module) -> Delta:
+    """Return a delta without its factor on a bias, for a module that has no bias to multiply."""
+    weight, bias = delta.part("weight"), delta.part("bias")
+    idle = (
+        weight is not None and bias is not None and bias.multiplies and module._parameters.get("bias") is None
+    )
+    return weight if weight is not None and idle else delta
 
 
 def _whole_shape(shapes: Mapping[Place, tuple[int, ...] | None]) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorry.algebra import Delta, DoraDelta, FullDelta, PartsDelta
+from lorry.algebra import Delta, DoraDelta, FullDelta, PartsDelta, ReplaceDelta
 from lorry.dialects._families import Family
 from lorry.dialects._parts import Built, LayerParts
 from lorry.errors import FormatError
@@ -42,11 +42,13 @@ def _is_of_columns(delta: Delta, magnitude: Tensor) -> bool:
 
 
 def _with_bias(delta: Delta, parts: LayerParts) -> Delta:
-    """Put the delta of a bias beside a delta. PEFT's has the scale of its LoRA, `diff_b` none."""
-    if isinstance(delta, PartsDelta) or not {"diff_b", "lora_bias"} & parts.tensors.keys():
+    """Put the delta of a bias beside a delta: added with the scale of a LoRA (PEFT's), without one, or a whole bias."""
+    roles = [role for role in ("diff_b", "lora_bias", "saved_bias") if role in parts.tensors]
+    if isinstance(delta, PartsDelta) or not roles:
         return delta
-    if {"diff_b", "lora_bias"} <= parts.tensors.keys():
-        raise FormatError("it has two biases, `diff_b` and `lora_B.bias`.")
-    if "diff_b" in parts.tensors:
-        return PartsDelta(delta, FullDelta(parts.tensors["diff_b"]))
-    return PartsDelta(delta, FullDelta(parts.tensors["lora_bias"], delta.rank_scale))
+    if len(roles) > 1:
+        raise FormatError(f"it has two biases, `{parts.keys[roles[0]]}` and `{parts.keys[roles[1]]}`.")
+    bias = parts.tensors[roles[0]]
+    if roles[0] == "saved_bias":
+        return PartsDelta(delta, ReplaceDelta(bias))
+    return PartsDelta(delta, FullDelta(bias, delta.rank_scale if roles[0] == "lora_bias" else 1.0))

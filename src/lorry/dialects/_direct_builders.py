@@ -1,4 +1,4 @@
-"""Build the families that factor nothing: full differences, norm layers, and (IA)^3."""
+"""Build the families that factor nothing: full differences, replacements, norm layers, and (IA)^3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from lorry.algebra import FullDelta, Ia3Delta, PartsDelta
+from lorry.algebra import FullDelta, Ia3Delta, PartsDelta, ReplaceDelta
 from lorry.dialects._parts import Built, LayerParts
 from lorry.errors import FormatError
 
@@ -20,6 +20,16 @@ def build_full(parts: LayerParts) -> Built:
 def build_bias(parts: LayerParts) -> Built:
     """Build a difference of a bias alone."""
     return Built(PartsDelta(None, FullDelta(parts.tensors["diff_b"])))
+
+
+def build_saved(parts: LayerParts) -> Built:
+    """Build what stands in the place of a weight. A bias beside it is the caller's to put there."""
+    return Built(ReplaceDelta(parts.tensors["saved_weight"]))
+
+
+def build_saved_bias(parts: LayerParts) -> Built:
+    """Build what stands in the place of a bias alone."""
+    return Built(PartsDelta(None, ReplaceDelta(parts.tensors["saved_bias"])))
 
 
 def build_norm(parts: LayerParts) -> Built:

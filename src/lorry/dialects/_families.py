@@ -13,6 +13,8 @@ from lorry.dialects._direct_builders import (
     build_full,
     build_norm,
     build_peft_vector,
+    build_saved,
+    build_saved_bias,
     build_vector,
 )
 from lorry.dialects._low_rank_builders import (
@@ -29,7 +31,8 @@ from lorry.dialects._turning_builders import build_butterfly, build_diag, build_
 from lorry.errors import FormatError
 
 SCALE = frozenset({"alpha", "scale"})
-DIRECTION = SCALE | {"dora_scale", "magnitude", "diff_b"}
+BIASES = frozenset({"diff_b", "saved_bias"})
+DIRECTION = SCALE | BIASES | {"dora_scale", "magnitude"}
 """What a family may have beside it that can be the direction of a DoRA."""
 
 
@@ -67,23 +70,28 @@ _LOKR = "|".join(
 )
 
 FAMILIES = (
-    _family("LoRA", build_lora, "down up", DIRECTION | SPARSE | {"mid", "lora_bias"}),
+    _family("LoRA", build_lora, "down up", DIRECTION | SPARSE | {"mid", "lora_bias", "reshape"}),
     _family(
         "LoHa", build_loha, "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", DIRECTION | {"hada_t1", "hada_t2"}
     ),
     _family("LoKr", build_lokr, _LOKR, DIRECTION | {"lokr_t2"}),
-    _family("GLoRA", build_glora, "a1 a2 b1 b2", SCALE | {"bm", "diff_b"}),
-    _family("OFT or BOFT", build_diag, "oft_blocks", {"alpha", "rescale", "diff_b"}),
-    _family("OFT of PEFT", build_packed, "oft_R", {"scaled_oft"}),
-    _family("BOFT of PEFT", build_butterfly, "boft_R boft_s"),
-    _family("HRA", build_reflections, "hra_u"),
-    _family("VeRA", build_vera, "vera_lambda_b vera_lambda_d", SHARED),
+    _family("GLoRA", build_glora, "a1 a2 b1 b2", SCALE | BIASES | {"bm"}),
+    _family("OFT or BOFT", build_diag, "oft_blocks", BIASES | {"alpha", "rescale"}),
+    _family("OFT of PEFT", build_packed, "oft_R", BIASES | {"scaled_oft"}),
+    _family("BOFT of PEFT", build_butterfly, "boft_R boft_s", BIASES),
+    _family("HRA", build_reflections, "hra_u", BIASES),
+    _family("VeRA", build_vera, "vera_lambda_b vera_lambda_d", SHARED | BIASES),
     _family("(IA)^3", build_vector, "ia3_weight on_input"),
     _family("(IA)^3 of PEFT", build_peft_vector, "ia3_l"),
-    _family("full difference", build_full, "diff", {"diff_b"}),
+    _family("full difference", build_full, "diff", BIASES),
+    _family("replacement", build_saved, "saved_weight", BIASES),
     _family("norm difference", build_norm, "w_norm|b_norm"),
 )
-BIAS = _family("difference of a bias", build_bias, "diff_b")
+ALONE = (
+    _family("difference of a bias", build_bias, "diff_b"),
+    _family("replacement of a bias", build_saved_bias, "saved_bias"),
+)
+"""What a layer is that has one bias and nothing else."""
 
 
 @cache  # the layers of a file are of few kinds
@@ -99,7 +107,6 @@ def find_family(roles: frozenset[Role]) -> Family | None:
             f"its tensors are of {' and of '.join(family.name for family in found)} at once. "
             "Two adapters were put into one file: apply them one by one."
         )
-    family = found[0] if found else BIAS
-    if family is BIAS and roles != BIAS.own:
-        return None
-    return family if family.is_whole(roles) else None
+    if not found:
+        return next((family for family in ALONE if family.own == roles), None)
+    return found[0] if found[0].is_whole(roles) else None

@@ -17,7 +17,7 @@ from lorry.dialects._suffixes import Role
 from lorry.errors import FormatError
 from lorry.names import Target
 
-NUMBERS = frozenset({"alpha", "scale", "on_input", "scaled_oft", "bias_indices", "bias_size"})
+NUMBERS = frozenset({"alpha", "scale", "on_input", "scaled_oft", "bias_indices", "bias_size", "reshape"})
 """The roles of single numbers and of indices, of any dtype; all others are of floating-point tensors."""
 
 

@@ -25,6 +25,8 @@ _XLABS_LAYERS = {
 }
 """Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`, the `…LoraProcessor` classes."""
 
+_NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.set_weight)?$")
+
 _RESPELT = (
     (re.compile(r"\battention_blocks\.0\b"), "attn1"),  # AnimateDiff's motion modules
     (re.compile(r"\battention_blocks\.1\b"), "attn2"),
@@ -44,8 +46,13 @@ def plain_key(key: str) -> str:
     `….self_attn.to_q_lora.up.weight` becomes `….self_attn.q_proj.lora.up.weight`, and XLabs'
     `double_blocks.0.processor.qkv_lora1.down.weight` becomes `double_blocks.0.img_attn.qkv.lora.down.weight`.
 
+    The scale of a norm, a whole tensor in Flux's control LoRAs, becomes what ComfyUI calls it: `….norm.key_norm.scale`
+    and `….norm.key_norm.scale.set_weight` become `….norm.key_norm.set_weight`.
+
     Source: huggingface/diffusers v0.19, `models/attention_processor.py` (`LoRAAttnProcessor`) and `loaders.py`.
     """
+    if "_norm.scale" in key and (found := _NORM_SCALE.search(key)) is not None:
+        return f"{key[: found.start()]}.{found['norm']}.set_weight"
     if "_lora" not in key:
         return key
     if (found := _XLABS.fullmatch(key)) is not None and found["layer"] in _XLABS_LAYERS:

@@ -50,6 +50,12 @@ OTHERS: dict[str, Role] = {
     **{name: name for name in ("bias_indices", "bias_values", "bias_size")},
     **{name: name for name in ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")},
     "hra_u": "hra_u",
+    # Whole tensors, in place of the base's: PEFT's of `bias="all"` and `modules_to_save`, and ComfyUI's.
+    "base_layer.bias": "saved_bias",
+    "modules_to_save.weight": "saved_weight",
+    "modules_to_save.bias": "saved_bias",
+    "set_weight": "saved_weight",
+    "reshape_weight": "reshape",  # the shape that the base weight is grown to, which the factors tell as well
 }
 """The suffixes of the other families. `weight` alone is LyCORIS's (IA)^3 where `on_input` stands beside it."""
 
@@ -59,8 +65,6 @@ ROLES: dict[str, Role] = {**LORA, **OTHERS}
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("oft_R", "oft_r"), "OFT of a PEFT before 0.16"),
     **dict.fromkeys(("lora_A.bias", "lora_down.bias"), "LoRA with a bias between its factors"),
-    **dict.fromkeys(("set_weight", "reshape_weight"), "replacement weights"),
-    **dict.fromkeys(("query_norm.scale", "key_norm.scale"), "replacement norms (Flux control LoRA)"),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
