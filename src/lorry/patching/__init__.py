@@ -2,6 +2,7 @@
 
 from lorry.patching.call_scale import take_scale
 from lorry.patching.fused import Originals
+from lorry.patching.locks import exclusive
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
@@ -11,6 +12,7 @@ __all__ = [
     "Originals",
     "Strength",
     "Undo",
+    "exclusive",
     "find_state",
     "get_state",
     "take_scale",

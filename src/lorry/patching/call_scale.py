@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from threading import get_ident
 from typing import Any, final
 
 from torch import nn
 
+from lorry.errors import StateError
 from lorry.patching.undo import Undo
 
 ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
@@ -42,6 +44,8 @@ class CallScale:
     def __init__(self, scaled: Callable[[float], AbstractContextManager[None]]) -> None:
         self._scaled = scaled
         self._call: ExitStack | None = None
+        self._thread = 0
+        """Whose call it is."""
         self._ids: tuple[int, ...] = ()
 
     def put_on(self, model: nn.Module, undo: Undo) -> None:
@@ -68,6 +72,11 @@ class CallScale:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._call is not None:
+            if self._thread != get_ident():
+                raise StateError(
+                    f"This {type(model).__name__} is being called with a strength of its own by another thread. Call "
+                    "the pipeline, which waits, or keep your threads apart."
+                )
             self._end()
         scale, rest = take_scale(kwargs)
         if rest is kwargs:
@@ -75,11 +84,11 @@ class CallScale:
         if scale != 1.0:
             with ExitStack() as call:
                 call.enter_context(self._scaled(scale))
-                self._call = call.pop_all()
+                self._call, self._thread = call.pop_all(), get_ident()
         return args, rest
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._call is not None:
+        if self._call is not None and self._thread == get_ident():
             self._end()
 
     def _end(self) -> None:

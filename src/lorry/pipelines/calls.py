@@ -7,12 +7,15 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Real
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from lorry.errors import StateError
 from lorry.names import TEXT_ENCODERS
-from lorry.patching import take_scale
-from lorry.pipelines.components import states_of
+from lorry.patching import exclusive, take_scale
+from lorry.pipelines.components import components_of, states_of
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -25,24 +28,42 @@ def scaled(pipeline: Any, scale: float, only_text: bool = False) -> Iterator[Non
         yield
 
 
+@contextmanager
+def _remembered(pipeline: Any, scale: float) -> Iterator[None]:
+    """Keep the strength of a call for `pipeline.lora_scale`."""
+    outside = vars(pipeline).get("_lora_scale")  # of a call that this one stands in
+    pipeline._lora_scale = scale if outside is None else outside * scale
+    try:
+        yield
+    finally:
+        vars(pipeline).pop("_lora_scale", None)
+        if outside is not None:
+            pipeline._lora_scale = outside
+
+
+def alone(method: Callable[Concatenate[Any, Given], Result]) -> Callable[Concatenate[Any, Given], Result]:
+    """Let a pipeline's method wait for calls of it and changes to it in other threads, and these for it."""
+
+    @functools.wraps(method)
+    def waiting(self: Any, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with exclusive(components_of(self).values()):
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
 def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a pipeline's `__call__` so that the strength in its attention arguments reaches every component.
 
-    The strength is taken out of the arguments: diffusers would look for PEFT's layers with it.
+    The strength is taken out of the arguments: diffusers would look for PEFT's layers with it. While the call runs, no
+    other thread calls the pipeline or changes its adapters.
     """
 
     @functools.wraps(call)
     def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale, kwargs = take_scale(kwargs)
-        outside = vars(self).get("_lora_scale")  # of a call that this one stands in
-        self._lora_scale = scale if outside is None else outside * scale
-        try:
-            with scaled(self, scale):
-                return call(self, *args, **kwargs)
-        finally:
-            vars(self).pop("_lora_scale", None)
-            if outside is not None:
-                self._lora_scale = outside
+        with exclusive(components_of(self).values()), _remembered(self, scale), scaled(self, scale):
+            return call(self, *args, **kwargs)
 
     return call_with_scale
 
@@ -58,7 +79,8 @@ def obeying_lora_scale(encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
         except TypeError:
             return encode_prompt(self, *args, **kwargs)
         scale = bound.arguments.pop("lora_scale", None)
-        with scaled(self, 1.0 if scale is None else float(scale), only_text=True):
+        scale = 1.0 if scale is None else float(scale)
+        with exclusive(components_of(self).values()), scaled(self, scale, only_text=True):
             return encode_prompt(*bound.args, **bound.kwargs)
 
     return encode_with_scale if "lora_scale" in signature.parameters else encode_prompt

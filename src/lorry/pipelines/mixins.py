@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lorry.binding import LoadReport
 from lorry.errors import FuseError, StateError
 from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
-from lorry.patching import Originals, Undo, find_state
-from lorry.pipelines.calls import check_scale, wrap_calls
+from lorry.patching import Originals, Undo, exclusive, find_state
+from lorry.pipelines.calls import alone, check_scale, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
@@ -66,10 +66,9 @@ class LoraLoaderMixin:
         strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
         try:
             with collector_paused():
-                adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
-                return load_adapter(
-                    adapter, components_of(self), adapter_name, strict=strict, hotswap=hotswap
-                )
+                adapter, models = read_source(pretrained_model_name_or_path_or_dict, **kwargs), components_of(self)
+                with exclusive(models.values()):
+                    return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
         except Exception as error:
             error.add_note(
                 f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"
@@ -235,6 +234,7 @@ class LoraLoaderMixin:
             save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
         )
 
+    @alone
     def unload_lora_weights(
         self, reset_to_overwritten_params: bool = True, *, keep_fused: bool = False
     ) -> None:
@@ -253,6 +253,7 @@ class LoraLoaderMixin:
 
     # --- which act, and how strongly --------------------------------------------------------------------------
 
+    @alone
     def set_adapters(self, adapter_names: Names, adapter_weights: Any = None) -> None:
         """Make these adapters, and only these, active, each at its weight.
 
@@ -279,6 +280,7 @@ class LoraLoaderMixin:
             for component, state in states_of(self).items():
                 state.set_active(wanted[component], undo)
 
+    @alone
     def set_adapters_for_text_encoder(
         self, adapter_names: Names, text_encoder: nn.Module | None = None, text_encoder_weights: Any = None
     ) -> None:
@@ -306,15 +308,18 @@ class LoraLoaderMixin:
         """Turn the adapters on again, with the names and weights that were set."""
         self._set_enabled(True)
 
+    @alone
     def _set_enabled(self, enabled: bool) -> None:
         with Undo() as undo:
             for state in states_of(self).values():
                 state.set_enabled(enabled, undo)
 
+    @alone
     def disable_lora_for_text_encoder(self, text_encoder: nn.Module | None = None) -> None:
         """Turn all adapters of one text encoder off (of `self.text_encoder` when None)."""
         _set_enabled_on(self._text_encoder(text_encoder), False)
 
+    @alone
     def enable_lora_for_text_encoder(self, text_encoder: nn.Module | None = None) -> None:
         """Turn the adapters of one text encoder on again (of `self.text_encoder` when None)."""
         _set_enabled_on(self._text_encoder(text_encoder), True)
@@ -325,6 +330,7 @@ class LoraLoaderMixin:
             return encoder
         raise ValueError("This pipeline has no text encoder of its own: pass `text_encoder`.")
 
+    @alone
     def delete_adapters(self, adapter_names: Names) -> None:
         """Remove adapters from every component, unfusing them where they are fused; their memory is freed.
 
@@ -347,6 +353,7 @@ class LoraLoaderMixin:
             component: list(state.adapters) for component, state in states_of(self).items() if state.adapters
         }
 
+    @alone
     def set_lora_device(self, adapter_names: Names, device: torch.device | str | int) -> None:
         """Move adapters' weights to a device, e.g. to park them on the CPU.
 
@@ -364,6 +371,7 @@ class LoraLoaderMixin:
 
     # --- fuse and unfuse --------------------------------------------------------------------------------------
 
+    @alone
     def fuse_lora(
         self,
         fuse_unet: bool | Iterable[str] = True,
@@ -414,6 +422,7 @@ class LoraLoaderMixin:
             for state in states.values():
                 state.fuse(undo, names, check_scale(lora_scale), safe=safe_fusing, originals=originals)
 
+    @alone
     def unfuse_lora(
         self,
         unfuse_unet: bool | Iterable[str] = True,
@@ -559,4 +568,5 @@ def _load_into(
         component, DENOISER if component in DENOISERS else component
     )
     models = {component: unwrapped(model)}
-    return load_adapter(adapter, models, name, strength=strength, hotswap=hotswap)  # type: ignore[arg-type]
+    with exclusive(models.values()):  # type: ignore[arg-type]
+        return load_adapter(adapter, models, name, strength=strength, hotswap=hotswap)  # type: ignore[arg-type]
