@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from lorry.patching.layer_kinds import computes_from_packed
 from lorry.patching.placement import layer_hooks
+from lorry.patching.sharded import add_sharded, is_sharded
 
 BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lorry_weight", "lorry_bias")
 
@@ -109,6 +110,8 @@ class LinearSidePath(SidePath):
         return self._with_side_output(input, out)
 
     def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+        if is_sharded(out):
+            return add_sharded(x, out, down, up, scale)
         hidden = functional.linear(x.to(down.dtype), down).mul_(scale)
         if out is not x and _can_add_in_place(out, hidden, up):
             out.view(-1, up.shape[0]).addmm_(hidden.view(-1, up.shape[1]), up.t())

@@ -18,6 +18,7 @@ from lorry.patching.copies import Acting
 from lorry.patching.fused import FusedWeights, Originals
 from lorry.patching.memory import held_bytes
 from lorry.patching.resident import Resident
+from lorry.patching.sharded import check_not_fully_sharded
 from lorry.patching.sides import SidePaths
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
@@ -256,6 +257,7 @@ class AdapterState:
         new = {name: self.strengths[name].times(scale) for name in wanted if name not in self.fused}
         if not new:
             return
+        check_not_fully_sharded(self.model)
         self._rewrite({**self.fused, **new}, new, undo, safe=safe, keep=originals)
 
     def unfuse(self, undo: Undo, names: Sequence[str] | None = None) -> None:

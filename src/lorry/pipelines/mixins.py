@@ -66,9 +66,10 @@ class LoraLoaderMixin:
         strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
         try:
             with collector_paused():
-                adapter, models = read_source(pretrained_model_name_or_path_or_dict, **kwargs), components_of(self)
-                with exclusive(models.values()):
-                    return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
+                adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
+            models = components_of(self)
+            with exclusive(models.values()), collector_paused():
+                return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
         except Exception as error:
             error.add_note(
                 f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"
