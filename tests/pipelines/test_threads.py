@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -207,7 +207,7 @@ def test_a_model_that_another_thread_calls_with_a_strength_is_not_called_at_that
 def test_threads_that_want_the_same_models_in_another_order_do_not_wait_for_ever() -> None:
     models = [nn.Linear(1, 1) for _ in range(3)]
 
-    def job(order: list[nn.Module]) -> Callable[[], int]:
+    def job(order: Sequence[nn.Module]) -> Callable[[], int]:
         def entering() -> int:
             for _ in range(200):
                 with exclusive(order), exclusive(reversed(order)):
