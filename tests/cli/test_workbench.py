@@ -96,3 +96,46 @@ def test_resize_shows_the_curve_and_writes_nothing(shipped: Path, tmp_path: Path
     check_picture(picture)
     report = json.loads(lorry_says("resize", "wax", "--dry-run", "--json").stdout)
     assert report["points"][0]["way"] == "rank"
+
+
+def test_bake_and_extract_go_back_and_forth(shipped: Path, tmp_path: Path) -> None:
+    baked = lorry_says("bake", "shipped", "wax:0.5", "--out", tmp_path / "baked")
+    assert baked.exit_code == 0, baked.output
+    assert "tensors changed" in baked.stdout
+    assert (tmp_path / "baked" / "model_index.json").is_file()
+    out = tmp_path / "wax.safetensors"
+    result = lorry_says("extract", "shipped", tmp_path / "baked", "--rank", "4", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["errors"]["total"] < 1e-3
+    assert report["size"] == out.stat().st_size
+    again = lorry_says("bake", "shipped", "wax:0.5", "--out", tmp_path / "baked")
+    assert again.exit_code == 1
+    assert "is there already" in again.stderr.replace("\n", " ")
+
+
+def test_extract_takes_every_option(shipped: Path, tmp_path: Path) -> None:
+    assert (
+        lorry_says(
+            "bake", "shipped", "ink", "--dtype", "float16", "--out", tmp_path / "b", "--json"
+        ).exit_code
+        == 0
+    )
+    words = [
+        "--kronecker",
+        "4",
+        "--rank",
+        "1",
+        "--at",
+        "to_q=2",
+        "--diffs",
+        "--least",
+        "0.01",
+        "--component",
+        "unet",
+    ]
+    more = ["--seed", "1", "--dtype", "bfloat16", "--dialect", "lycoris", "--out", tmp_path / "x.safetensors"]
+    result = lorry_says("extract", "shipped", tmp_path / "b", *words, *more)
+    assert result.exit_code == 0, result.output
+    assert "text_encoder" not in result.stdout
+    assert "changes under the least" in result.stdout

@@ -12,7 +12,7 @@ from typing import NamedTuple, final
 
 import typer
 
-from lorry.assets import lora_files
+from lorry.assets import base_folder, lora_files
 from lorry.errors import AdapterNotFoundError, did_you_mean
 
 
@@ -97,6 +97,15 @@ def find_adapter(source: str) -> str:
         f"There is no adapter {source!r}: expected a file, a folder, a Hub id, or one of those that lorry ships "
         f"({', '.join(shipped)}).{did_you_mean(source, shipped)}{_strength_hint(source)}"
     )
+
+
+def find_base(source: str) -> str:
+    """Return the path of a checkpoint; that of the shipped base model for `shipped`.
+
+    Raises:
+        FileError: the shipped one is meant, and this installation came without it.
+    """
+    return str(base_folder()) if source == "shipped" and not Path(source).exists() else source
 
 
 def _strength_hint(source: str) -> str:

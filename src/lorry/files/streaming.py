@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from types import TracebackType
 from typing import Self, final
 
@@ -38,7 +39,7 @@ class TensorReader:
             raise
         self._spans: dict[str, Span] = {span.key: span for span in self._layout.spans}
 
-    @property
+    @cached_property
     def outline(self) -> TensorFile:
         """The file with every tensor on the meta device."""
         outlines = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from lorry.cli.workbench.bake import bake
 from lorry.cli.workbench.combine import combine
+from lorry.cli.workbench.extract import extract
 from lorry.cli.workbench.resize import resize
 
 
 def add_workbench(app: typer.Typer) -> None:
     """Add the commands to lorry's."""
-    for command in (combine, resize):
+    for command in (combine, resize, extract, bake):
         app.command()(command)

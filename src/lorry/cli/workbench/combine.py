@@ -60,5 +60,5 @@ def combine(
         get_method(method), density, rank, energy, tuple(Rule.parse(text) for text in at or ()), seed
     )
     sources = [(find_adapter(choice.source), choice.scale) for choice in files]
-    report = combine_files(sources, out, recipe, dtype=dtype, dialect=dialect, progress=bar)
+    report = combine_files(sources, out, recipe, dtype=dtype and dtype.value, dialect=dialect, progress=bar)
     tell_report(report, as_json=as_json)

@@ -55,7 +55,7 @@ def resize(
 
     source = find_adapter(file)
     if dry_run or plot is not None:
-        curve = preview(source, dtype=dtype, progress=bar)
+        curve = preview(source, dtype=dtype and dtype.value, progress=bar)
         if plot is not None:
             from lorry.cli.plots.trade_off import plot_trade_off
 
@@ -65,5 +65,7 @@ def resize(
             return
         tell(f"the curve: {plot}")
     budget = Budget(rank, energy, size, tuple(Rule.parse(text) for text in at or ()))
-    report = resize_file(source, out, budget, dtype=dtype, dialect=dialect, seed=seed, progress=bar)
+    report = resize_file(
+        source, out, budget, dtype=dtype and dtype.value, dialect=dialect, seed=seed, progress=bar
+    )
     tell_report(report, as_json=as_json)

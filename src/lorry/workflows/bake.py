@@ -1,0 +1,203 @@
+"""Adapters fused into a checkpoint for good: a new folder or file, written one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lorry.algebra import Delta
+from lorry.binding import LoadReport, bind, size_of
+from lorry.dialects import read_adapter
+from lorry.errors import FileError, StateError
+from lorry.files import TensorReader, read_adapter_file, stream_safetensors
+from lorry.patching.fusing import fused_parameter
+from lorry.workflows.checkpoints import Checkpoint, Place, open_checkpoint, skeleton_of
+from lorry.workflows.progress import Progress, silent
+from lorry.workflows.storing import get_dtype
+
+Terms = dict[str, list[tuple[Place, Delta, float]]]
+"""{key of a file: what is added to its tensor, and where in it}."""
+BAKED_KEY = "lorry.baked"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BakeReport:
+    """What was fused into what."""
+
+    base: str
+    adapters: tuple[tuple[LoadReport, float], ...]
+    """What each adapter changed, and its strength."""
+    tensors: int
+    """How many tensors of the checkpoint were changed."""
+    path: str
+    size: int
+    """The bytes of the files that hold changed tensors."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in types that JSON has."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.base}: {self.tensors} tensors changed"]
+        for report, strength in self.adapters:
+            lines += [
+                f"  at {strength:g}: {line}" if n == 0 else f"    {line}"
+                for n, line in enumerate(str(report).splitlines())
+            ]
+        return "\n".join([*lines, f"  {self.path}, {size_of(self.size)}"])
+
+
+def bake_files(
+    base: str | os.PathLike[str],
+    sources: Sequence[tuple[str | os.PathLike[str], float]],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    strict: bool = True,
+    progress: Progress = silent,
+) -> BakeReport:
+    """Fuse adapters into a checkpoint and write the result beside it.
+
+    `W + sum(strength * delta)` is computed in float32 from the checkpoint's own weights and rounded once, as
+    `fuse_lora` does it. A folder is copied with all that it holds; tensors that no adapter changes keep their bits.
+
+    Args:
+        base: a pipeline's folder, a component's folder, or a single file.
+        sources: adapters, each with its strength.
+        out: a new folder, or a new file, as `base` is.
+        dtype: to write changed files' floating-point tensors in; that of each tensor when None.
+        strict: refuse an adapter of which any tensor has no place; else the rest is fused, and the report says so.
+        progress: told of each file's tensors.
+
+    Raises:
+        BindingError: an adapter does not fit the checkpoint.
+        FileError: `out` is there already, or cannot be written.
+    """
+    out, chosen = Path(out), get_dtype(dtype)
+    if out.exists():
+        raise FileError(f"{out} is there already. Choose another name, or remove it first.")
+    with open_checkpoint(base) as checkpoint:
+        models = {name: skeleton_of(checkpoint, name) for name in checkpoint.components}
+        terms: dict[Path, Terms] = {file: {} for file in checkpoint.readers}
+        reports = [_plan(checkpoint, models, source, strength, strict, terms) for source, strength in sources]
+        text = _metadata(reports)
+
+        def write(file: Path, to: Path) -> None:
+            _write(checkpoint.readers[file], to, terms[file], text, chosen, progress)
+
+        changed = [file for file in terms if terms[file] or chosen is not None]
+        if checkpoint.is_folder:
+            _copy_folder(checkpoint.source, out, changed, write)
+        else:
+            write(checkpoint.source, out)
+    written = [out / file.relative_to(checkpoint.source) if checkpoint.is_folder else out for file in changed]
+    return BakeReport(
+        base=str(checkpoint.source),
+        adapters=tuple(reports),
+        tensors=sum(len(keys) for keys in terms.values()),
+        path=str(out),
+        size=sum(path.stat().st_size for path in written),
+    )
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    models: Mapping[str, nn.Module],
+    source: str | os.PathLike[str],
+    strength: float,
+    strict: bool,
+    terms: dict[Path, Terms],
+) -> tuple[LoadReport, float]:
+    """Put what one adapter adds into `terms`."""
+    plan = bind(read_adapter(read_adapter_file(source)), models, strict=strict)
+    for component, deltas in plan.deltas.items():
+        places = checkpoint.components[component]
+        for path, delta in deltas.items():
+            for parameter in ("weight", "bias"):
+                part, place = delta.part(parameter), places.get(f"{path}.{parameter}")
+                if part is not None and place is None:
+                    raise StateError(
+                        f"`{component}.{path}` has no {parameter} in {checkpoint.source} to add to."
+                    )
+                if part is not None and place is not None:
+                    terms[place.file].setdefault(place.key, []).append((place, part, strength))
+    return plan.report, strength
+
+
+def _write(
+    reader: TensorReader,
+    to: Path,
+    terms: Terms,
+    text: Mapping[str, str],
+    dtype: torch.dtype | None,
+    progress: Progress,
+) -> None:
+    """Write one file anew. The bar counts tensors as they are written."""
+    outline = reader.outline
+    outlines = {key: _cast(tensor, dtype) for key, tensor in outline.tensors.items()}
+    steps = iter(progress(list(outlines), to.name))
+
+    def produce(key: str) -> Tensor:
+        next(steps, None)
+        tensor = reader.read(key)
+        if key not in terms:
+            return _cast(tensor, dtype)
+        # Another dtype is rounded to from the sum in float32, and not from the sum in the checkpoint's own.
+        tensor = tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return _cast(_with_terms(tensor, terms[key]), dtype)
+
+    stream_safetensors(to, outlines, produce, {**outline.metadata, **text})
+    next(steps, None)
+
+
+def _with_terms(tensor: Tensor, terms: Sequence[tuple[Place, Delta, float]]) -> Tensor:
+    """Return a tensor with deltas added, all that are for one place in one rounding."""
+    by_place: dict[Place, list[tuple[Delta, float]]] = {}
+    for place, delta, strength in terms:
+        by_place.setdefault(place, []).append((delta, strength))
+    for place, deltas in by_place.items():
+        part = place.of(tensor)
+        part.copy_(fused_parameter(part.clone(), deltas))
+    return tensor
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _copy_folder(
+    source: Path, out: Path, changed: Sequence[Path], write: Callable[[Path, Path], None]
+) -> None:
+    """Make the new folder under another name, and give it its own when all is there."""
+    if not out.parent.is_dir():
+        raise FileError(f"{out}: there is no folder {out.parent}. Make it first.")
+    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        left_out = {file.resolve() for file in changed}
+
+        def ignore(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if Path(folder, name).resolve() in left_out]
+
+        shutil.copytree(source, draft, ignore=ignore)
+        for file in changed:
+            write(file, draft / file.relative_to(source))
+        draft.replace(out)
+    except OSError as error:
+        raise FileError(f"{out}: cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _metadata(reports: Sequence[tuple[LoadReport, float]]) -> dict[str, str]:
+    baked = [{"file": Path(report.source).name, "strength": strength} for report, strength in reports]
+    return {BAKED_KEY: json.dumps(baked)}

@@ -1,0 +1,76 @@
+"""The parameters of a model on the disk, under the names that its modules have in diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from torch import Tensor
+
+from lorry.files import TensorReader
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter lies: a tensor of a file, some rows of one, or one with its axes exchanged."""
+
+    file: Path
+    key: str
+    rows: tuple[int, int] | None = None
+    """The first row, and one past the last; None for all."""
+    transposed: bool = False
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the parameter as a view of the tensor that it lies in."""
+        part = tensor if self.rows is None else tensor[self.rows[0] : self.rows[1]]
+        return part.T if self.transposed else part
+
+
+Places = Mapping[str, Place]
+"""{parameter of a component: where it lies}."""
+CLIP_ROOT = "text_model."
+"""A level of CLIP's names that files have and transformers 5 has dropped: left out of the names here."""
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Checkpoint:
+    """A model on the disk. Nothing but headers is read until `read`. Use it as a context manager."""
+
+    source: Path
+    components: Mapping[str, Places]
+    """By pipeline attribute: `unet`, `text_encoder`, …"""
+    classes: Mapping[str, str]
+    """The class of each component, where the files tell it."""
+    readers: Mapping[Path, TensorReader]
+    """Every file of weights that the components lie in."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder in diffusers' layout; else one file."""
+        return self.source.is_dir()
+
+    def outline(self, place: Place) -> Tensor:
+        """Return a parameter's dtype and shape, on the meta device."""
+        return place.of(self.readers[place.file].outline.tensors[place.key])
+
+    def read(self, place: Place) -> Tensor:
+        """Return a parameter, in memory of its own."""
+        return place.of(self.readers[place.file].read(place.key))
+
+    def close(self) -> None:
+        """Close all files."""
+        for reader in self.readers.values():
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
