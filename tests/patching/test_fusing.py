@@ -17,7 +17,7 @@ from small import PATHS, Small, changing, check_near, put, small_input, state_of
 from snapshots import check_same, snapshot
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-KEPT: list[Originals] = ["device", "cpu"]
+KEPT: list[Originals] = ["device", "cpu", "disk"]
 
 
 def fuse(model: nn.Module, names: Sequence[str] | None = None, scale: float = 1.0, **kwargs: Any) -> None:
@@ -231,7 +231,7 @@ def test_originals_on_the_cpu_are_copies() -> None:
     fuse(model, originals="cpu")
     state = find_state(model)
     assert state is not None
-    kept = state._weights._originals["conv.weight"]
+    kept = state._weights._originals["conv.weight"].tensor
     assert kept is not None
     assert kept.data_ptr() != memory
 
@@ -423,3 +423,56 @@ def test_a_weight_that_cannot_take_a_delta_without_loss_is_refused(
     with pytest.raises(FuseError, match=message):
         fuse(model)
     assert torch.equal(model.conv.weight, before), "what was fused before the refusal is taken back"
+
+
+# --- memory that is used again --------------------------------------------------------------------------------------
+
+
+def test_fusing_again_writes_into_the_memory_of_the_last_time() -> None:
+    model = Small()
+    put(model)
+    fuse(model)
+    memory = model.out.weight.data_ptr()
+    unfuse(model)
+    fuse(model, scale=0.5)
+    assert model.out.weight.data_ptr() == memory
+
+
+def test_fused_weights_that_somebody_took_hold_of_are_not_written_over() -> None:
+    model = Small()
+    put(model)
+    fuse(model)
+    taken = model.state_dict()["out.weight"]
+    before = taken.clone()
+    unfuse(model)
+    fuse(model, scale=0.5)
+    assert torch.equal(taken, before)
+
+
+def test_the_memory_kept_for_the_next_time_goes_with_an_adapter() -> None:
+    model = Small()
+    put(model, "first")
+    put(model, "second", seed=1)
+    bare = state_of(model).nbytes
+    fuse(model, ["first"])
+    unfuse(model)
+    assert state_of(model).nbytes > bare
+    with changing(model) as (state, undo):
+        state.remove(["first"], undo)
+    assert state_of(model).nbytes < bare
+
+
+@pytest.mark.parametrize("strengths", [(1.0, 1.0), (0.7, -0.3), (0.0, 0.5)], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_weights_of_half_precision_are_rounded_once(
+    dtype: torch.dtype, device: str, strengths: tuple[float, float]
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    original = torch.randn(320, 256).to(device, dtype)
+    deltas = [(random_delta((320, 256), n, 8, dtype=dtype), s) for n, s in enumerate(strengths)]
+    fused = fused_parameter(original, deltas)
+    exact = original.double().cpu() + sum(s * delta.weight(dtype=torch.float64) for delta, s in deltas)
+    wrong = (fused.cpu() != exact.to(dtype)).double().mean()
+    assert float(wrong) < 0.01  # rounding the delta first gives more than a tenth

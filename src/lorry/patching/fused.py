@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, final
+from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,9 @@ from lorry.algebra import Delta
 from lorry.errors import FuseError
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.layer_kinds import PARAMETERS, check_plain
+from lorry.patching.memory import is_held_once
+from lorry.patching.originals import Keeper, Originals, Saved
 from lorry.patching.undo import Undo
-
-Originals = Literal["device", "cpu", "none"]
-"""Where the original weights of fused targets are kept: beside the fused ones (unfuse swaps pointers), in main memory
-(unfuse copies them back), or nowhere (half the memory, and unfuse refuses)."""
 
 Contributions = Sequence[tuple[Delta, float]]
 
@@ -26,21 +24,20 @@ class FusedWeights:
     """Which parameters of a model are fused, and what they were. Fields are replaced, never changed in place."""
 
     def __init__(self) -> None:
-        self._originals: dict[str, Tensor | None] = {}
-        """The saved tensor of each fused parameter; None where none was kept."""
+        self._originals: dict[str, Saved] = {}
+        """Of each fused parameter."""
         self._aside: dict[str, Tensor] | None = None
         """The fused tensors, while they are put aside."""
+        self._spare: dict[str, Tensor] = {}
+        """Memory of parameters that were fused, for the next time: new memory costs as much as the sums do."""
 
     def __bool__(self) -> bool:
         return bool(self._originals)
 
     def tensors(self) -> list[Tensor]:
         """Return what is held besides the model's own parameters."""
-        return [
-            tensor
-            for tensor in (*self._originals.values(), *(self._aside or {}).values())
-            if tensor is not None
-        ]
+        originals = [saved.tensor for saved in self._originals.values() if saved.tensor is not None]
+        return [*originals, *(self._aside or {}).values(), *self._spare.values()]
 
     def original(self, name: str, parameter: Tensor) -> Tensor:
         """Return what a parameter was before it was fused: itself, where it is not.
@@ -48,10 +45,12 @@ class FusedWeights:
         Raises:
             FuseError: it is fused, and no original was kept.
         """
-        original = self._originals.get(name, parameter)
+        if name not in self._originals:
+            return parameter
+        original = self._originals[name].found(parameter.device, parameter.dtype)
         if original is None:
             raise _no_originals(name)
-        return original.to(parameter.device, parameter.dtype)
+        return original
 
     def rewrite(
         self,
@@ -75,27 +74,42 @@ class FusedWeights:
                 that is not finite.
         """
         undo.set_attribute(self, "_originals", dict(self._originals))
-        for name, parameter, deltas in self._touched(modules, contributions):
-            original = self.original(name, parameter.data)
-            if not deltas:
-                undo.set_attribute(parameter, "data", original)
-                del self._originals[name]
-                continue
-            new = fused_parameter(original, deltas)
-            if safe and not bool(torch.isfinite(new).all()):
-                raise FuseError(f"`{name}` would not be finite: nothing was fused.")
-            self._originals.setdefault(name, _kept(original, keep))
-            undo.set_attribute(parameter, "data", new)
+        undo.set_attribute(self, "_spare", dict(self._spare))
+        with Keeper(keep) as keeper:
+            for path, deltas in contributions.items():
+                for key in PARAMETERS:
+                    name = f"{path}.{key}"
+                    parts = [
+                        (one, strength) for delta, strength in deltas if (one := delta.part(key)) is not None
+                    ]
+                    if parts:
+                        self._fuse(name, check_plain(path, modules[path], key), parts, safe, keeper, undo)
+                    elif name in self._originals:
+                        self._restore(name, _parameter(modules, name), undo)
 
-    def _touched(
-        self, modules: Mapping[str, nn.Module], contributions: Mapping[str, Contributions]
-    ) -> Iterator[tuple[str, nn.Parameter, Contributions]]:
-        for path, deltas in contributions.items():
-            for key in PARAMETERS:
-                name = f"{path}.{key}"
-                parts = [(part, s) for delta, s in deltas if (part := delta.part(key)) is not None]
-                if parts or name in self._originals:
-                    yield name, check_plain(path, modules[path], key), parts
+    def _fuse(
+        self, name: str, parameter: nn.Parameter, parts: Contributions, safe: bool, keeper: Keeper, undo: Undo
+    ) -> None:
+        original = self.original(name, parameter.data)
+        spare = self._spare.pop(name, None)
+        new = fused_parameter(original, parts, out=_reusable(spare, original))
+        if safe and not bool(torch.isfinite(new).all()):
+            raise FuseError(f"`{name}` would not be finite: nothing was fused.")
+        if name not in self._originals:
+            self._originals[name] = keeper.keep(original)
+        undo.set_attribute(parameter, "data", new)
+
+    def _restore(self, name: str, parameter: nn.Parameter, undo: Undo) -> None:
+        """Put a parameter's original back, which swaps pointers where that is on the device."""
+        fused, original = parameter.data, self.original(name, parameter)
+        if original is self._originals[name].tensor:
+            self._spare[name] = fused
+        undo.set_attribute(parameter, "data", original)
+        del self._originals[name]
+
+    def free_spare(self, undo: Undo) -> None:
+        """Let the memory go that is kept for the next time."""
+        undo.set_attribute(self, "_spare", {})
 
     def put_aside(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the originals in place of the fused parameters.
@@ -126,8 +140,8 @@ class FusedWeights:
         Raises:
             FuseError: names the parameter.
         """
-        for name, original in self._originals.items():
-            if original is None:
+        for name, saved in self._originals.items():
+            if saved.tensor is None:
                 raise _no_originals(name)
 
 
@@ -139,10 +153,12 @@ def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
     return parameter
 
 
-def _kept(original: Tensor, keep: Originals) -> Tensor | None:
-    if keep == "none":
+def _reusable(spare: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return memory for a tensor like another, where there is such and nobody else has it."""
+    if spare is None or spare.shape != like.shape or spare.stride() != like.stride():
         return None
-    return original if keep == "device" else original.to("cpu", copy=original.device.type == "cpu")
+    fits = spare.dtype is like.dtype and spare.device == like.device
+    return spare if fits and is_held_once(spare) else None
 
 
 def _no_originals(name: str) -> FuseError:

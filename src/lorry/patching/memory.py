@@ -23,6 +23,15 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
+def is_held_once(tensor: Tensor) -> bool:
+    """Whether no other tensor has the same memory: a `state_dict()`, for one, may still have it."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None:
+        return False
+    alone = torch.empty(1)
+    return count(tensor.untyped_storage()._cdata) == count(alone.untyped_storage()._cdata)
+
+
 def padded(nbytes: int) -> int:
     """Return `nbytes`, rounded up to where the next tensor may begin."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

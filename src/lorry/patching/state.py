@@ -15,8 +15,9 @@ from lorry.binding import size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
-from lorry.patching.fused import FusedWeights, Originals
+from lorry.patching.fused import FusedWeights
 from lorry.patching.memory import held_bytes
+from lorry.patching.originals import Originals
 from lorry.patching.resident import Resident
 from lorry.patching.sharded import check_not_fully_sharded
 from lorry.patching.sides import SidePaths
@@ -147,6 +148,7 @@ class AdapterState:
         self._refresh(undo)
         for resident in leaving.values():
             self._sides.drop(resident, undo)
+        self._weights.free_spare(undo)
         if not self.adapters and not self._weights:
             self._detach(undo)
 
