@@ -396,7 +396,7 @@ class LoraLoaderMixin:
             components: which components, by name; goes before the `fuse_…` arguments.
             fuse_transformer: the same as `fuse_unet`.
             originals: where the original weights are kept for `unfuse_lora`: "device" (beside the fused ones; unfusing
-                swaps pointers), "cpu", or "none" (no memory, and no way back).
+                swaps pointers), "cpu", "disk" (a temporary file), or "none" (no memory, and no way back).
 
         Raises:
             FuseError: nothing is active, an adapter is fused already, a weight cannot take a delta without loss, or
