@@ -14,14 +14,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders import single_file_utils
-from scripts.names.checkpoints import CHECKPOINTS, Checkpoint
+from diffusers.loaders import lora_conversion_utils, single_file_utils
+from scripts.names import flux, image, video
+from scripts.names.checkpoint import Checkpoint
 from scripts.names.patterns import patterns
-from scripts.names.recording import record
-from torch import nn
+from scripts.names.recording import Landed, record, record_lora
 
-from lorry.binding.tables import FOLDER
+from lorry.binding.tables import FOLDER, Piece
 from lorry.binding.targets import weight_shape
+
+CHECKPOINTS = (*flux.CHECKPOINTS, *image.CHECKPOINTS, *video.CHECKPOINTS)
 
 
 def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -31,38 +33,60 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
         ValueError: a name lands nowhere, or a module of the live model is not reached by any.
     """
     model = build(checkpoint)
-    names = _expanded(checkpoint.names, checkpoint.blocks)
-    rows = {
-        name: count
-        for pattern, count in checkpoint.rows.items()
-        for name in _expanded(pattern, checkpoint.blocks)
-    }
-    extra = {name: torch.zeros(1, 1) for name in checkpoint.extra.split()}
-
-    def convert(tensors: dict[str, Any]) -> dict[str, Any]:
-        if not checkpoint.convert:
-            return tensors
-        return getattr(single_file_utils, checkpoint.convert)(tensors | extra, config=dict(model.config))
-
-    landed = record(names, rows, convert, set(model.state_dict()))
+    landed = _landed(checkpoint, model)
+    typed = dict(_rows(checkpoint.typed))
     reached = {piece.path for pieces in landed.values() for piece in pieces}
-    left = [
-        path for path in _carriers(model) if path not in reached and not re.match(checkpoint.new or "$", path)
-    ]
+    reached |= {path for row in typed.values() for path in _expanded(_paths(row), checkpoint.blocks)}
+    carriers = [path for path, module in model.named_modules() if path and weight_shape(module) is not None]
+    left = [path for path in carriers if path not in reached and not re.match(checkpoint.same or "$", path)]
     if left:
         raise ValueError(f"{checkpoint.model}: no original name reaches {left}")
-    source = f"diffusers.loaders.single_file_utils.{checkpoint.convert}" if checkpoint.convert else "typed"
-    return {"model": checkpoint.model, "source": source, "names": patterns(landed)}
+    if reached - set(carriers):
+        raise ValueError(f"{checkpoint.model}: {sorted(reached - set(carriers))} are no modules of it")
+    module = "lora_conversion_utils" if checkpoint.lora else "single_file_utils"
+    source = checkpoint.source or f"diffusers.loaders.{module}.{checkpoint.convert}"
+    return {
+        "model": checkpoint.model,
+        "source": source,
+        "names": dict(sorted((patterns(landed) | typed).items())),
+    }
+
+
+def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
+    """Return where the names that are converted land, in the blocks that the model has."""
+    names = {pattern: _expanded(pattern, checkpoint.blocks) for pattern in checkpoint.names.split()}
+    rows = {name: count for pattern, count in checkpoint.rows.items() for name in names[pattern]}
+    extra = {name: torch.zeros(1, 1) for name in _expanded(checkpoint.extra, checkpoint.blocks)}
+    utils = lora_conversion_utils if checkpoint.lora else single_file_utils
+
+    def convert(tensors: dict[str, Any]) -> dict[str, Any]:
+        function = getattr(utils, checkpoint.convert)
+        return function(tensors) if checkpoint.lora else function(tensors | extra, config=dict(model.config))
+
+    if not names:
+        return {}
+    every = [name for listed in names.values() for name in listed]
+    record_landed = record_lora if checkpoint.lora else record
+    landed = record_landed(every, rows, convert, set(model.state_dict()))
+    for pattern, listed in names.items():
+        if not any(name.removesuffix(".scale") in landed for name in listed):
+            raise ValueError(f"{checkpoint.model}: {pattern} is not converted")
+    return landed
+
+
+def _rows(typed: str) -> list[tuple[str, str]]:
+    lines = [line.split(" -> ") for line in typed.splitlines() if line.strip()]
+    return [(name.strip(), row.strip()) for name, row in lines]
+
+
+def _paths(row: str) -> str:
+    return " ".join(Piece.parse(text).path for text in row.split(" + "))
 
 
 def build(checkpoint: Checkpoint) -> Any:
     """Return the live model on the meta device."""
     with torch.device("meta"):
         return getattr(diffusers, checkpoint.model)(**checkpoint.config)
-
-
-def _carriers(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if path and weight_shape(module) is not None]
 
 
 def _expanded(names: str, blocks: int) -> list[str]:

@@ -15,7 +15,7 @@ Row = tuple[Piece, ...]
 def patterns(landed: Mapping[str, Row]) -> dict[str, str]:
     """Return names with `*` for a block's number, or `$` for the last block's where that one differs.
 
-    Only the first number of a name is a block's, and only where the same number stands first in every piece.
+    Only the first number of a name is a block's, and only where there are several, which stand first in every piece.
     """
     blocks: dict[str, dict[int, Row]] = {}
     table: dict[str, str] = {}
@@ -28,8 +28,11 @@ def patterns(landed: Mapping[str, Row]) -> dict[str, str]:
             blocks.setdefault(_with(name, "*"), {})[number] = tuple(_wild(piece) for piece in pieces)
     for name, by_number in blocks.items():
         last = max(by_number)
+        if len(by_number) == 1:
+            table[name.replace("*", str(last))] = _text(by_number[last]).replace("*", str(last))
+            continue
         others = {row for number, row in by_number.items() if number != last}
-        if len(by_number) < 2 or sorted(by_number) != list(range(len(by_number))) or len(others) != 1:
+        if sorted(by_number) != list(range(len(by_number))) or len(others) != 1:
             raise ValueError(f"{name}: the blocks {sorted(by_number)} follow no rule")
         row = others.pop()
         table[name] = _text(row)

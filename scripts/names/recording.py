@@ -31,23 +31,44 @@ def record(names: list[str], rows: Mapping[str, int], convert: Convert, paramete
     Raises:
         ValueError: a tensor lands on no parameter of the model, or a piece of one is lost.
     """
-    numbers = {name: number for number, name in enumerate(names)}
     checkpoint = {}
-    for name, number in numbers.items():
-        tagged = number * MOST_ROWS + torch.arange(rows.get(name, ROWS))
+    for number, name in enumerate(names):
+        tagged = _tagged(number, rows.get(name, ROWS))
         if name.endswith(".scale"):
             checkpoint[name] = tagged
         else:
             checkpoint |= {f"{name}.weight": tagged[:, None], f"{name}.bias": tagged}
+    converted = {key: tags for key, tags in convert(checkpoint).items() if key.endswith(".weight")}
+    return _landed(names, converted, parameters)
+
+
+def record_lora(names: list[str], rows: Mapping[str, int], convert: Convert, parameters: set[str]) -> Landed:
+    """Do as `record` with code that converts LoRAs: it is their `up` whose rows are numbered."""
+    checkpoint = {}
+    for number, name in enumerate(names):
+        tagged = _tagged(number, rows.get(name, ROWS))[:, None]
+        checkpoint |= {f"{name}.lora_A.weight": torch.ones(1, 1), f"{name}.lora_B.weight": tagged}
+    converted = {
+        key.removeprefix("transformer.").replace(".lora_B.", "."): tags
+        for key, tags in convert(checkpoint).items()
+        if key.endswith(".lora_B.weight")
+    }
+    return _landed(names, converted, parameters)
+
+
+def _tagged(number: int, rows: int) -> Tensor:
+    return number * MOST_ROWS + torch.arange(rows, dtype=torch.float64)
+
+
+def _landed(names: list[str], converted: Mapping[str, Tensor], parameters: set[str]) -> Landed:
     runs: dict[int, list[tuple[int, int, Piece]]] = {}
-    for key, tags in convert(checkpoint).items():
-        path, _, end = key.rpartition(".")
-        if end != "weight" or not isinstance(tags, Tensor):
+    for key, tensor in converted.items():
+        if tensor is None:
             continue
+        tags = [int(tag) for tag in tensor.flatten().tolist()]
         if key not in parameters:
-            lost = names[int(tags.flatten()[0]) // MOST_ROWS]
-            raise ValueError(f"{lost} lands on {key}, which the model does not have")
-        for number, start, stop, piece in _runs(path, tags.flatten().tolist()):
+            raise ValueError(f"{names[tags[0] // MOST_ROWS]} lands on {key}, which the model does not have")
+        for number, start, stop, piece in _runs(key.removesuffix(".weight"), tags):
             runs.setdefault(number, []).append((start, stop, piece))
     modules = [name.removesuffix(".scale") for name in names]
     return {modules[number]: _in_order(modules[number], found) for number, found in sorted(runs.items())}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from scripts.names.checkpoints import CHECKPOINTS, Checkpoint
-from scripts.names.generate import build, table_of
+from scripts.names.generate import CHECKPOINTS, build, table_of
 from scripts.names.patterns import patterns
 from scripts.names.recording import record
 
@@ -19,6 +19,7 @@ from lorry.binding.tables import FOLDER, Piece, original_names
 from lorry.names import Target
 from models import tiny_flux_transformer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed:FutureWarning:diffusers")
 BY_MODEL = {checkpoint.model: checkpoint for checkpoint in CHECKPOINTS}
 
 
@@ -103,9 +104,21 @@ def test_rows_that_are_lost_are_refused() -> None:
 
 def test_a_module_of_the_model_that_no_name_reaches_is_refused() -> None:
     flux = BY_MODEL["FluxTransformer2DModel"]
-    short = Checkpoint(flux.model, flux.names, flux.convert, {**flux.config, "num_layers": 3}, rows=flux.rows)
+    short = replace(flux, config={**flux.config, "num_layers": 3})
     with pytest.raises(ValueError, match=r"no original name reaches .*transformer_blocks\.2"):
         table_of(short)
+
+
+def test_a_name_that_is_not_converted_is_refused() -> None:
+    sd3 = BY_MODEL["SD3Transformer2DModel"]
+    with pytest.raises(ValueError, match=r"made\.up is not converted"):
+        table_of(replace(sd3, names=f"{sd3.names} made.up"))
+
+
+def test_a_typed_row_must_be_of_modules_of_the_model() -> None:
+    image = BY_MODEL["HunyuanImageTransformer2DModel"]
+    with pytest.raises(ValueError, match=r"\['nowhere'\] are no modules of it"):
+        table_of(replace(image, typed=f"{image.typed}\n made.up -> nowhere"))
 
 
 def test_blocks_become_patterns_and_the_last_one_may_differ() -> None:
@@ -113,6 +126,7 @@ def test_blocks_become_patterns_and_the_last_one_may_differ() -> None:
     landed |= {f"blocks.{i}.c": (Piece(f"layers.{i}.c"),) for i in range(2)} | {
         "blocks.2.c": (Piece("layers.2.c", 1, 2), Piece("layers.2.c", 0, 2)),
         "embed.0": (Piece("embedder"),),
+        "last.1": (Piece("end.2-1.1"),),
         "same": (Piece("same"),),
     }
     assert patterns(landed) == {
@@ -120,6 +134,7 @@ def test_blocks_become_patterns_and_the_last_one_may_differ() -> None:
         "blocks.*.c": "layers.*.c",
         "blocks.$.c": "layers.$.c[1/2] + layers.$.c[0/2]",
         "embed.0": "embedder",
+        "last.1": "end.2-1.1",
     }
     with pytest.raises(ValueError, match=r"blocks\.\*\.c: the blocks \[0, 2\] follow no rule"):
         patterns({name: row for name, row in landed.items() if name != "blocks.1.c"})

@@ -1,0 +1,39 @@
+"""What is typed of an original checkpoint: its modules' names, once a block, and which public code converts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One architecture: the class of the live model, and the names that its original checkpoint has.
+
+    In names a `*` stands for a block's number. What is typed is checked by what comes out: every name must land on a
+    module of the live model, and every module of the model must be reached.
+    """
+
+    model: str
+    """The class, in diffusers."""
+    names: str = ""
+    """Of the original's modules."""
+    convert: str = ""
+    """The function that converts them, of `diffusers.loaders.single_file_utils`, or of `lora_conversion_utils`."""
+    lora: bool = False
+    """Whether that function converts the factors of LoRAs."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the class's own defaults, which are those of a published checkpoint."""
+    blocks: int = 2
+    """How many blocks of each kind the config asks for."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows of modules that the conversion cuts at numbers of its own."""
+    extra: str = ""
+    """Parameters that are no module's weight, and that the conversion asks for."""
+    same: str = ""
+    """A pattern of live modules that the original calls by the same name, or has nothing for."""
+    typed: str = ""
+    """Rows of the table, `original -> live + live`, where there is no conversion code in an installed package."""
+    source: str = ""
+    """Where the typed rows are from."""
