@@ -154,7 +154,7 @@ def test_keys_for_a_component_that_is_not_loaded_are_ignored_and_reported() -> N
 
 
 def test_keys_for_a_component_that_the_pipeline_has_no_place_for_are_unknown() -> None:
-    both = adapter((unet("0"), random_delta((7, 5))), (Target("text_encoder_2", "0"), random_delta((7, 5))))
+    both = adapter((unet("0"), random_delta((7, 5))), (Target("text_encoder_2", "0"), random_delta((9, 9))))
     with pytest.raises(UnknownTargetError, match="3 of 6 keys"):
         bind(both, {"unet": model(), "text_encoder": model()})
     report = bind(both, {"unet": model()}, strict=False).report

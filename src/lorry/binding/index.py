@@ -15,7 +15,7 @@ from lorry.binding.targets import weight_shape
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 
-ROOT_LEVELS = ("text_model.", "model.")
+ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.")
 """Levels that versions of transformers have added or dropped at the root of a text encoder."""
 
 

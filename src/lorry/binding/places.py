@@ -73,6 +73,26 @@ def _computes_fused(attention: nn.Module) -> bool:
     return bool(getattr(attention, "fused_projections", False)) and (not old or processor.startswith("Fused"))
 
 
+def place_shapes(
+    places: Sequence[Place], modules: Mapping[str, nn.Module]
+) -> dict[Place, tuple[int, ...] | None]:
+    """Return the shape of what each place takes; None where its module can carry nothing."""
+    shapes = {}
+    for place in places:
+        shape = weight_shape(modules[place.path])
+        rows = None if place.into is None else place.into[1] - place.into[0]
+        shapes[place] = shape if shape is None or rows is None else (rows, *shape[1:])
+    return shapes
+
+
+def whole_shape(shapes: Mapping[Place, tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Return the shape of a delta for all of these places; None where one of them can carry nothing."""
+    known = [shape for shape in shapes.values() if shape is not None]
+    if not known or len(known) < len(shapes):
+        return None
+    return (sum(shape[0] for shape in known), *known[0][1:])
+
+
 def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...]) -> Delta | None:
     """Return the part of a delta that lands in `place`, or None where the shapes do not fit.
 

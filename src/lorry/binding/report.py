@@ -19,6 +19,7 @@ class ComponentReport:
     component: str
     targets: int
     keys: int
+    """0 for a second denoiser that gets what the first one got."""
     ranks: tuple[int, ...]
     """The different ranks, rising."""
     scales: tuple[float, ...]
@@ -31,7 +32,8 @@ class ComponentReport:
         families = "+".join(self.families)
         sources = ", ".join(self.scale_sources)
         return (
-            f"{self.component}: {self.targets} targets from {self.keys} keys, {families} {_span('rank', self.ranks)}, "
+            f"{self.component}: {self.targets} targets from {self.keys or 'the same'} keys, "
+            f"{families} {_span('rank', self.ranks)}, "
             f"{_span('scale', self.scales)} (from {sources}), {size_of(self.nbytes)}"
         )
 

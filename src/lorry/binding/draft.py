@@ -1,0 +1,163 @@
+"""The plan in the making: each entry of a file is placed, or written down as what it is instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lorry.adapters import Adapter, Entry, Ignored
+from lorry.algebra import Delta, Span
+from lorry.binding.index import ModuleIndex
+from lorry.binding.places import Place, place_shapes, placed_delta, stack, whole_shape
+from lorry.binding.report import ComponentReport, LoadReport, Mismatch
+from lorry.binding.routes import Models
+from lorry.binding.targets import weight_shape
+from lorry.errors import UnknownTargetError, UnsupportedAdapterError
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Placed:
+    """An entry's delta for one module, or for the rows `into` of it."""
+
+    entry: Entry
+    into: Span | None
+
+
+@final
+@dataclass
+class Draft:
+    """A plan in the making."""
+
+    indexes: Mapping[str, ModuleIndex]
+    models: Models
+    routes: Mapping[str, tuple[str, ...]]
+    """The pipeline's components for each that the file names."""
+    placed: dict[str, dict[str, list[_Placed]]] = field(default_factory=dict)
+    applied: dict[str, list[Entry]] = field(default_factory=dict)
+    ignored: list[Ignored] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+
+    def place(self, entry: Entry) -> None:
+        """Put an entry where it belongs, in every component that its own is routed to; its keys count once."""
+        components = self.routes[entry.target.component]
+        if not components:
+            self.unknown.extend(entry.keys)
+        for number, component in enumerate(components):
+            self._place(component, entry if number == 0 else replace(entry, keys=()))
+
+    def _place(self, component: str, entry: Entry) -> None:
+        if self.models[component] is None:
+            self.ignored.extend(Ignored(key, f"the pipeline has no {component} loaded") for key in entry.keys)
+            return
+        index = self.indexes[component]
+        places = index.find(entry.target)
+        if places is None:
+            self.unknown.extend(entry.keys)
+            return
+        parts = self._parts(entry, places, index)
+        if parts is not None:
+            self._put(component, entry, parts)
+
+    def _parts(self, entry: Entry, places: Sequence[Place], index: ModuleIndex) -> dict[Place, Delta] | None:
+        """Return an entry's delta by place, or None where it does not fit, which is written down."""
+        whole = whole_shape(place_shapes(places, index.modules))
+        reason = None
+        parts: dict[Place, Delta | None] = {}
+        try:
+            parts = {
+                place: None if whole is None else placed_delta(entry.delta, place, whole) for place in places
+            }
+        except UnsupportedAdapterError as error:
+            reason = str(error)
+        found = {place: part for place, part in parts.items() if part is not None}
+        if len(found) == len(places):
+            return found
+        path = " + ".join(place.path for place in places)
+        self.mismatched.append(Mismatch(entry.target, path, entry.keys, entry.delta.shape, whole, reason))
+        return None
+
+    def _put(self, component: str, entry: Entry, parts: Mapping[Place, Delta]) -> None:
+        """Put the parts of an entry where they belong, but those that an earlier entry has put there."""
+        placed = self.placed.setdefault(component, {})
+        new, same = [], None
+        for place, delta in parts.items():
+            first = next((p for p in placed.get(place.path, ()) if _overlap(p.into, place.into)), None)
+            if first is None:
+                new.append((place, _Placed(replace(entry, delta=delta), place.into)))
+            elif first.into == place.into and _equal(first.entry.delta, delta):
+                same = first.entry
+            else:
+                raise UnknownTargetError(
+                    f"`{component}.{place.path}` is named twice in the file, by {first.entry.keys[0]} and by "
+                    f"{entry.keys[0]}, with different tensors. Remove one of the two spellings from the file."
+                )
+        for place, item in new:
+            placed.setdefault(place.path, []).append(item)
+        if new or same is None:
+            self.applied.setdefault(component, []).append(entry)
+        else:
+            self.ignored.extend(Ignored(key, f"the same tensors as {same.keys[0]}") for key in entry.keys)
+
+    def deltas(self) -> dict[str, dict[str, Delta]]:
+        """Return what every module gets, by component and path."""
+        return {
+            component: {path: self._delta(component, path, items) for path, items in placed.items()}
+            for component, placed in self.placed.items()
+        }
+
+    def _delta(self, component: str, path: str, items: Sequence[_Placed]) -> Delta:
+        parts = [(item.entry.delta, item.into) for item in items if item.into is not None]
+        if not parts:
+            return items[0].entry.delta
+        return stack(parts, weight_shape(self.indexes[component].modules[path]) or ())
+
+    def report(self, adapter: Adapter) -> LoadReport:
+        """Return the account of every key of the adapter's file."""
+        return LoadReport(
+            source=adapter.source,
+            dialect=adapter.dialect,
+            key_count=adapter.key_count,
+            components=tuple(
+                _component_report(name, len(self.placed[name]), entries)
+                for name, entries in self.applied.items()
+            ),
+            ignored=(*adapter.ignored, *self.ignored),
+            unknown=(*adapter.unknown, *self.unknown),
+            mismatched=tuple(self.mismatched),
+        )
+
+
+def _overlap(one: Span | None, other: Span | None) -> bool:
+    return one is None or other is None or (one[0] < other[1] and other[0] < one[1])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two deltas are of one family, with the same tensors and the same numbers."""
+    if type(one) is not type(other) or one.rank_scale != other.rank_scale:
+        return False
+    return all(_same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return _equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
+
+
+def _component_report(name: str, targets: int, entries: list[Entry]) -> ComponentReport:
+    return ComponentReport(
+        component=name,
+        targets=targets,
+        keys=sum(len(entry.keys) for entry in entries),
+        ranks=tuple(sorted({entry.delta.rank for entry in entries if entry.delta.rank is not None})),
+        scales=tuple(sorted({entry.delta.rank_scale for entry in entries})),
+        scale_sources=tuple(sorted({entry.scale_source for entry in entries})),
+        families=tuple(sorted({entry.delta.family for entry in entries})),
+        nbytes=sum(entry.delta.nbytes for entry in entries),
+    )
