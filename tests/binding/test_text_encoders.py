@@ -9,7 +9,6 @@ from torch import nn
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import LoraDelta
 from lorry.binding import bind
-from lorry.errors import UnknownTargetError
 from lorry.names import Target
 from models import tiny_t5_encoder, tiny_text_encoder
 
@@ -52,11 +51,3 @@ def test_a_t5_that_is_not_loaded_is_ignored_by_its_name_in_the_pipeline() -> Non
     assert {ignored.reason for ignored in plan.report.ignored} == {
         "the pipeline has no text_encoder_2 loaded"
     }
-
-
-def test_an_encoder_that_is_no_t5_is_the_one_of_its_number() -> None:
-    models = {"unet": nn.Sequential(nn.Linear(4, 4)), "text_encoder": clip(), "text_encoder_3": None}
-    delta = LoraDelta(torch.randn(1, 4), torch.randn(4, 1))
-    both = Adapter((Entry(Target("unet", "0"), delta, ("a",)), entry(Target("text_encoder_2", CLIP))), "test")
-    with pytest.raises(UnknownTargetError, match="no place in this pipeline"):
-        bind(both, models)

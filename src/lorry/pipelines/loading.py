@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -44,6 +44,7 @@ def load_adapter(
     strength: float = 1.0,
     strict: bool = True,
     hotswap: bool = False,
+    denoisers: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load an adapter into `models`, and make it the one active adapter of them all.
 
@@ -54,6 +55,7 @@ def load_adapter(
         strength: its strength.
         strict: refuse a file of which any tensor has no place or a wrong shape.
         hotswap: put it in the place of the adapter of that name, with that one's strength and activity.
+        denoisers: of a pipeline with two, those that get the file's part for the denoiser (as in `bind`).
 
     Returns:
         The report, which is logged too.
@@ -72,7 +74,7 @@ def load_adapter(
             f"An adapter named {name!r} is loaded already. Choose another `adapter_name`, swap it in place with "
             f"`hotswap=True`, or take it off with `delete_adapters({name!r})`."
         )
-    plan = bind(adapter, models, strict=strict)
+    plan = bind(adapter, models, strict=strict, denoisers=denoisers)
     with Undo() as undo:
         if hotswap:
             _swap(plan.deltas, models, name, undo)

@@ -52,7 +52,11 @@ class LoraLoaderMixin:
             adapter_name: what to call it; `default_{i}` when None, i the number of adapters already loaded.
             kwargs: those of `lora_state_dict`, and
                 `strict` (True): refuse a file of which any tensor has no place; when false, the rest is loaded;
-                `hotswap` (False): put it in the place of the adapter of that name.
+                `hotswap` (False): put it in the place of the adapter of that name;
+                `denoisers` (None): of a pipeline with two (Wan 2.2), the name or names of those that get the file. When
+                None, the one whose noise the file's name or title says (`high_noise`: `transformer`, `low_noise`:
+                `transformer_2`), else the first;
+                `load_into_transformer_2` (False): the same as `denoisers="transformer_2"`.
 
         Returns:
             The load report, which accounts for every key of the file. It is logged, too.
@@ -64,12 +68,15 @@ class LoraLoaderMixin:
             DuplicateAdapterError: the name is taken.
         """
         strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
+        denoisers = _listed(kwargs.pop("denoisers", None) or [])
+        if kwargs.pop("load_into_transformer_2", False):
+            denoisers = ["transformer_2"]
         try:
             with collector_paused():
                 adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
-            models = components_of(self)
+            models, how = components_of(self), {"strict": strict, "hotswap": hotswap}
             with exclusive(models.values()), collector_paused():
-                return load_adapter(adapter, models, adapter_name, strict=strict, hotswap=hotswap)
+                return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers)
         except Exception as error:
             error.add_note(
                 f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"

@@ -1,0 +1,95 @@
+"""A pipeline with two denoisers: which of them a file goes to, and both in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lorry
+from lorry.errors import StateError
+
+WIDTH = 24
+
+
+class Wan22(lorry.LoraLoaderMixin):
+    """As much of Wan 2.2's pipeline as the loader looks at."""
+
+    def __init__(self, *, both: bool = True) -> None:
+        self.transformer = tiny_wan(0)
+        if both:
+            self.transformer_2 = tiny_wan(1)
+
+
+def tiny_wan(seed: int) -> WanTransformer3DModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=8, freq_dim=8, ffn_dim=20, num_layers=2,
+        ).eval()  # fmt: skip
+
+
+def in_original_names() -> dict[str, Tensor]:
+    """The names of Wan's own checkpoint, as ComfyUI and its trainers write them."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for name, out, width in (
+        ("self_attn.q", WIDTH, WIDTH),
+        ("cross_attn.o", WIDTH, WIDTH),
+        ("ffn.0", 20, WIDTH),
+    ):
+        for block in range(2):
+            stem = f"diffusion_model.blocks.{block}.{name}"
+            tensors[f"{stem}.lora_down.weight"] = torch.randn(2, width, generator=generator)
+            tensors[f"{stem}.lora_up.weight"] = torch.randn(out, 2, generator=generator)
+            tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    return tensors
+
+
+def inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(1, 4, 1, 4, 4, generator=generator),
+        "timestep": torch.tensor([3]),
+        "encoder_hidden_states": torch.randn(1, 5, 8, generator=generator),
+    }
+
+
+@torch.no_grad()
+def outputs(pipe: Wan22) -> list[Tensor]:
+    return [model(**inputs()).sample for model in (pipe.transformer, pipe.transformer_2)]
+
+
+def test_a_pair_of_files_goes_to_the_denoisers_whose_noise_their_names_say(tmp_path: Path) -> None:
+    pipe = Wan22()
+    before = outputs(pipe)
+    for noise in ("high", "low"):
+        save_file(in_original_names(), tmp_path / f"style_{noise}_noise.safetensors")
+        pipe.load_lora_weights(tmp_path / f"style_{noise}_noise.safetensors", adapter_name=noise)
+    assert pipe.get_list_adapters() == {"transformer": ["high"], "transformer_2": ["low"]}
+    pipe.set_adapters(["high", "low"])
+    assert not any(torch.equal(one, other) for one, other in zip(before, outputs(pipe), strict=True))
+    pipe.unload_lora_weights()
+    assert all(torch.equal(one, other) for one, other in zip(before, outputs(pipe), strict=True))
+
+
+def test_one_file_fills_both_denoisers_in_one_call() -> None:
+    pipe = Wan22()
+    report = pipe.load_lora_weights(
+        in_original_names(), adapter_name="x", denoisers=["transformer", "transformer_2"]
+    )
+    assert pipe.get_list_adapters() == {"transformer": ["x"], "transformer_2": ["x"]}
+    assert (report.applied, report.key_count, report.targets) == (18, 18, 12)
+
+
+def test_the_argument_of_diffusers_fills_the_second() -> None:
+    pipe = Wan22()
+    pipe.load_lora_weights(in_original_names(), adapter_name="x", load_into_transformer_2=True)
+    assert pipe.get_list_adapters() == {"transformer_2": ["x"]}
+    with pytest.raises(StateError, match="'transformer_2' is not among this pipeline's denoisers"):
+        Wan22(both=False).load_lora_weights(in_original_names(), load_into_transformer_2=True)
