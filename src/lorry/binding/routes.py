@@ -81,7 +81,11 @@ def _text_encoders(
     of the file is for; one that fits none, the place that it names, or a place that is empty.
     """
     samples = {name: _sample(adapter, name) for name in adapter.components if name in TEXT_ENCODERS}
-    found = {n: (n,) for n, sample in samples.items() if n in indexes and _any_fits(sample, indexes[n])}
+    found: dict[str, tuple[str, ...]] = {
+        name: (name,)
+        for name, sample in samples.items()
+        if name in indexes and _any_fits(sample, indexes[name])
+    }
     for component, sample in samples.items():
         if component not in found:
             taken = {place for places in found.values() for place in places}
