@@ -45,7 +45,7 @@ class Wardrobe:
                 name = f"lora{sum(map(len, wardrobe.names.values())) + 1}"
                 report = load_lora(pipeline, LoraChoice(source), name)
                 wardrobe.names[source].append(name)
-            wardrobe.reports[source] = replace(report, source=said[source])
+                wardrobe.reports[source] = replace(report, source=said[source])
         return wardrobe
 
     def wear(self, uses: tuple[Use, ...], *, fused: bool = False) -> None:
