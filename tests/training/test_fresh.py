@@ -295,7 +295,6 @@ def test_a_rank_below_one_is_refused() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
         ("lora_dropout", 0.1),
         ("bias", "all"),
         ("modules_to_save", ["out"]),

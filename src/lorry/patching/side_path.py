@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 from abc import ABCMeta
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorry.algebra import Delta
 from lorry.patching.layer_kinds import computes_from_packed
 from lorry.patching.placement import layer_hooks
 from lorry.patching.sharded import add_sharded, is_sharded
@@ -42,16 +44,19 @@ class SidePath(nn.Module):
     lorry_bias: Tensor | None
     """The bias with deltas added, in place of the module's own. None without such."""
     lorry_trained: tuple[str, ...] = ()
-    """The trainable adapters active here: their factors are parameters, each pair on its own."""
+    """The trainable adapters active here by factors: these are parameters, each pair on its own."""
+    lorry_formulas: tuple[Formula, ...] = ()
+    """The trainable adapters active here by the formula of their family, which has no low-rank form."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _revived, (self.lorry_class,), self.__dict__
 
     @property
     def weight(self) -> Any:
-        """What the module's own forward computes with: the copy, or the parameter."""
+        """What the module's own forward computes with: the copy or the parameter, and what is in training added."""
         copy = self._buffers["lorry_weight"]
-        return self._parameters.get("weight") if copy is None else copy
+        weight = self._parameters.get("weight") if copy is None else copy
+        return weight if weight is None or not self.lorry_formulas else self._trained_weight(weight)
 
     @property
     def bias(self) -> Any:
@@ -88,6 +93,15 @@ class SidePath(nn.Module):
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         missing_keys[:] = [key for key in missing_keys if not key.startswith(f"{prefix}lorry_")]
+
+    def _trained_weight(self, weight: Tensor) -> Tensor:
+        """Add the formulas' deltas, in float32 at least and rounded once, as a copy for inference is made."""
+        base = cast(Tensor, self._parameters["weight"])
+        with torch.autocast(weight.device.type, enabled=False):
+            total = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            for formula in self.lorry_formulas:
+                total = total + formula.delta_of(self).weight(base, total.dtype, formula.strength)
+            return total.to(weight.dtype)
 
     def _with_side_output(self, x: Tensor, out: Tensor) -> Tensor:
         if self.lorry_down is not None and self.lorry_up is not None and self.lorry_scale is not None:
@@ -148,6 +162,27 @@ class Conv2dSidePath(SidePath):
         hidden = conv._conv_forward(x.to(down.dtype), down, None).mul_(scale[:, None, None])
         side = functional.conv2d(hidden, up[:, :, None, None], groups=groups).to(out.dtype)
         return out + side if torch.is_grad_enabled() else out.add_(side)
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Formula:
+    """A trainable adapter at one module, which acts by the formula of its family on the weight."""
+
+    name: str
+    delta: Delta
+    strength: float
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return its tensors by the attribute of the module that each of them is."""
+        return {f"lorry_{self.name}_{field}": tensor for field, tensor in self.delta.tensors().items()}
+
+    def delta_of(self, module: nn.Module) -> Delta:
+        """Return the delta over the parameters that the module has now: sharding may have replaced them."""
+        fields = self.delta.tensors()
+        return self.delta.with_tensors(
+            {field: getattr(module, f"lorry_{self.name}_{field}") for field in fields}
+        )
 
 
 def trained_names(adapter: str) -> tuple[str, str, str]:

@@ -113,7 +113,7 @@ class SidePaths:
                 stack.enter_context(torch.autocast(device, enabled=False))
             trained = {name: one for name, one in acting.items() if one.resident.trainable}
             if trained or self._training:
-                self._place_trained(trained, undo)
+                self._place_trained(trained, undo, any_fused=bool(weights))
             joined = {name: one for name, one in acting.items() if name not in trained}
             scene = self._set_scene(joined, undo, for_call)
             self._copies.refresh(scene, joined, self.modules, weights, undo)
@@ -148,7 +148,7 @@ class SidePaths:
         undo.update_items(list(scene.rows.values()))
         undo.set_attribute(self, "_scene", scene)
 
-    def _place_trained(self, trained: Mapping[str, Acting], undo: Undo) -> None:
+    def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:
         """Give modules the parameters of the adapters in training."""
         paths = dict.fromkeys(
             (*self._training, *(p for one in trained.values() for p in one.resident.deltas))
@@ -156,8 +156,9 @@ class SidePaths:
         for path in paths:
             here = {n: one for n, one in trained.items() if path in one.resident.deltas}
             deltas = {name: (one.resident.deltas[path], one.strength) for name, one in here.items()}
-            place_trained(path, self.modules[path], deltas, undo)
-        standing = [path for path in paths if self.modules[path].lorry_trained]
+            place_trained(path, self.modules[path], deltas, undo, any_fused=any_fused)
+        modules = {path: self.modules[path] for path in paths}
+        standing = [path for path, m in modules.items() if m.lorry_trained or m.lorry_formulas]
         undo.set_attribute(self, "_training", tuple(standing))
 
 

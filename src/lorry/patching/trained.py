@@ -1,42 +1,82 @@
-"""Adapters in training: their factors are parameters of the modules where they act."""
+"""Adapters in training: their tensors are parameters of the modules where they act."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 
-from lorry.algebra import Delta
-from lorry.errors import StateError
-from lorry.patching.side_path import SidePath, trained_names
+from lorry.algebra import Delta, LoraDelta, LowRank
+from lorry.errors import FuseError, StateError
+from lorry.patching.layer_kinds import check_plain
+from lorry.patching.side_path import Formula, SidePath, trained_names
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
 
 def place_trained(
-    path: str, module: SidePath, acting: Mapping[str, tuple[Delta, Strength]], undo: Undo
+    path: str,
+    module: SidePath,
+    acting: Mapping[str, tuple[Delta, Strength]],
+    undo: Undo,
+    *,
+    any_fused: bool = False,
 ) -> None:
     """Give a module the parameters of these adapters, and of no others.
 
+    A LoRA acts by its factors, every other family by its formula on the module's weight.
+
     Raises:
-        StateError: one is of a family that cannot be trained.
+        StateError: a formula cannot be had here: the weight is packed, or adapters are fused (`any_fused`).
     """
-    if not acting and not module.lorry_trained:
-        return
-    for name in set(module.lorry_trained) - acting.keys():
+    _drop_trained(module, undo)
+    by_factors: list[str] = []
+    by_formula: list[Formula] = []
+    for name, (delta, strength) in acting.items():
+        if isinstance(delta, LoraDelta) and delta.mid is None:
+            _put_factors(module, name, delta, strength.at(path), undo)
+            by_factors.append(name)
+        else:
+            _check_trains(path, module, delta, any_fused)
+            formula = Formula(name, delta, strength.at(path))
+            for attribute, parameter in formula.parameters().items():
+                undo.set_item(module._parameters, attribute, parameter)
+            by_formula.append(formula)
+    for attribute, value in (("lorry_trained", tuple(by_factors)), ("lorry_formulas", tuple(by_formula))):
+        if value:
+            undo.set_item(vars(module), attribute, value)
+        elif attribute in vars(module):
+            undo.delete_item(vars(module), attribute)
+
+
+def _put_factors(module: SidePath, name: str, delta: LoraDelta, strength: float, undo: Undo) -> None:
+    pair = cast(LowRank, delta.low_rank())
+    down, up, scale = trained_names(name)
+    undo.set_item(module._parameters, down, pair.down)
+    undo.set_item(module._parameters, up, pair.up)
+    vector = torch.full((pair.rank,), pair.scale * strength, dtype=torch.float32, device=pair.down.device)
+    undo.set_item(module._buffers, scale, vector)
+
+
+def _check_trains(path: str, module: SidePath, delta: Delta, any_fused: bool) -> None:
+    if any_fused:
+        raise StateError(
+            f"Unfuse the fused adapters first: {delta.family} is trained on the original weights."
+        )
+    try:
+        check_plain(path, module, "weight")
+    except FuseError as error:
+        raise StateError(
+            f"`{path}` ({type(module).__name__}): {delta.family} is trained on the weight itself, which is packed or "
+            "not here. On such a base train a LoRA."
+        ) from error
+
+
+def _drop_trained(module: SidePath, undo: Undo) -> None:
+    for name in module.lorry_trained:
         for key in trained_names(name):
             undo.delete_item(module._parameters if key in module._parameters else module._buffers, key)
-    for name, (delta, strength) in acting.items():
-        pair = delta.low_rank()
-        if pair is None:
-            raise StateError(f"`{path}`: {delta.family} cannot be trained yet.")
-        down, up, scale = trained_names(name)
-        undo.set_item(module._parameters, down, pair.down)
-        undo.set_item(module._parameters, up, pair.up)
-        value = pair.scale * strength.at(path)
-        vector = torch.full((pair.rank,), value, dtype=torch.float32, device=pair.down.device)
-        undo.set_item(module._buffers, scale, vector)
-    if acting:
-        undo.set_item(vars(module), "lorry_trained", tuple(acting))
-    else:
-        undo.delete_item(vars(module), "lorry_trained")
+    for formula in module.lorry_formulas:
+        for attribute in formula.parameters():
+            undo.delete_item(module._parameters, attribute)
