@@ -15,10 +15,16 @@
     │   ├── UnknownAdapterError       no adapter of that name is loaded
     │   ├── DuplicateAdapterError     an adapter of that name is loaded already
     │   └── FuseError                 fusing or unfusing is not possible as asked
-    └── PromptError               what a prompt, or a picture's parameters, says of adapters is not understood
+    ├── PromptError               what a prompt, or a picture's parameters, says of adapters is not understood
+    ├── TrainingError             a training cannot start or go on
+    │   ├── SettingsError             a setting is unknown, of a wrong kind, or does not fit the others
+    │   ├── DataError                 the pictures or captions cannot be used
+    │   └── CheckpointError           a checkpoint does not fit the run that is to go on from it
+    └── MissingPackageError       a package of one of lorry's extras is not installed
 
-`FormatError`, `BindingError`, `StateError` and `PromptError` are `ValueError`s too, and `AdapterNotFoundError` is an
-`OSError` too, because that is what code written for diffusers' loader catches.
+`FormatError`, `BindingError`, `StateError`, `PromptError` and `TrainingError` are `ValueError`s too,
+`AdapterNotFoundError` is an `OSError` too and `MissingPackageError` an `ImportError`, because that is what code written
+for others catches.
 """
 
 from __future__ import annotations
@@ -89,6 +95,26 @@ class FuseError(StateError):
 
 class PromptError(LorryError, ValueError):
     """What a prompt, or a picture's parameters, says of adapters is not understood."""
+
+
+class TrainingError(LorryError, ValueError):
+    """A training cannot start or go on."""
+
+
+class SettingsError(TrainingError):
+    """A setting is unknown, of a wrong kind, or does not fit the others."""
+
+
+class DataError(TrainingError):
+    """The pictures or captions of a training cannot be used."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint does not fit the run that is to go on from it."""
+
+
+class MissingPackageError(LorryError, ImportError):
+    """A package of one of lorry's extras is not installed."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

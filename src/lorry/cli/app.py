@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from lorry.cli.console import tell_error
 from lorry.cli.debugging import Debug, wants_debug
 from lorry.cli.options import DtypeName, LoraChoice, Size, parse_lora, parse_size
+from lorry.cli.train_options import with_settings
 from lorry.cli.workbench import add_workbench
 from lorry.errors import LorryError
 
@@ -170,6 +171,26 @@ def generate(
         dtype=dtype.value,
     )
     generate_and_print(order, like=like, as_json=as_json)
+
+
+@app.command()
+@with_settings
+def train(
+    given: dict[str, Any],
+    data: Annotated[str | None, typer.Argument(help="The folder of pictures and captions.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings in TOML, as a run writes them; options go before them."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with the run in this folder, as it was set.")
+    ] = None,
+    _debug: Debug = False,
+) -> None:
+    """Train an adapter on a folder of pictures."""
+    from lorry.cli.training import train_and_tell
+
+    train_and_tell({**given, "data": data} if data else given, config, resume)
 
 
 @app.command()

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final, get_args
 
 from lorry.errors import StateError, UnsupportedAdapterError, did_you_mean
+from lorry.training.settings import Family
 from lorry.training.targets import ATTENTION, Targets
 
-Family = Literal["lora", "dora", "loha", "lokr", "ia3", "oft"]
 Initialisation = Literal["kaiming", "gaussian"]
 
 

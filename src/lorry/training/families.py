@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta, DoraDelta, Ia3Delta, LohaDelta, LokrDelta, LoraDelta, OftDelta
-from lorry.training.adapter_config import Family, Initialisation
+from lorry.training.adapter_config import Initialisation
+from lorry.training.settings import Family
 
 
 @final

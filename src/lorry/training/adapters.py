@@ -1,0 +1,107 @@
+"""The fresh adapter of a run: put on every component, known by name, and written to its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from lorry.adapters import Adapter
+from lorry.dialects import get_dialect
+from lorry.training.adapter_config import AdapterConfig
+from lorry.training.bases import Base
+from lorry.training.fresh import add_adapter
+from lorry.training.headers import write_with_hash
+from lorry.training.order import generator_of
+from lorry.training.saving import get_adapter, get_deltas
+from lorry.training.settings import Settings
+from lorry.training.targets import check_preset
+
+NAME: Final = "training"
+"""What the adapter is called on the models."""
+SAVED_AS: Final = torch.float16
+
+
+def put_on(base: Base, settings: Settings) -> dict[str, nn.Module]:
+    """Put a fresh adapter on the components that are to be trained.
+
+    Returns:
+        {component: model}.
+
+    Raises:
+        StateError: no such preset, or a family that this base cannot be trained by.
+    """
+    check_preset(settings.targets)
+    components = {base.denoiser_name: base.denoiser}
+    if settings.text_encoder:
+        components |= base.trainable_text_encoders
+    for component, model in components.items():
+        random = generator_of(settings.seed, "adapter", component)
+        add_adapter(model, _config(settings, component != base.denoiser_name), NAME, generator=random)
+    return components
+
+
+def _config(s: Settings, in_text: bool) -> AdapterConfig:
+    rank = s.text_rank if in_text and s.text_rank is not None else s.rank
+    inherited = s.alpha if s.text_rank is None else None
+    alpha = (inherited if s.text_alpha is None else s.text_alpha) if in_text else s.alpha
+    return AdapterConfig(
+        rank=rank,
+        alpha=alpha,
+        target_modules="blocks" if in_text else s.targets,
+        family=s.family,
+        conv_rank=None if in_text else s.conv_rank,
+        conv_alpha=None if in_text else s.conv_alpha,
+        rank_stabilised=s.rank_stabilised,
+    )
+
+
+def named_parameters(components: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the adapter's parameters by component, path and field."""
+    return {
+        f"{component}.{path}.{field}": tensor
+        for component, model in components.items()
+        for path, delta in get_deltas(model, NAME).items()
+        for field, tensor in delta.tensors().items()
+        if isinstance(tensor, nn.Parameter)
+    }
+
+
+def described(components: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return what makes an adapter the same one: its families, ranks, strengths, and how many layers it is on."""
+    deltas = [delta for model in components.values() for delta in get_deltas(model, NAME).values()]
+    return {
+        "family": sorted({delta.family for delta in deltas}),
+        "rank": sorted({delta.rank or 0 for delta in deltas}),
+        "alpha / rank": sorted({delta.rank_scale for delta in deltas}),
+        "components": list(components),
+        "number of layers": len(deltas),
+    }
+
+
+def write_adapter(
+    components: Mapping[str, nn.Module], path: Path, dialect: str, header: Mapping[str, str]
+) -> Path:
+    """Write the adapter in a dialect, in float16.
+
+    Raises:
+        UnsupportedAdapterError: the dialect has no names for its family.
+    """
+    adapter = get_adapter(components, NAME).map_tensors(lambda t: t.to("cpu", SAVED_AS))
+    return write_with_hash(path, get_dialect(dialect).write(replace(adapter, metadata=dict(header))))
+
+
+def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> Adapter:
+    """Raise now, and not after hours, when a dialect cannot hold the adapter.
+
+    Raises:
+        UnknownDialectError: there is no such dialect.
+        UnsupportedAdapterError: it has no names for the adapter's family.
+    """
+    adapter = get_adapter(components, NAME)
+    get_dialect(dialect).write(adapter)
+    return adapter

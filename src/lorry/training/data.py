@@ -1,0 +1,210 @@
+"""The pictures and captions of a folder, in any of the three layouts that people keep them in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, final
+
+from PIL import Image, ImageOps
+
+from lorry.errors import DataError
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl")
+LARGEST: Final = 178_956_970
+"""Pixels above which a picture is skipped: a few kilobytes can claim to be gigabytes. Twice Pillow's limit for a
+warning, which is its limit for an error."""
+_REPEATED: Final = re.compile(r"(\d+)_(.+)")
+_CAPTION_SUFFIXES: Final = (".txt", ".caption")
+_CAPTION_KEYS: Final = ("text", "caption", "prompt")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture and its caption."""
+
+    path: Path
+    caption: str
+    size: tuple[int, int]
+    """Width and height, turned as the camera was."""
+    digest: str
+    """SHA-256 of the file."""
+    repeats: int = 1
+    """How often an epoch shows it."""
+    weight: float = 1.0
+    """Of its loss."""
+    group: str = ""
+    """The folder that it is in, as its header calls it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """The pictures that can be used, and a sentence for each thing that is not as it should be."""
+
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that training takes from it."""
+        lines = [f"{p.digest} {p.repeats} {p.weight} {p.caption}" for p in self.pictures]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_data(folder: Path, trigger: str = "", weight: float = 1.0) -> DataSet:
+    """Read a folder of pictures.
+
+    - `10_name/*.png` with `*.txt` beside: kohya's folders, where 10 is how often an epoch shows each picture, and
+      `name` the caption of those without a text.
+    - `metadata.jsonl`: a line a picture, with `file_name` and `text`, as Hugging Face's image folders have it.
+    - otherwise all pictures in the folder, each with the text of the same name.
+
+    Args:
+        folder: to read.
+        trigger: a word to put in front of captions that do not begin with it.
+        weight: of the pictures' loss.
+
+    Raises:
+        DataError: there is no such folder, no picture that can be used in it, or a line of `metadata.jsonl` is wrong.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: expected one with pictures.")
+    notes: list[str] = []
+    found = [
+        replace(picture, caption=_triggered(picture.caption, trigger), weight=weight)
+        for picture in _pictures(folder, notes)
+    ]
+    notes += [f"{p.path.name}: has no caption, and is trained without words." for p in found if not p.caption]
+    if not found:
+        skipped = " ".join(notes[:3])
+        raise DataError(
+            f"There is no picture to train on in {folder}. Expected files ending in {', '.join(SUFFIXES[:4])}, … in "
+            "the folder itself, in folders such as `10_name`, or listed in its `metadata.jsonl`."
+            + (f" Skipped: {skipped}" if notes else "")
+        )
+    return DataSet(tuple(found), tuple(notes))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a picture as RGB: turned upright, transparency on white, the first frame of several.
+
+    Raises:
+        DataError: it cannot be read, or is larger than `LARGEST`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's about size, which is checked here, and about odd metadata
+            with Image.open(path) as image:
+                _check_size(path, image.size)
+                return _as_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        scale = 1 / 257 if image.mode != "F" and (image.getextrema()[1] or 0) > 255 else 1.0  # type: ignore[operator]
+        image = image.point(lambda value: value * scale).convert("L")
+    if image.has_transparency_data:
+        upright = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > LARGEST:
+        raise DataError(
+            f"{path.name}: {size[0]}x{size[1]} pixels are more than {LARGEST:,}: scale it down first."
+        )
+
+
+def _pictures(folder: Path, notes: list[str]) -> Iterator[Picture]:
+    listing = folder / "metadata.jsonl"
+    if listing.is_file():
+        rows: Iterator[tuple[Path, str, int, str]] = _listed(folder, listing)
+    else:
+        rows = _in_folders(folder)
+    for path, caption, repeats, group in rows:
+        try:
+            yield _read(path, caption, repeats, group)
+        except DataError as error:
+            notes.append(f"{error} Skipped.")
+
+
+def _in_folders(folder: Path) -> Iterator[tuple[Path, str, int, str]]:
+    repeated = [
+        (sub, m) for sub in sorted(folder.iterdir()) if sub.is_dir() and (m := _REPEATED.fullmatch(sub.name))
+    ]
+    if not repeated:
+        for path in _files(folder):
+            yield path, _caption_beside(path, ""), 1, folder.resolve().name
+    for sub, match in repeated:
+        for path in _files(sub):
+            yield path, _caption_beside(path, match[2].replace("_", " ")), int(match[1]), sub.name
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _caption_beside(path: Path, otherwise: str) -> str:
+    for suffix in _CAPTION_SUFFIXES:
+        text = path.with_suffix(suffix)
+        if text.is_file():
+            try:
+                return " ".join(text.read_text(encoding="utf-8-sig").split())
+            except ValueError as error:
+                raise DataError(f"{text.name}: is no text in UTF-8.") from error
+    return otherwise
+
+
+def _listed(folder: Path, listing: Path) -> Iterator[tuple[Path, str, int, str]]:
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name = row["file_name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{listing}, line {number}: expected a JSON object with `file_name` and `text`, got {line[:60]!r}."
+            ) from error
+        if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{listing}, line {number}: {name!r} is no file inside {folder}.")
+        caption = next((row[key] for key in _CAPTION_KEYS if row.get(key)), "")
+        if not isinstance(caption, str):
+            raise DataError(f"{listing}, line {number}: the caption is no text: {caption!r}.")
+        yield folder / name, " ".join(caption.split()), 1, folder.resolve().name
+
+
+def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
+    """Read what is needed before training from a file's header, and hash it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                size = image.size
+                _check_size(path, size)
+                turned = image.getexif().get(0x0112, 1) >= 5
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
+    return Picture(path, caption, size[::-1] if turned else size, digest, repeats, group=group)
+
+
+def _triggered(caption: str, trigger: str) -> str:
+    if not trigger or caption.startswith(trigger):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger

@@ -1,0 +1,22 @@
+"""Packages that only training needs, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lorry.errors import MissingPackageError
+
+
+def needed(module: str, what: str, package: str | None = None) -> Any:
+    """Import a package of the extra `train`.
+
+    Raises:
+        MissingPackageError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{what} needs the package {package or module}: `pip install 'lorry[train]'`. ({error})"
+        ) from error

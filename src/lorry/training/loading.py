@@ -1,0 +1,102 @@
+"""The base model of a run, loaded as it is trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+
+from lorry.assets import base_folder
+from lorry.errors import FileError
+from lorry.training.bases import Base, get_base
+from lorry.training.extras import needed
+from lorry.training.settings import Settings
+
+SHIPPED = "shipped"
+
+
+def load_base(settings: Settings, device: torch.device) -> tuple[Base, torch.dtype]:
+    """Load the base model of a run on the CPU, frozen; the denoiser on `device`.
+
+    Returns:
+        The base, and the dtype of its weights.
+
+    Raises:
+        FileError: it cannot be had or read.
+        UnsupportedAdapterError: it is of an architecture that lorry does not train.
+        MissingPackageError: it is to be quantized, and bitsandbytes is not installed.
+    """
+    source = str(base_folder()) if settings.base == SHIPPED else settings.base
+    dtype = compute_dtype(settings, device)
+    with quiet():
+        base = get_base(_from_pretrained(source, settings, dtype))
+    for model in (base.denoiser, *base.text_encoders.values(), base.pipeline.vae):
+        model.requires_grad_(False).eval()
+    if settings.quantize == "none":
+        base.denoiser.to(device)
+    if settings.checkpointing:
+        base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        base.denoiser.train()  # which is when diffusers' models look at that
+    return base, dtype
+
+
+def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """Return the dtype of a run's base and activations."""
+    match settings.precision:
+        case "float32":
+            return torch.float32
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            return torch.float16
+        case "auto":
+            if device.type == "cpu":
+                return torch.float32
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype) -> Any:
+    local = Path(source).is_dir()
+    options: dict[str, Any] = {}
+    if settings.quantize != "none":
+        options["quantization_config"] = _quantization(settings, dtype)
+    try:
+        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, local_files_only=local, **options)
+    except (OSError, ValueError) as error:
+        expected = "a folder with a `model_index.json`" if local else "a folder, a Hub id, or `shipped`"
+        reason = str(error).strip().splitlines()[0]
+        raise FileError(
+            f"The base model {settings.base!r} cannot be loaded: expected {expected}. diffusers says: {reason}"
+        ) from error
+
+
+def _quantization(settings: Settings, dtype: torch.dtype) -> Any:
+    needed("bitsandbytes", f"A base in {settings.quantize}")
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    four = settings.quantize == "4bit"
+    details = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+    return PipelineQuantizationConfig(
+        quant_backend=f"bitsandbytes_{settings.quantize}",
+        quant_kwargs={f"load_in_{settings.quantize}": True, **details},
+        components_to_quantize=["unet", "transformer"],
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what diffusers and transformers say to programmers: bars, and notes on deprecation."""
+    for package in (diffusers, transformers):
+        package.utils.logging.set_verbosity_error()
+        package.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,72 @@
+"""The optimisers, each by the package that has it, and how the learning rate goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import cos, pi
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from lorry.errors import SettingsError
+from lorry.training.extras import needed
+from lorry.training.settings import Settings
+
+
+def make_optimiser(settings: Settings, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimiser that `settings` name, over groups of parameters with rates.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+        SettingsError: a schedule for the optimiser that has none.
+    """
+    common = {"betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay}
+    match settings.optimiser:
+        case "adamw":
+            return torch.optim.AdamW(list(groups), **common)
+        case "adamw8bit":
+            return needed("bitsandbytes", "The optimiser adamw8bit").optim.AdamW8bit(list(groups), **common)
+        case "schedulefree":
+            if settings.schedule != "constant":
+                raise SettingsError("`schedule`: the schedule-free optimiser has none. Set it to constant.")
+            package = needed("schedulefree", "The optimiser schedulefree")
+            return package.AdamWScheduleFree(list(groups), warmup_steps=settings.warmup, **common)
+
+
+def rate_factor(settings: Settings, step: int) -> float:
+    """Return what the rates are multiplied by at a step, counted from 0: a function of the step alone."""
+    if settings.optimiser == "schedulefree":
+        return 1.0
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - share
+        case "cosine":
+            return 0.5 * (1 + cos(pi * share))
+
+
+@contextmanager
+def weights_to_use(
+    optimiser: Any, ema: EMAModel | None, parameters: Sequence[nn.Parameter]
+) -> Iterator[None]:
+    """Put what is to be saved and drawn with in place of what is being trained: averages, where there are any."""
+    schedule_free = hasattr(optimiser, "eval")
+    if schedule_free:
+        optimiser.eval()
+    if ema is not None:
+        ema.store(parameters)
+        ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        if ema is not None:
+            ema.restore(parameters)
+        if schedule_free:
+            optimiser.train()
