@@ -39,6 +39,8 @@ class Picture:
     """How often an epoch shows it."""
     weight: float = 1.0
     """Of its loss."""
+    prior: bool = False
+    """Whether it shows what the adapter is to leave as it was."""
     group: str = ""
     """The folder that it is in, as its header calls it."""
 
@@ -57,7 +59,7 @@ class DataSet:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_data(folder: Path, trigger: str = "", weight: float = 1.0) -> DataSet:
+def read_data(folder: Path, trigger: str = "", *, prior_weight: float | None = None) -> DataSet:
     """Read a folder of pictures.
 
     - `10_name/*.png` with `*.txt` beside: kohya's folders, where 10 is how often an epoch shows each picture, and
@@ -68,7 +70,7 @@ def read_data(folder: Path, trigger: str = "", weight: float = 1.0) -> DataSet:
     Args:
         folder: to read.
         trigger: a word to put in front of captions that do not begin with it.
-        weight: of the pictures' loss.
+        prior_weight: of the loss of these pictures, when they are prior ones.
 
     Raises:
         DataError: there is no such folder, no picture that can be used in it, or a line of `metadata.jsonl` is wrong.
@@ -76,8 +78,10 @@ def read_data(folder: Path, trigger: str = "", weight: float = 1.0) -> DataSet:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: expected one with pictures.")
     notes: list[str] = []
+    prior = prior_weight is not None
+    weight = prior_weight if prior_weight is not None else 1.0
     found = [
-        replace(picture, caption=_triggered(picture.caption, trigger), weight=weight)
+        replace(picture, caption=_triggered(picture.caption, trigger), weight=weight, prior=prior)
         for picture in _pictures(folder, notes)
     ]
     notes += [f"{p.path.name}: has no caption, and is trained without words." for p in found if not p.caption]

@@ -71,8 +71,15 @@ class Engine:
         self._optimiser = accelerator.prepare_optimizer(
             make_optimiser(settings, self._groups()), device_placement=False
         )
+        if hasattr(self._bare_optimiser, "train"):
+            self._bare_optimiser.train()
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._ema = EMAModel(self._trained, decay=settings.ema) if settings.ema else None
+
+    @property
+    def _bare_optimiser(self) -> Any:
+        """What accelerate has wrapped."""
+        return getattr(self._optimiser, "optimizer", self._optimiser)
 
     def _groups(self) -> list[dict[str, Any]]:
         s = self._settings
@@ -195,9 +202,7 @@ class Engine:
 
     def weights_to_use(self) -> AbstractContextManager[None]:
         """Put what is to be saved and drawn with in place of what is being trained, inside the context."""
-        return weights_to_use(
-            getattr(self._optimiser, "optimizer", self._optimiser), self._ema, self._trained
-        )
+        return weights_to_use(self._bare_optimiser, self._ema, self._trained)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the optimiser, of the moving average and of the loss scaling."""

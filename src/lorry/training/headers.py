@@ -29,7 +29,6 @@ class Story:
     base: Base
     base_hash: str
     items: Sequence[Item]
-    prior_count: int
     prediction: str
     total_batch: int
     steps_per_epoch: int
@@ -68,7 +67,7 @@ def tag_frequency(items: Sequence[Item]) -> dict[str, dict[str, int]]:
 
 def _kohya(story: Story, step: int) -> dict[str, str]:
     s = story.settings
-    trained = [item for item in story.items if item.picture.weight == 1.0 or not story.prior_count]
+    trained = [item for item in story.items if not item.picture.prior]
     values: dict[str, Any] = {
         "output_name": story.name,
         "network_module": "lycoris.kohya" if s.family in _ALGORITHMS else "networks.lora",
@@ -90,7 +89,7 @@ def _kohya(story: Story, step: int) -> dict[str, str]:
         "num_epochs": -(-s.steps // story.steps_per_epoch),
         "num_batches_per_epoch": story.steps_per_epoch,
         "num_train_images": sum(item.picture.repeats for item in trained),
-        "num_reg_images": story.prior_count,
+        "num_reg_images": len(story.items) - len(trained),
         "batch_size_per_device": s.batch,
         "total_batch_size": story.total_batch,
         "gradient_accumulation_steps": s.accumulate,

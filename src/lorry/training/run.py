@@ -123,7 +123,6 @@ class _Run:
             base=base,
             base_hash=base_hash,
             items=material.items,
-            prior_count=sum(item.picture in prior.pictures for item in material.items) if prior else 0,
             prediction=objective.prediction,
             total_batch=self._total_batch,
             steps_per_epoch=material.order.steps_per_epoch,
@@ -136,7 +135,7 @@ class _Run:
     def _read_data(self) -> tuple[DataSet, DataSet | None]:
         s = self.settings
         data = read_data(Path(s.data), s.trigger)
-        prior = read_data(Path(s.prior), weight=s.prior_weight) if s.prior else None
+        prior = read_data(Path(s.prior), prior_weight=s.prior_weight) if s.prior else None
         for note in (*data.notes, *(prior.notes if prior else ())):
             self.watcher.note(note)
         return data, prior
@@ -145,7 +144,7 @@ class _Run:
         from accelerate import Accelerator
 
         s = self.settings
-        trackers = []
+        trackers = None
         if s.tensorboard:
             needed("tensorboard", "TensorBoard logs (`tensorboard = false` does without)")
             trackers = ["tensorboard"]
@@ -199,7 +198,7 @@ class _Run:
                 advance=self.watcher.prepare,
             )
         self.accelerator.wait_for_everyone()
-        return read_data(folder, weight=s.prior_weight)
+        return read_data(folder, prior_weight=s.prior_weight)
 
     def _prepare(self, base: Base, data: DataSet, prior: DataSet | None) -> tuple[Material, DataSet]:
         """Fill the cache, each process its share, and plan the order."""
@@ -225,7 +224,7 @@ class _Run:
             )
         self.accelerator.wait_for_everyone()
         items, data = self._without_refused(items, data, cache)
-        order = Order(_buckets(items, prior), self._total_batch, s.seed)
+        order = Order(_buckets(items), self._total_batch, s.seed)
         return Material(items, order, cache, text_hash), data
 
     def _without_refused(
@@ -358,13 +357,10 @@ class _Run:
         self.watcher.saved(path, done)
 
 
-def _buckets(items: list[Item], prior: DataSet | None) -> dict[tuple[int, int], list[int]]:
+def _buckets(items: list[Item]) -> dict[tuple[int, int], list[int]]:
     """The numbers of the items by size, as often as an epoch shows each; prior pictures as often as the others."""
-    priors = set(prior.pictures) if prior else set()
-    shown = [
-        n for n, item in enumerate(items) if item.picture not in priors for _ in range(item.picture.repeats)
-    ]
-    reserve = [n for n, item in enumerate(items) if item.picture in priors]
+    shown = [n for n, item in enumerate(items) if not item.picture.prior for _ in range(item.picture.repeats)]
+    reserve = [n for n, item in enumerate(items) if item.picture.prior]
     if reserve:
         shown += [reserve[i % len(reserve)] for i in range(max(len(shown), len(reserve)))]
     buckets: dict[tuple[int, int], list[int]] = {}

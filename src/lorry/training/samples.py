@@ -63,11 +63,12 @@ def draw_samples(
 
 def make_sheet(out: Path, prompts: Sequence[str]) -> Path:
     """Put all pictures that were drawn so far on one sheet: a row for each step, a column for each prompt."""
-    pictures: dict[int, dict[int, Path]] = {}
+    pictures: dict[int, dict[int, Image.Image]] = {}
     for path in sorted((out / FOLDER).glob("step-*.png")):
         if match := _NAME.fullmatch(path.name):
-            pictures.setdefault(int(match[1]), {})[int(match[2])] = path
-    side = max(128, max((Image.open(p).width for row in pictures.values() for p in row.values()), default=0))
+            with Image.open(path) as image:
+                pictures.setdefault(int(match[1]), {})[int(match[2])] = image.convert("RGB")
+    side = max(128, *(image.width for row in pictures.values() for image in row.values()), 0)
     font = ImageFont.load_default(size=13)
     left, top = 70, 24
     columns = max((max(row) + 1 for row in pictures.values()), default=0)
@@ -78,9 +79,8 @@ def make_sheet(out: Path, prompts: Sequence[str]) -> Path:
         pen.text((left + column * cell, 4), _shortened(pen, prompt, font, side), fill="black", font=font)
     for row, (step, found) in enumerate(sorted(pictures.items())):
         pen.text((6, top + row * cell + side // 2 - 8), f"{step:,}", fill="black", font=font)
-        for column, path in found.items():
-            with Image.open(path) as image:
-                enlarged = image.convert("RGB").resize((side, side * image.height // image.width))
+        for column, image in found.items():
+            enlarged = image.resize((side, side * image.height // image.width))
             sheet.paste(enlarged, (left + column * cell, top + row * cell))
     draft = out / f".{SHEET}"
     sheet.save(draft, format="png")

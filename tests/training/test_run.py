@@ -1,0 +1,281 @@
+"""Runs from a folder of pictures to a file, on every kind of base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import lorry
+from lorry.errors import CheckpointError, SettingsError, StateError, TrainingError
+from lorry.files import read_header, read_safetensors
+from lorry.training.caches import model_hash
+from models import tiny_sd_pipeline
+from training.runs import Listening, run
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux"])
+def test_every_kind_of_base_is_trained_and_its_file_is_loaded_and_acts(
+    kind: str, bases: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    result = run(data, bases(kind), tmp_path, steps=2, batch=1)
+    assert result.finished
+    assert result.step == 2
+    pipeline = lorry.attach(DiffusionPipeline.from_pretrained(bases(kind)))
+    report = pipeline.load_lora_weights(result.adapter)
+    assert report.applied > 0
+    assert not report.unknown
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    state = denoiser.lorry
+    still = [
+        path
+        for path, delta in next(iter(state.adapters.values())).deltas.items()
+        if not delta.tensors()["up"].any()
+    ]
+    # The last block of SD3 drops what the text's queries give.
+    assert still == (["transformer_blocks.1.attn.add_q_proj"] if kind == "sd3" else [])
+
+
+def test_the_loss_falls(sd: Path, data: Path, tmp_path: Path) -> None:
+    # The same noise at the same moments, as if the adapter had not been trained and had been.
+    before = run(data, sd, tmp_path / "0", steps=1, batch=5, rate=0.0, buckets=False).loss
+    result = run(
+        data,
+        sd,
+        tmp_path / "1",
+        steps=40,
+        batch=5,
+        rate=2e-2,
+        targets="full",
+        buckets=False,
+        schedule="constant",
+    )
+    assert result.loss < 0.97 * before, (before, result.loss)
+
+
+def test_text_encoders_are_trained_too_when_asked(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, text_encoder=True, text_rank=1)
+    tensors = read_safetensors(result.adapter).tensors
+    ups = {k: t for k, t in tensors.items() if k.startswith("text_encoder.") and k.endswith("lora_B.weight")}
+    assert any("fc1" in key for key in ups)
+    assert all(t.shape[1] == 1 and bool(t.any()) for t in ups.values())
+
+
+def test_the_base_is_what_it_was(sd: Path, data: Path, tmp_path: Path) -> None:
+    run(data, sd, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+    assert model_hash(pipeline.unet) == model_hash(tiny_sd_pipeline().unet)
+
+
+def test_diffusers_draws_the_same_picture_with_the_file(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, alpha=4.0, rate=5e-2, text_encoder=True)
+    pictures = []
+    for ours in (True, False):
+        pipeline = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+        pipeline = lorry.attach(pipeline) if ours else pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.load_lora_weights(result.adapter)
+        noise = torch.Generator().manual_seed(1)
+        pictures.append(pipeline("a thing", num_inference_steps=2, generator=noise, output_type="pt").images)
+    bare = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+    bare.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(1)
+    without = bare("a thing", num_inference_steps=2, generator=noise, output_type="pt").images
+    assert (pictures[0] - pictures[1]).abs().max() < 1e-4
+    assert (pictures[0] - without).abs().max() > 1e-3
+
+
+def test_a_run_leaves_its_settings_losses_curve_sheet_and_logs(sd: Path, data: Path, tmp_path: Path) -> None:
+    listening = Listening()
+    changes = {
+        "sample_every": 2,
+        "sample_prompts": ["a thing", "another"],
+        "sample_steps": 1,
+        "save_every": 2,
+    }
+    run(data, sd, tmp_path, listening, tensorboard=True, **changes)
+    assert [(p.step, p.steps) for p in listening.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len((tmp_path / "losses.csv").read_text().splitlines()) == 5
+    with Image.open(tmp_path / "losses.png") as curve, Image.open(tmp_path / "samples.png") as sheet:
+        assert curve.width > 100
+        assert sheet.height > 3 * 128  # rows for steps 0, 2 and 4
+    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
+    assert {name for name, _ in listening.files} == {"samples.png", "toy.safetensors"}
+    assert (tmp_path / "toy-000002.safetensors").is_file()
+
+
+def test_the_file_says_how_it_was_made(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, alpha=1.0, trigger="zork", conv_rank=3, targets="attention+conv")
+    said = read_header(result.adapter).metadata
+    assert said["ss_network_dim"] == "2"
+    assert said["ss_network_alpha"] == "1.0"
+    assert json.loads(said["ss_network_args"])["conv_dim"] == "3"
+    assert said["ss_steps"] == "4"
+    tags = next(iter(json.loads(said["ss_tag_frequency"]).values()))
+    assert tags["zork"] == 5
+    assert tags["thing 1"] == 1
+    assert said["modelspec.trigger_phrase"] == "zork"
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert said["lorry.base_sha256"] == model_hash(tiny_sd_pipeline().unet)
+    assert json.loads(said["lora_adapter_metadata"])["unet.lora_alpha"] == 1.0
+    assert json.loads(said["lorry.settings"])["adapter"]["rank"] == 2
+
+
+def test_the_same_run_makes_the_same_bytes(sd: Path, data: Path, tmp_path: Path) -> None:
+    first = run(data, sd, tmp_path / "run").adapter.read_bytes()
+    shutil.rmtree(tmp_path / "run")
+    assert run(data, sd, tmp_path / "run").adapter.read_bytes() == first
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])
+def test_a_moving_average_and_other_optimisers_are_saved_and_used(
+    optimiser: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    changes = {"optimiser": optimiser, "schedule": "constant"}
+    plain = run(data, sd, tmp_path / "a", **changes)
+    average = run(data, sd, tmp_path / "b", ema=0.9, **changes)
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight"
+    one, other = (read_safetensors(result.adapter).tensors[key] for result in (plain, average))
+    assert 0 < float(other.float().norm()) < float(one.float().norm())
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(sd: Path, data: Path, tmp_path: Path) -> None:
+    one = run(data, sd, tmp_path / "a")
+    other = run(data, sd, tmp_path / "b", checkpointing=True)
+    expected, found = (read_safetensors(result.adapter).tensors for result in (one, other))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=2e-3, atol=1e-5)
+
+
+def test_a_base_in_bf16_is_trained(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, precision="bf16")
+    assert result.finished
+    assert result.loss < 10
+
+
+def test_prior_pictures_are_drawn_by_the_base_and_seen_as_often_as_the_others(
+    sd: Path, data: Path, tmp_path: Path
+) -> None:
+    result = run(data, sd, tmp_path, prior_prompt="a thing", prior_count=2, sample_steps=1, batch=4)
+    assert len(list((tmp_path / "prior").glob("*.png"))) == 2
+    said = read_header(result.adapter).metadata
+    assert said["ss_num_train_images"] == "5"
+    assert said["ss_num_reg_images"] == "2"
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    return dict(read_safetensors(out / "checkpoints" / f"step-{step:08}" / "adapter.safetensors").tensors)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flip": True, "caption_dropout": 0.5, "noise_offset": 0.1, "min_snr": 5.0},
+        {"optimiser": "schedulefree", "schedule": "constant", "ema": 0.9},
+        {"text_encoder": True, "family": "lora", "accumulate": 2},
+    ],
+)
+def test_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
+    changes: dict[str, object], sd: Path, data: Path, tmp_path: Path
+) -> None:
+    whole = run(data, sd, tmp_path / "whole", steps=6, **changes)
+    listening = Listening(stop_at=3)
+    stopped = run(data, sd, tmp_path / "parts", listening, steps=6, **changes)
+    assert not stopped.finished
+    assert 3 <= stopped.step <= 4
+    resumed = run(data, sd, tmp_path / "parts", resume=True, steps=6, **changes)
+    assert resumed.finished
+    expected, found = weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "step-00000006" / "optimiser.pt", weights_only=True)
+        for name in ("whole", "parts")
+    ]
+    for one, other in zip(*(s["optimiser"]["state"].values() for s in states), strict=True):
+        for key, value in one.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), key
+    losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert read_safetensors(whole.adapter).tensors.keys() == read_safetensors(resumed.adapter).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 3}, "another rank"),
+        ({"family": "dora"}, "another family"),
+        ({"alpha": 1.0}, "another alpha / rank"),
+        ({"targets": "blocks"}, "another number of layers|another targets"),
+        ({"rate": 0.5}, "another rate"),
+        ({"batch": 3}, "another pictures a step"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    changes: dict[str, object], message: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    run(data, sd, tmp_path, steps=1)
+    before = weights(tmp_path, 1)
+    with pytest.raises((CheckpointError, StateError), match=message):
+        run(data, sd, tmp_path, resume=True, steps=2, **changes)
+    assert torch.equal(next(iter(weights(tmp_path, 1).values())), next(iter(before.values())))
+
+
+def test_a_checkpoint_of_another_base_is_refused(sd: Path, data: Path, tmp_path: Path) -> None:
+    run(data, sd, tmp_path / "run", steps=1)
+    tiny_sd_pipeline(seed=9).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another base"):
+        run(data, tmp_path / "other", tmp_path / "run", resume=True, steps=2)
+
+
+def test_a_folder_with_a_run_in_it_is_not_written_over(sd: Path, data: Path, tmp_path: Path) -> None:
+    run(data, sd, tmp_path, steps=1)
+    with pytest.raises(
+        CheckpointError, match=r"holds a run that is at step 1. Go on with `lorry train --resume"
+    ):
+        run(data, sd, tmp_path, steps=1)
+
+
+# --- what cannot be ------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
+    sd: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"The loss of step \d+ is (nan|inf). Lower the learning rate"):
+        run(data, sd, tmp_path, steps=30, rate=1e18, clip=0.0, schedule="constant")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 15}, "`resolution`: 15 is no multiple of 4"),
+        ({"targets": "atention"}, "There is no preset 'atention'.*Did you mean 'attention'"),
+        ({"optimiser": "schedulefree"}, "`schedule`: the schedule-free optimiser has none"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    changes: dict[str, object], message: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((SettingsError, StateError), match=message):
+        run(data, sd, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["min_snr", "noise_offset"])
+def test_what_flow_matching_has_no_meaning_for_is_refused(
+    name: str, bases: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=f"`{name}` has no meaning for a base that was trained by flow"):
+        run(data, bases("sd3"), tmp_path, **{name: 0.1})
