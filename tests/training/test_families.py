@@ -103,7 +103,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None
     plain, saving = Small(), Small()
     expected, found = stirred(plain, family), stirred(saving, family)
     loss_of(plain(small_input())).backward()
-    loss_of(checkpoint(saving, small_input(), use_reentrant=False)).backward()  # type: ignore[arg-type]
+    loss_of(checkpoint(saving, small_input(), use_reentrant=False)).backward()
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_the_same_run_makes_the_same_bytes(sd: Path, data: Path, tmp_path: Path)
 def test_a_moving_average_and_other_optimisers_are_saved_and_used(
     optimiser: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
-    changes = {"optimiser": optimiser, "schedule": "constant"}
+    changes: dict[str, Any] = {"optimiser": optimiser, "schedule": "constant"}
     plain = run(data, sd, tmp_path / "a", **changes)
     average = run(data, sd, tmp_path / "b", ema=0.9, **changes)
     key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight"
@@ -187,7 +188,7 @@ def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
     ],
 )
 def test_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
-    changes: dict[str, object], sd: Path, data: Path, tmp_path: Path
+    changes: dict[str, Any], sd: Path, data: Path, tmp_path: Path
 ) -> None:
     whole = run(data, sd, tmp_path / "whole", steps=6, **changes)
     listening = Listening(stop_at=3)
@@ -224,7 +225,7 @@ def test_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
-    changes: dict[str, object], message: str, sd: Path, data: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
     run(data, sd, tmp_path, steps=1)
     before = weights(tmp_path, 1)
@@ -267,7 +268,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    changes: dict[str, object], message: str, sd: Path, data: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises((SettingsError, StateError), match=message):
         run(data, sd, tmp_path, **changes)
@@ -278,4 +279,5 @@ def test_what_flow_matching_has_no_meaning_for_is_refused(
     name: str, bases: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=f"`{name}` has no meaning for a base that was trained by flow"):
-        run(data, bases("sd3"), tmp_path, **{name: 0.1})
+        changes: dict[str, Any] = {name: 0.1}
+        run(data, bases("sd3"), tmp_path, **changes)

@@ -38,7 +38,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
     parameters = [*own.values(), *options]
     called.__name__, called.__doc__ = command.__name__, command.__doc__
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature(parameters)
     called.__annotations__ = {one.name: one.annotation for one in parameters}
     return called
 

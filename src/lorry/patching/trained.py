@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 
-from lorry.algebra import Delta, LoraDelta, LowRank
+from lorry.algebra import Delta, LoraDelta
 from lorry.errors import FuseError, StateError
 from lorry.patching.layer_kinds import check_plain
 from lorry.patching.side_path import Formula, SidePath, trained_names
@@ -51,7 +50,7 @@ def place_trained(
 
 
 def _put_factors(module: SidePath, name: str, delta: LoraDelta, strength: float, undo: Undo) -> None:
-    pair = cast(LowRank, delta.low_rank())
+    pair = delta.low_rank()
     down, up, scale = trained_names(name)
     undo.set_item(module._parameters, down, pair.down)
     undo.set_item(module._parameters, up, pair.up)

@@ -197,15 +197,16 @@ def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                size = image.size
-                _check_size(path, size)
+                width, height = image.size
+                _check_size(path, image.size)
                 turned = image.getexif().get(0x0112, 1) >= 5
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
-    return Picture(path, caption, size[::-1] if turned else size, digest, repeats, group=group)
+    size = (height, width) if turned else (width, height)
+    return Picture(path, caption, size, digest, repeats, group=group)
 
 
 def _triggered(caption: str, trigger: str) -> str:

@@ -144,7 +144,7 @@ class _Run:
         from accelerate import Accelerator
 
         s = self.settings
-        trackers = None
+        trackers: Any = None
         if s.tensorboard:
             needed("tensorboard", "TensorBoard logs (`tensorboard = false` does without)")
             trackers = ["tensorboard"]
