@@ -278,6 +278,6 @@ def test_settings_that_do_not_fit_are_refused(
 def test_what_flow_matching_has_no_meaning_for_is_refused(
     name: str, bases: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:
+    changes: dict[str, Any] = {name: 0.1}
     with pytest.raises(SettingsError, match=f"`{name}` has no meaning for a base that was trained by flow"):
-        changes: dict[str, Any] = {name: 0.1}
         run(data, bases("sd3"), tmp_path, **changes)
