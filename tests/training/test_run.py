@@ -80,13 +80,13 @@ def test_diffusers_draws_the_same_picture_with_the_file(sd: Path, data: Path, tm
     result = run(data, sd, tmp_path, alpha=4.0, rate=5e-2, text_encoder=True)
     pictures = []
     for ours in (True, False):
-        pipeline = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
         pipeline = lorry.attach(pipeline) if ours else pipeline
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.load_lora_weights(result.adapter)
+        pipeline.load_lora_weights(str(result.adapter))
         noise = torch.Generator().manual_seed(1)
         pictures.append(pipeline("a thing", num_inference_steps=2, generator=noise, output_type="pt").images)
-    bare = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+    bare: Any = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
     bare.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(1)
     without = bare("a thing", num_inference_steps=2, generator=noise, output_type="pt").images
