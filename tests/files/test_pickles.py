@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,54 @@ def test_anything_but_tensors_is_refused(content: object, message: str, tmp_path
 def test_what_is_no_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(BrokenFileError, match="expected a "):
+        read_pickle(tmp_path / "x.pt")
+
+
+class Pickled:
+    """Pickles as a call of `make`."""
+
+    def __init__(self, make: object, *args: object) -> None:
+        self.made = make, args
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.made  # pyright: ignore[reportReturnType]
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1_000_000)}, tmp_path / "stored.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    assert (tmp_path / "x.pt").stat().st_size < 10_000
+    with pytest.raises(
+        BrokenFileError, match=r"expected an archive of at most \d+ bytes, got one that unpacks to 4"
+    ):
+        read_pickle(tmp_path / "x.pt")
+
+
+def test_a_tensor_that_repeats_one_number_a_billion_times_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(1).expand(1_000_000_000)}, tmp_path / "x.pt")
+    with pytest.raises(BrokenFileError, match=r"at most \d+ bytes under 'x', got 4000000000"):
+        read_pickle(tmp_path / "x.pt")
+
+
+def test_tensors_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    others = {"sparse": torch.eye(3).to_sparse(), "meta": torch.zeros(3, device="meta")}
+    for name, tensor in others.items():
+        torch.save({"x": tensor}, tmp_path / f"{name}.pt")
+        with pytest.raises(BrokenFileError, match="expected a plain tensor under 'x'"):
+            read_pickle(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize(
+    "bomb", [Pickled(bytearray, 1 << 62), Pickled(torch.device, "gpu:9")], ids=["memory", "device"]
+)
+def test_calls_that_torch_allows_and_that_fail_are_refused(bomb: Pickled, tmp_path: Path) -> None:
+    torch.save({"x": bomb}, tmp_path / "x.pt")
+    with pytest.raises(BrokenFileError, match=r"x\.pt: expected "):
         read_pickle(tmp_path / "x.pt")
 
 

@@ -160,7 +160,24 @@ HEADERS: dict[str, tuple[object, str]] = {
     "a negative size": ({"x": described(shape=(-2,))}, "`x`: expected a shape of whole numbers"),
     "a size that is no number": ({"x": described(shape=(True,))}, "`x`: expected a shape of whole numbers"),
     "too few bytes": ({"x": described(stop=4)}, r"`x`: expected 8 bytes for F32 \[2\], got bytes 0 to 4"),
-    "a start before the data": ({"x": described(start=-8, stop=0)}, "`x`: expected 8 bytes"),
+    "a start before the data": ({"x": described(start=-8, stop=0)}, "`x`: expected dtype, shape and two"),
+    "flags for offsets": ({"x": described("U8", (1,), False, True)}, "`x`: expected dtype, shape and two"),
+    "more rows than can be counted": (
+        {"x": described(shape=(0, 2**63), stop=0)},
+        "`x`: expected a shape of at most 8 whole numbers",
+    ),
+    "no rows of more columns than can be counted": (
+        {"x": described(shape=(2**40, 2**40, 0), stop=0)},
+        "`x`: expected a shape of whole numbers, of at most 8 axes",
+    ),
+    "a thousand axes": (
+        {"x": described("U8", (1,) * 1000, 0, 1)},
+        "`x`: expected a shape of whole numbers, of at most 8 axes",
+    ),
+    "a number of 5,000 digits": (b'{"x": ' + b"9" * 5000 + b"}", "expected UTF-8 JSON"),
+    "half a character in a key": (rb'{"\ud800": 3}', "expected UTF-8 text"),
+    "half a character in its metadata": (rb'{"__metadata__": {"a": "\ud800"}}', "expected UTF-8 text"),
+    "a million lists": (b"[" + b"[]," * 1_000_000 + b"[]]", "at most 1000000 objects and lists, got 1000002"),
     "a hole": ({"x": described(), "y": described("U8", (4,), 12, 16)}, "`y` leaves a hole before it"),
     "an overlap": (
         {"x": described(), "y": described("U8", (12,), 4, 16)},
@@ -180,6 +197,20 @@ def test_a_header_is_refused_with(what: str, tmp_path: Path) -> None:
         read_safetensors(path)
     with pytest.raises(BrokenFileError, match=r"x\.safetensors: "):
         read_header(path)
+
+
+def test_a_key_that_comes_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
+    keys = ",".join(f'"{number}": 1' for number in range(200_000))
+    with pytest.raises(BrokenFileError, match="the key '199999' twice"):
+        read_header(file_of(tmp_path / "x.safetensors", f'{{{keys}, "199999": 1}}'.encode()))
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(
+        AdapterNotFoundError, match=r"x\.safetensors: the file cannot be opened: it is no regular"
+    ):
+        read_safetensors(tmp_path / "x.safetensors")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

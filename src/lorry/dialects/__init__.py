@@ -3,5 +3,14 @@
 from lorry.dialects._unflatten import unflatten
 from lorry.dialects.base import Dialect
 from lorry.dialects.registry import DIALECTS, find_dialect, get_dialect, read_adapter
+from lorry.dialects.replacing import check_replaceable
 
-__all__ = ["DIALECTS", "Dialect", "find_dialect", "get_dialect", "read_adapter", "unflatten"]
+__all__ = [
+    "DIALECTS",
+    "Dialect",
+    "check_replaceable",
+    "find_dialect",
+    "get_dialect",
+    "read_adapter",
+    "unflatten",
+]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from torch import Tensor
 
 from lorry.algebra import FullDelta, Ia3Delta, PartsDelta, ReplaceDelta
 from lorry.dialects._parts import Built, LayerParts
+from lorry.dialects._patterns import matches_whole
 from lorry.errors import FormatError
 
 
@@ -74,5 +74,5 @@ def _is_on_input(parts: LayerParts, vector: Tensor) -> bool:
 def matches(listed: object, path: str) -> bool:
     """Whether a path is one of PEFT's `feedforward_modules`: a pattern for all of it, or endings."""
     if isinstance(listed, str):
-        return re.fullmatch(listed, path) is not None
+        return matches_whole(listed, path)
     return isinstance(listed, Iterable) and any(path.endswith(str(ending)) for ending in listed)

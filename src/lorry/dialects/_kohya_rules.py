@@ -54,7 +54,7 @@ def kohya_rules(metadata: Mapping[str, str], has_alphas: bool) -> KohyaRules:
 def _args(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         args = json.loads(metadata.get("ss_network_args") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return args if isinstance(args, dict) else {}
 

@@ -47,7 +47,7 @@ def _configs(file: TensorFile) -> dict[str | None, dict[str, Any]]:
 def _header_config(file: TensorFile) -> Mapping[str, Any]:
     try:
         found = json.loads(file.metadata.get(METADATA_KEY) or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file.source}: the metadata `{METADATA_KEY}` is no JSON: {error}.") from error
     if not isinstance(found, dict):
         raise FormatError(f"{file.source}: the metadata `{METADATA_KEY}` is no JSON object.")

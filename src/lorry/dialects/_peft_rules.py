@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from lorry.dialects._alphas import BY_RANK, Alpha, check_alpha
+from lorry.dialects._patterns import Patterns
 from lorry.dialects._rules import Rules
-from lorry.errors import UnsupportedAdapterError
+from lorry.errors import FormatError, UnsupportedAdapterError
 from lorry.names import DENOISER, DENOISERS, Target
 
 APPLIED = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA")
@@ -28,6 +28,8 @@ class PeftRules(Rules):
     """
 
     configs: Mapping[str | None, Mapping[str, Any]]
+    _patterns: dict[tuple[str | None, str], Patterns] = field(default_factory=dict)
+    """Those of `rank_pattern` and `alpha_pattern`, sorted at their first use."""
 
     def alpha(self, target: Target, rank: int, is_kernel: bool) -> Alpha:
         value = self._alpha(target)
@@ -45,23 +47,31 @@ class PeftRules(Rules):
         return None if value is None else check_alpha(value, f"`r` of {target}")
 
     def option(self, target: Target, name: str) -> object:
-        return self._config(target.component).get(name)
+        return self.configs.get(self._name(target.component), {}).get(name)
 
     def _alpha(self, target: Target) -> float | None:
         value = self._by_pattern(target, "alpha_pattern", "lora_alpha", "alpha")  # `alpha` for LoHa and LoKr
         return None if value is None else check_alpha(value, f"`lora_alpha` of {target}")
 
     def _by_pattern(self, target: Target, patterns_name: str, *names: str) -> object:
-        config = self._config(target.component)
-        patterns = config.get(patterns_name) or {}
-        pattern = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", target.path)), None)
+        name = self._name(target.component)
+        config = self.configs.get(name, {})
+        numbers = config.get(patterns_name) or {}
+        if not isinstance(numbers, Mapping):
+            raise FormatError(
+                f"`{patterns_name}` of the config: expected numbers by pattern, got {numbers!r:.80}."
+            )
+        if (name, patterns_name) not in self._patterns:
+            self._patterns[name, patterns_name] = Patterns(numbers)
+        pattern = self._patterns[name, patterns_name].find(target.path)
         if pattern is not None:
-            return patterns[pattern]
+            return numbers[pattern]
         return next((config[name] for name in names if config.get(name) is not None), None)
 
-    def _config(self, component: str) -> Mapping[str, Any]:
+    def _name(self, component: str) -> str | None:
+        """The name of a component's config: its own, or None for the one that names no component."""
         same = DENOISERS if component == DENOISER else (component,)
-        return next((self.configs[name] for name in (*same, None) if name in self.configs), {})
+        return next((name for name in same if name in self.configs), None)
 
 
 def check_config(config: Mapping[str, Any], source: str) -> None:

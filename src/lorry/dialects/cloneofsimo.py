@@ -58,7 +58,7 @@ class Cloneofsimo(Dialect):
 def _classes(file: TensorFile, component: str) -> frozenset[str]:
     try:
         found = json.loads(file.metadata[component])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file.source}: the metadata `{component}` is no JSON: {error}.") from error
     if not isinstance(found, list):
         raise FormatError(f"{file.source}: the metadata `{component}` is no list of classes.")

@@ -1,9 +1,10 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
-from lorry.files.finding import find_weights
+from lorry.files.finding import check_inside, find_weights
 from lorry.files.hashing import weights_hash
-from lorry.files.pickles import LIST_MARKER, read_pickle
+from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
 from lorry.files.reading import read_adapter_file, read_weights
+from lorry.files.replacing import replace_file
 from lorry.files.safetensors_reader import read_header, read_safetensors
 from lorry.files.safetensors_writer import size_on_disk, stream_safetensors, write_safetensors
 from lorry.files.streaming import TensorReader
@@ -13,14 +14,17 @@ __all__ = [
     "LIST_MARKER",
     "TensorFile",
     "TensorReader",
+    "check_inside",
     "find_weights",
     "read_adapter_file",
     "read_header",
     "read_pickle",
     "read_safetensors",
     "read_weights",
+    "replace_file",
     "size_on_disk",
     "stream_safetensors",
     "weights_hash",
+    "write_pickle",
     "write_safetensors",
 ]

@@ -6,6 +6,7 @@ Source: huggingface/safetensors, `README.md` (section "Format") and `safetensors
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,13 @@ from lorry.errors import BrokenFileError
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
 """The reference reader's own limit, in bytes: a longer header is an attack or no safetensors file."""
+
+MAX_BRACKETS = 1_000_000
+"""The most objects and lists that a header may have; a tensor takes three. Parsed, each is a hundred bytes and more: a
+header of two-byte lists would take fifty times its own size."""
+MAX_AXES = 8
+MAX_NUMBER = 2**63 - 1
+"""The most rows, columns or bytes that torch can count."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -90,15 +98,20 @@ def parse_header(header: bytes, file_size: int, source: str) -> Layout:
     Raises:
         BrokenFileError: says which tensor lies, what was expected and what was found.
     """
+    brackets = header.count(b"{") + header.count(b"[")
+    if brackets > MAX_BRACKETS:
+        raise _broken(source, "the header", f"at most {MAX_BRACKETS} objects and lists", brackets, _TOOL)
     try:
         parsed = json.loads(
             header.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
         )
     except (ValueError, RecursionError) as error:
-        raise _broken(source, "the header", "UTF-8 JSON", str(error), _AGAIN) from error
+        raise _broken(source, "the header", "UTF-8 JSON", str(error)[:200], _AGAIN) from error
     if not isinstance(parsed, dict):
         raise _broken(source, "the header", "a JSON object", type(parsed).__name__, _AGAIN)
     metadata = _metadata(parsed.pop("__metadata__", {}), source)
+    for words in (parsed, metadata, metadata.values()):
+        _check_text(words, source)
     spans = [_span(key, description, source) for key, description in parsed.items()]
     _check_spans(spans, file_size - LENGTH_BYTES - len(header), source)
     return Layout(spans, metadata, LENGTH_BYTES + len(header))
@@ -116,8 +129,8 @@ def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:80]!r} twice")
     return found
 
 
@@ -131,20 +144,31 @@ def _metadata(found: object, source: str) -> dict[str, str]:
     return found
 
 
+def _check_text(words: Iterable[str], source: str) -> None:
+    """Raise where an escape has made text of half a character (a lone surrogate), which nobody can print or write."""
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError as error:
+        raise _broken(source, "the header", "UTF-8 text", str(error)[:80], _TOOL) from error
+
+
 def _span(key: str, found: Any, source: str) -> Span:
     try:
         name, shape, (start, stop) = found["dtype"], found["shape"], found["data_offsets"]
-        if not (type(name) is str and type(shape) is list and type(start) is type(stop) is int):
+        if not (type(name) is str and type(shape) is list and type(start) is type(stop) is int and start >= 0):
             raise TypeError
     except (KeyError, TypeError, ValueError):
         expected = "dtype, shape and two data_offsets"
         raise _broken(source, f"`{key}`", expected, repr(found)[:80], _TOOL) from None
     if name not in DTYPES:
         raise _broken(source, f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise _broken(source, f"`{key}`", "a shape of whole numbers", shape, _TOOL)
     dtype = DTYPES[name]
-    if stop - start != prod(shape) * dtype.itemsize or start < 0:
+    if len(shape) > MAX_AXES or not all(type(size) is int and 0 <= size <= MAX_NUMBER for size in shape):
+        expected = f"a shape of at most {MAX_AXES} whole numbers, each at most {MAX_NUMBER}"
+        raise _broken(source, f"`{key}`", expected, repr(shape)[:80], _TOOL)
+    if 0 in shape and prod(filter(None, shape)) > MAX_NUMBER // dtype.itemsize:
+        raise _broken(source, f"`{key}`", f"strides of at most {MAX_NUMBER}", shape, _TOOL)
+    if stop - start != prod(shape) * dtype.itemsize:
         expected = f"{prod(shape) * dtype.itemsize} bytes for {name} {shape}"
         raise _broken(source, f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
     return Span(key, dtype, tuple(shape), start, stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lorry.errors import AdapterNotFoundError
 from lorry.files._choice import PICKLES, SAFE, check_pickle_wanted, choose_weights, missing
@@ -57,11 +57,14 @@ def find_weights(
         revision: a branch, a tag or a commit.
 
     Raises:
-        AdapterNotFoundError: nothing, or more than one thing, answers to that; says what is there.
+        AdapterNotFoundError: nothing, or more than one thing, answers to that (says what is there); or `weight_name` or
+            `subfolder` leads out of the folder.
     """
     for name, value in {"resume_download": resume_download, "proxies": proxies, "mirror": mirror}.items():
         if value:
             log.warning("`%s` has no effect with today's huggingface_hub: %s.", name, _GONE[name])
+    for argument, inner in {"weight_name": weight_name, "subfolder": subfolder}.items():
+        check_inside(inner or "", argument)
     if weight_name:
         check_pickle_wanted(weight_name, use_safetensors)
     local = Path(pretrained).expanduser()
@@ -81,6 +84,20 @@ def find_weights(
         token,
     )
     return _in_repository(repository, weight_name, use_safetensors)
+
+
+def check_inside(name: str, argument: str) -> None:
+    """Raise when the name of a file in a folder leads out of that folder.
+
+    Raises:
+        AdapterNotFoundError: says which argument it was.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise AdapterNotFoundError(
+            f"`{argument}={name!r}` leads out of the folder that it should lie in. Pass the path of the file or of its "
+            "folder as the first argument."
+        )
 
 
 def _in_folder(folder: Path, weight_name: str | None, use_safetensors: bool | None) -> Path:

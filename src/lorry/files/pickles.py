@@ -1,4 +1,4 @@
-"""Read torch pickles without letting them run code."""
+"""Read torch pickles without letting them run code or take more memory than they have bytes; and write them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorry.errors import AdapterNotFoundError, BrokenFileError
+from lorry.files.replacing import replace_file
 from lorry.files.tensor_file import TensorFile
 
 NESTS = ("state_dict", "lora_state_dict", "weights")
@@ -32,9 +34,11 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
 
     Raises:
         AdapterNotFoundError: there is no such file.
-        BrokenFileError: it holds anything but tensors and numbers: code, objects, or no pickle at all.
+        BrokenFileError: it holds anything but tensors and numbers: code, objects, or no pickle at all; or it unpacks
+            to more than its own size.
     """
     source = os.fspath(path)
+    size = _check_container(Path(path))
     content = _load(source)
     for _ in NESTS:
         nest = next(
@@ -43,33 +47,51 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
         )
         content = content[nest] if nest else content
     if isinstance(content, list | tuple) and content:
-        listed = {str(i): _tensor(value, str(i), source) for i, value in enumerate(content)}
+        listed = {str(i): _tensor(value, str(i), source, size) for i, value in enumerate(content)}
         return TensorFile(listed, {LIST_MARKER: str(len(listed))}, source)
     if not isinstance(content, Mapping):
         raise _broken(source, "tensors by name, or a list of tensors", type(content).__name__)
     return TensorFile(
-        {_text(key, source): _tensor(value, key, source) for key, value in content.items()}, {}, source
+        {_text(key, source): _tensor(value, key, source, size) for key, value in content.items()}, {}, source
     )
+
+
+def write_pickle(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
+    """Write tensors as a torch pickle, as `replace_file` does: whole or not at all.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    return replace_file(path, lambda file: torch.save(dict(tensors), file))
+
+
+def _check_container(path: Path) -> int:
+    """Return the size of a file whose zip archive, where it is one, unpacks to no more than that."""
+    if not path.is_file():
+        reason = "it is no regular file" if path.exists() else "No such file or directory"
+        raise AdapterNotFoundError(f"{path}: the file cannot be opened: {reason}.")
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except Exception as error:  # damaged archives raise what they like
+            raise _broken(str(path), "a zip archive of torch", str(error) or type(error).__name__) from error
+        if unpacked > size:  # torch stores and does not compress
+            raise _broken(str(path), f"an archive of at most {size} bytes", f"one that unpacks to {unpacked}")
+    return size
 
 
 def _load(source: str) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise AdapterNotFoundError(f"{source}: the file cannot be opened: {error.strerror}.") from error
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n\n")[-1] if "GLOBAL" not in str(error) else _offender(str(error))
         raise _broken(source, "a pickle of nothing but tensors", reason) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # a hostile stream makes the unpickler raise whatever it likes
         raise _broken(source, "a torch pickle", str(error) or type(error).__name__) from error
 
 
@@ -84,8 +106,13 @@ def _text(key: object, source: str) -> str:
     return key
 
 
-def _tensor(value: object, key: object, source: str) -> Tensor:
-    if isinstance(value, Tensor):
+def _tensor(value: object, key: object, source: str, size: int) -> Tensor:
+    """Return a value as a plain tensor in memory; `size` is the most bytes that it may have."""
+    if type(value) in (Tensor, nn.Parameter) and isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise _broken(source, f"a plain tensor under {key!r}", f"{value.layout} on {value.device}")
+        if value.nbytes > size:  # a view that repeats what it has
+            raise _broken(source, f"at most {size} bytes under {key!r}", f"{value.nbytes}")
         return value.detach()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=torch.float64)

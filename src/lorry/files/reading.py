@@ -99,7 +99,7 @@ def _config(weights: Path) -> Mapping[str, object] | None:
         return None
     try:
         parsed = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenFileError(f"{config}: expected JSON, got: {error}.") from error
     if not isinstance(parsed, dict):
         raise BrokenFileError(f"{config}: expected a JSON object, got {type(parsed).__name__}.")

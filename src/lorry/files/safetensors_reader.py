@@ -66,6 +66,8 @@ def read_header(path: str | os.PathLike[str]) -> TensorFile:
 
 
 def _open(path: str | os.PathLike[str]) -> BufferedReader:
+    if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for who writes to it
+        raise AdapterNotFoundError(f"{path}: the file cannot be opened: it is no regular file.")
     try:
         return Path(path).open("rb")
     except OSError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lorry.errors import FileError
 from lorry.files._layout import DTYPES, LENGTH_BYTES
+from lorry.files.replacing import replace_file
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -76,7 +76,7 @@ def stream_safetensors(
                 )
             file.write(_bytes(tensor))
 
-    _replace(path, write)
+    replace_file(path, write)
     return path
 
 
@@ -114,19 +114,3 @@ def _unwritable(key: str, tensor: Tensor) -> FileError:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: there is no folder {path.parent}. Make it first.")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error.strerror}.") from error
-    finally:
-        draft.unlink(missing_ok=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lorry.dialects import check_replaceable
 from lorry.errors import StateError
-from lorry.files import write_safetensors
+from lorry.files import check_inside, write_pickle, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def write_layers(
 
     Raises:
         StateError: there are no layers, or the directory is a file, or metadata is asked for in a pickle.
+        FileError: `weight_name` leads out of the directory, or a file is there that is no adapter.
     """
     given = {component: found for component, found in layers.items() if found}
     if not given:
@@ -59,6 +60,7 @@ def write_layers(
     header = {f"{c}.{key}": value for c, config in metadata.items() for key, value in (config or {}).items()}
     if header and not safe_serialization:
         raise StateError("A pickle has no place for adapter metadata: save with `safe_serialization=True`.")
+    check_inside(weight_name or "", "weight_name")
     directory = Path(save_directory)
     if directory.is_file():
         raise StateError(f"{directory} is a file: expected a directory to save into.")
@@ -67,14 +69,15 @@ def write_layers(
     tensors = {
         f"{component}.{key}": t for component, found in given.items() for key, t in _flat(found).items()
     }
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / (weight_name or (SAFE_NAME if safe_serialization else PICKLE_NAME))
+    check_replaceable(path)
+    directory.mkdir(parents=True, exist_ok=True)
     if save_function is not None:
         save_function(tensors, str(path))
     elif safe_serialization:
         write_safetensors(path, tensors, _header(header))
     else:
-        torch.save(tensors, path)
+        write_pickle(path, tensors)
     log.info("Model weights saved in %s", path)
     return path
 

@@ -1,0 +1,1 @@
+"""Fuzzing: inputs by the million, with whatever is wrong with them."""

@@ -1,0 +1,57 @@
+"""Put a new file in the place of an old one: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from lorry.errors import FileError
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> Path:
+    """Write a file beside its place and move it there when all its bytes are on the disk.
+
+    Whoever reads `path` meanwhile sees the old file or the new one. A process that is killed while it writes leaves the
+    old one, and its draft beside it (`.name.….tmp`).
+
+    Args:
+        path: of the file; its folder must be there.
+        write: puts the content into the open file it is given.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileError: there is no such folder, or the file cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        raise FileError(f"{path} is a folder: expected the path of a file to write.")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name itself onto the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
