@@ -1,7 +1,7 @@
 """Fuzz the header parser: `python -m scripts.fuzz.header -runs=1000000` (the options are libFuzzer's).
 
-Whatever the bytes, `parse_header` must return a layout whose tensors fill the data, or raise `BrokenFileError`. Half of the
-inputs are bytes as the fuzzer makes them, half are headers that are right but for one thing.
+Whatever the bytes, `parse_header` must return a layout whose tensors fill the data, or raise `BrokenFileError`. Half of
+the inputs are bytes as the fuzzer makes them, half are headers that are right but for one thing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,21 @@ def _structured(given: atheris.FuzzedDataProvider) -> tuple[bytes, int]:
 
 def _spoil(given: atheris.FuzzedDataProvider, described: dict[str, object]) -> None:
     value = given.PickValueInList(
-        [None, True, 1.5, -1, 2**63, 2**70, "F32", [], {}, [[]], "\ud800", given.ConsumeInt(8), [given.ConsumeInt(9)]]
+        [
+            None,
+            True,
+            1.5,
+            -1,
+            2**63,
+            2**70,
+            "F32",
+            [],
+            {},
+            [[]],
+            "\ud800",
+            given.ConsumeInt(8),
+            [given.ConsumeInt(9)],
+        ]
     )
     name = given.PickValueInList([*described, "__metadata__", "x"])
     place = described.get(name)

@@ -181,3 +181,20 @@ def test_a_peft_folder_named_after_a_component_is_for_that_component(tmp_path: P
     file = read_adapter_file(tmp_path / given)
     assert list(file.tensors) == [f"text_encoder.{key}"]
     assert json.loads(file.metadata["lora_adapter_metadata"])["text_encoder.lora_alpha"] == 4
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/tmp/x.safetensors", "sub/../../x.safetensors"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    write_safetensors(tmp_path / "x.safetensors", {"x": torch.ones(1)})
+    with pytest.raises(AdapterNotFoundError, match=r"`weight_name=.*` leads out of the folder"):
+        find_weights(tmp_path / "inside", weight_name=name)
+    with pytest.raises(AdapterNotFoundError, match=r"`subfolder='\.\.'` leads out of the folder"):
+        find_weights(tmp_path / "inside", subfolder="..")
+
+
+def test_a_config_of_deep_nesting_is_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "adapter_model.safetensors", {"x": torch.ones(1)})
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(BrokenFileError, match=r"adapter_config\.json: expected JSON, got"):
+        read_weights(tmp_path / "adapter_model.safetensors")
