@@ -93,7 +93,7 @@ class Pickled:
         self.made = make, args
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return self.made  # pyright: ignore[reportReturnType]
+        return self.made
 
 
 def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,12 @@ def picture(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [checkpoint, notes, picture])
-def test_what_is_no_adapter_is_not_overwritten(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_what_is_no_adapter_is_not_overwritten(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / NAME)
     before = (tmp_path / NAME).read_bytes()
-    for arguments in ({}, {"save_function": lambda *_: pytest.fail("it was called")}):
+    for save in (None, lambda *_: pytest.fail("it was called")):
         with pytest.raises(FileError, match=f"{NAME} is there already and is no adapter"):
-            LoraLoaderMixin.save_lora_weights(tmp_path, unet_lora_layers=LAYERS, **arguments)
+            LoraLoaderMixin.save_lora_weights(tmp_path, unet_lora_layers=LAYERS, save_function=save)
     assert (tmp_path / NAME).read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / NAME]
 

@@ -40,9 +40,9 @@ def read_number(tensor: Tensor, key: str) -> float:
     Raises:
         FormatError: it holds several, or its value is not at hand.
     """
-    if tensor.numel() != 1 or tensor.is_meta:
+    if tensor.numel() != 1 or tensor.is_meta or tensor.is_complex():
         raise FormatError(
-            f"`{key}`: expected one number, got a tensor of {tuple(tensor.shape)} on {tensor.device}."
+            f"`{key}`: expected one number, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}."
         )
     return float(tensor.item())
 
