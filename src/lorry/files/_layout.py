@@ -155,7 +155,9 @@ def _check_text(words: Iterable[str], source: str) -> None:
 def _span(key: str, found: Any, source: str) -> Span:
     try:
         name, shape, (start, stop) = found["dtype"], found["shape"], found["data_offsets"]
-        if not (type(name) is str and type(shape) is list and type(start) is type(stop) is int and start >= 0):
+        if not (
+            type(name) is str and type(shape) is list and type(start) is type(stop) is int and start >= 0
+        ):
             raise TypeError
     except (KeyError, TypeError, ValueError):
         expected = "dtype, shape and two data_offsets"
