@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorry import errors
     from lorry.binding import LoadReport
-    from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, attach
+    from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, Strengths, attach
     from lorry.prompts import LoraTag, Prompt, parse_prompt
     from lorry.training import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
 
@@ -24,6 +24,7 @@ __all__ = [
     "LoraTag",
     "Prompt",
     "StableDiffusionXLLoraLoaderMixin",
+    "Strengths",
     "__version__",
     "add_adapter",
     "attach",
@@ -40,6 +41,7 @@ _HOMES = {
     "LoraTag": "lorry.prompts",
     "Prompt": "lorry.prompts",
     "StableDiffusionXLLoraLoaderMixin": "lorry.pipelines",
+    "Strengths": "lorry.pipelines",
     "add_adapter": "lorry.training",
     "attach": "lorry.pipelines",
     "get_adapter_metadata": "lorry.training",

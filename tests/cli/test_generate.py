@@ -253,6 +253,20 @@ def test_the_text_encoders_have_a_strength_of_their_own(shipped: Path, tmp_path:
     assert (tagged("<lora:ink:0:0.8>", "--te-first") == denoiser).all()
 
 
+def test_blocks_and_steps_of_a_tag_are_obeyed(shipped: Path, tmp_path: Path) -> None:
+    def tagged(tag: str) -> np.ndarray:
+        result = lorry_says("generate", f"a cat {tag}", *QUICK, "--out", tmp_path / "t.png")
+        assert result.exit_code == 0, result.output
+        return pixels(tmp_path / "t.png")
+
+    plain, whole = tagged(""), tagged("<lora:ink:1>")
+    assert (tagged("<lora:ink:1:lbw=ALL:start=1:stop=9>") == whole).all()
+    assert (tagged("<lora:ink:1:lbw=NONE>") == plain).all()
+    assert (tagged("<lora:ink:1:te=0:stop=1>") == plain).all()
+    part = tagged("<lora:ink:1:start=2>")
+    assert (part != plain).any() and (part != whole).any()  # noqa: PT018
+
+
 def test_names_are_looked_up_in_the_library(shipped: Path, tmp_path: Path, loras: Path) -> None:
     (tmp_path / "mine" / "sub").mkdir(parents=True)
     shutil.copy(loras / "ink.safetensors", tmp_path / "mine" / "sub" / "my ink v1.5.safetensors")
@@ -269,6 +283,7 @@ def test_names_are_looked_up_in_the_library(shipped: Path, tmp_path: Path, loras
         (["a <lora:inkk:1>"], r"There is no adapter 'inkk' in what lorry ships"),
         (["a <lora:inkk:1>"], r"Did you mean 'ink'?"),
         (["a <lora:owner/name:1>"], r"There is no adapter 'owner/name'"),
+        (["a <lora:ink:1:lbw=1,0>"], r"This UNet takes"),
         (["a <lora:ink:1:2:3>"], r"`<lora:ink:1:2:3>` (character 3 of the prompt): it has 3 strengths"),
         (["a", "--negative", "<lora:ink:1>"], "The negative prompt names an adapter"),
         (["a <lora:ink:1>", "--library", "/no/such"], "/no/such: there is no such folder"),

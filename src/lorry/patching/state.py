@@ -21,7 +21,7 @@ from lorry.patching.originals import Originals
 from lorry.patching.resident import Resident
 from lorry.patching.sharded import check_not_fully_sharded
 from lorry.patching.sides import SidePaths
-from lorry.patching.strength import Strength
+from lorry.patching.strength import Step, Strength
 from lorry.patching.undo import Undo
 
 
@@ -57,6 +57,8 @@ class AdapterState:
         self.enabled = True
         self.fused: dict[str, Strength] = {}
         self.call_scale = 1.0
+        self.step: Step | None = None
+        """The denoising step that strengths are set for; None outside of a run."""
         self._hooks: CallScale | None = None
         self._sides = SidePaths()
         self._weights = FusedWeights()
@@ -194,6 +196,20 @@ class AdapterState:
         undo.set_attribute(self, "enabled", enabled)
         self._refresh(undo)
 
+    @property
+    def changes_by_step(self) -> bool:
+        """Whether an adapter that acts has a strength that changes by step."""
+        return self.enabled and any(
+            self.strengths[name].steps is not None for name in self.active if name not in self.fused
+        )
+
+    def set_step(self, step: Step | None, undo: Undo) -> None:
+        """Bring strengths that change by step to what they are in a step; None: a run is over."""
+        before = {name: self.strengths[name].in_step(self.step) for name in self.active}
+        undo.set_attribute(self, "step", step)
+        if any(self.strengths[name].in_step(step) != strength for name, strength in before.items()):
+            self._refresh(undo)
+
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """Scale every active adapter's strength by `scale` inside the context.
@@ -245,8 +261,8 @@ class AdapterState:
         """Fuse adapters (all active ones when None) into the weights, at `scale` times their strength.
 
         Raises:
-            FuseError: one is fused already, adapters are disabled, a weight cannot take a delta without loss, or `safe`
-                and a fused weight would not be finite.
+            FuseError: one is fused already, or has a strength that changes by step, adapters are disabled, a weight
+                cannot take a delta without loss, or `safe` and a fused weight would not be finite.
         """
         wanted = [name for name in (self.active if names is None else names) if name in self.adapters]
         again = [name for name in wanted if name in self.fused]
@@ -257,6 +273,12 @@ class AdapterState:
         if wanted and not self.enabled:
             raise FuseError("The adapters are disabled: call `enable_lora()` before fusing them.")
         new = {name: self.strengths[name].times(scale) for name in wanted if name not in self.fused}
+        moving = [name for name, strength in new.items() if strength.steps is not None]
+        if moving:
+            raise FuseError(
+                f"The strength of {moving[0]!r} changes by step, and a fused adapter has one strength. Set one with "
+                "`set_adapters` first."
+            )
         if not new:
             return
         check_not_fully_sharded(self.model)
@@ -305,7 +327,7 @@ class AdapterState:
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         acting = {
-            name: Acting(self.adapters[name], self.strengths[name].times(self.call_scale))
+            name: Acting(self.adapters[name], self.strengths[name].in_step(self.step).times(self.call_scale))
             for name in self.active
             if self.enabled and name not in self.fused
         }

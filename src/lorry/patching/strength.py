@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import final
+
+Step = tuple[int, int]
+"""A denoising step, counted from 1, and how many there are."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """An adapter's strength: one number, or a number by module path with one for all others."""
+    """An adapter's strength: one number, or a number by module path with one for all others, and what it is by step."""
 
     value: float = 1.0
     by_path: Mapping[str, float] | None = None
+    steps: Callable[[int, int], float] | None = None
+    """(step, number of steps) -> the factor on all of it in that step."""
 
     def at(self, path: str) -> float:
         """Return the strength at a module."""
@@ -24,7 +29,15 @@ class Strength:
         if factor == 1.0:
             return self
         by_path = None if self.by_path is None else {path: s * factor for path, s in self.by_path.items()}
-        return Strength(self.value * factor, by_path)
+        return Strength(self.value * factor, by_path, self.steps)
+
+    def in_step(self, step: Step | None) -> Strength:
+        """Return what this strength is in a step; outside of all steps, what it is where nothing changes by step."""
+        if self.steps is None:
+            return self
+        fixed = replace(self, steps=None)
+        return fixed if step is None else fixed.times(float(self.steps(*step)))
 
     def __str__(self) -> str:
-        return f"{self.value:g}" if self.by_path is None else "by block"
+        where = f"{self.value:g}" if self.by_path is None else "by block"
+        return where if self.steps is None else f"{where} by step"

@@ -2,5 +2,6 @@
 
 from lorry.pipelines.attach import attach
 from lorry.pipelines.mixins import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from lorry.pipelines.parts import Strengths
 
-__all__ = ["LoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin", "attach"]
+__all__ = ["LoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin", "Strengths", "attach"]

@@ -13,6 +13,7 @@ from lorry.errors import StateError
 from lorry.names import TEXT_ENCODERS
 from lorry.patching import exclusive, take_scale
 from lorry.pipelines.components import components_of, states_of
+from lorry.pipelines.following import following_steps
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -63,7 +64,8 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale, kwargs = take_scale(kwargs)
         with exclusive(components_of(self).values()), _remembered(self, scale), scaled(self, scale):
-            return call(self, *args, **kwargs)
+            with following_steps(self, call, kwargs) as followed:
+                return call(self, *args, **followed)
 
     return call_with_scale
 

@@ -17,6 +17,7 @@ from lorry.patching import Originals, Undo, exclusive, find_state
 from lorry.pipelines.calls import alone, check_scale, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
+from lorry.pipelines.parts import check_parts
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
@@ -267,8 +268,9 @@ class LoraLoaderMixin:
 
         Args:
             adapter_names: one name or several.
-            adapter_weights: one for all or a list of one for each; None is 1.0. Each is a number, or a dict per
-                component, whose values are numbers or (for a UNet) dicts per block, block index and attention:
+            adapter_weights: one for all or a list of one for each; None is 1.0. Each is a number, a `lorry.Strengths`
+                (by component, kind of layer, part of a path, and step), a tag out of `lorry.parse_prompt`, or a dict
+                per component, whose values are numbers or (for a UNet) dicts per block, block index and attention:
                 `{"unet": {"down": 0.5, "up": {"block_0": [0.1, 0.2, 0.3]}}}`.
 
         Raises:
@@ -279,11 +281,14 @@ class LoraLoaderMixin:
         models = components_of(self)
         check_loaded(names, models)
         weights = per_adapter(names, adapter_weights)
+        check_parts(weights, models)
         wanted = {}
         for component, model in models.items():
             chosen = [for_component(weight, component, models) for weight in weights]
             if model is not None and find_state(model) is not None:
-                wanted[component] = {n: strength_for(w, model) for n, w in zip(names, chosen, strict=True)}
+                wanted[component] = {
+                    n: strength_for(w, component, model) for n, w in zip(names, chosen, strict=True)
+                }
         with Undo() as undo:
             for component, state in states_of(self).items():
                 state.set_active(wanted[component], undo)
@@ -302,7 +307,11 @@ class LoraLoaderMixin:
         names = _listed(adapter_names)
         check_loaded(names, {"text_encoder": encoder})
         weights = per_adapter(names, text_encoder_weights)
-        strengths = {name: strength_for(weight, encoder) for name, weight in zip(names, weights, strict=True)}
+        component = next((n for n, m in components_of(self).items() if m is encoder), self.text_encoder_name)
+        strengths = {
+            name: strength_for(weight, component, encoder)
+            for name, weight in zip(names, weights, strict=True)
+        }
         state = find_state(encoder)
         if state is not None:
             with Undo() as undo:

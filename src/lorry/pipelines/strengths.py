@@ -11,24 +11,32 @@ from torch import nn
 
 from lorry.errors import StateError, did_you_mean
 from lorry.patching import Strength
+from lorry.pipelines.parts import Strengths
+from lorry.pipelines.tagged import strength_of
+from lorry.prompts import LoraTag
 
 UNET_PARTS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 
 
-def strength_for(given: object, model: nn.Module) -> Strength:
+def strength_for(given: object, component: str, model: nn.Module) -> Strength:
     """Return the strength that a user's value for one component means on `model`.
 
     Args:
-        given: None (1.0), a number, or a dict. For a UNet: `{"down": …, "mid": …, "up": …}`, each a number, a list
-            of one number per layer of the block (a block's sampler goes by the first, as in diffusers), or
-            `{"block_1": number or list}`. For other models: `{module path: number}`, which reaches that module and all
-            below it. What a dict leaves out is at 1.0.
+        given: None (1.0), a number, a `Strengths`, a tag of a prompt, or a dict. For a UNet a dict is
+            `{"down": …, "mid": …, "up": …}`, each a number, a list of one number per layer of the block (a block's
+            sampler goes by the first, as in diffusers), or `{"block_1": number or list}`. For other models it is
+            `{module path: number}`, which reaches that module and all below it. What a dict leaves out is at 1.0.
+        component: the model's name in the pipeline.
 
     Raises:
         StateError: a value is no number, or names a block, layer or module that the model does not have.
     """
     if given is None:
         return Strength()
+    if isinstance(given, Strengths):
+        return given.on(component, model)
+    if isinstance(given, LoraTag):
+        return strength_of(given, component, model)
     if not isinstance(given, Mapping):
         return Strength(_number(given, "the strength"))
     paths = [path for path, _ in model.named_modules() if path]

@@ -12,10 +12,10 @@ from typing import Any, final
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.algebra import LoraDelta
 from lorry.binding import size_of
+from lorry.binding.kinds import kind_of
 from lorry.dialects import read_adapter
 from lorry.errors import FormatError, some
 from lorry.files import TensorFile, find_weights, read_weights
-from lorry.workflows.kinds import kind_of
 
 METADATA_LENGTH = 72
 """How much of a metadata value is shown: trainers write whole configurations and tag lists there."""

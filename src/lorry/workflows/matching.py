@@ -9,8 +9,8 @@ from typing import final
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import Delta, LohaDelta, LokrDelta
+from lorry.binding.kinds import kind_of
 from lorry.names import DENOISER, Target
-from lorry.workflows.kinds import kind_of
 from lorry.workflows.sgm import UnetLayout, diffusers_path, is_sgm, layout_of
 
 _ROOTS = ("text_model_", "model_")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from lorry.binding.kinds import kind_of
+from lorry.binding.patterns import covers, has_segments
 from lorry.errors import StateError, did_you_mean
-from lorry.workflows.kinds import kind_of
 from lorry.workflows.matching import Layer
 
 
@@ -40,12 +40,7 @@ class Rule:
 
     def matches(self, layer: Layer) -> bool:
         """Whether the pattern is in one of a layer's names, or is its kind or component."""
-        target = layer.target
-        if self.pattern in (kind_of(target), target.component):
-            return True
-        pattern = re.escape(self.pattern.replace(".", "_")).replace(r"\*", r"\w*")
-        names = (layer.name.replace(".", "_"), target.path.replace(".", "_"))
-        return any(re.search(rf"(^|_){pattern}(_|$)", name) for name in names)
+        return covers(self.pattern, layer.target) or has_segments(self.pattern, layer.name)
 
 
 def check_rules(rules: Sequence[Rule], layers: Sequence[Layer], adapters: int = 1) -> None:

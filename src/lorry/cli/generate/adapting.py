@@ -11,7 +11,6 @@ from lorry.binding import LoadReport
 from lorry.cli.drawing import load_lora
 from lorry.cli.generate.naming import Use
 from lorry.cli.options import LoraChoice
-from lorry.errors import StateError
 
 
 @final
@@ -40,11 +39,10 @@ class Wardrobe:
             said |= {use.source: use.said for use in uses}
         wardrobe = cls(pipeline, {}, {})
         for source, count in most.items():
-            wardrobe.names[source] = []
-            for _ in range(count):
-                name = f"lora{sum(map(len, wardrobe.names.values())) + 1}"
+            loaded = sum(map(len, wardrobe.names.values()))
+            wardrobe.names[source] = [f"lora{loaded + number}" for number in range(1, count + 1)]
+            for name in wardrobe.names[source]:
                 report = load_lora(pipeline, LoraChoice(source), name)
-                wardrobe.names[source].append(name)
                 wardrobe.reports[source] = replace(report, source=said[source])
         return wardrobe
 
@@ -55,24 +53,7 @@ class Wardrobe:
         if self.pipeline.num_fused_loras:
             self.pipeline.unfuse_lora()
         free = {source: list(names) for source, names in self.names.items()}
-        self.pipeline.set_adapters(
-            [free[use.source].pop(0) for use in uses], [strength_of(use, self.pipeline) for use in uses]
-        )
+        self.pipeline.set_adapters([free[use.source].pop(0) for use in uses], [use.tag for use in uses])
         if fused and uses:
             self.pipeline.fuse_lora()
         self.worn = uses
-
-
-def strength_of(use: Use, pipeline: Any) -> Any:
-    """Return a tag's strength as `set_adapters` takes it.
-
-    Raises:
-        StateError: the tag asks for what cannot be done.
-    """
-    tag = use.tag
-    if tag.blocks is not None or tag.points or tag.start is not None or tag.stop is not None:
-        raise StateError(f"{tag}: strengths by block and by step are not applied yet.")
-    encoders = [name for name in pipeline.components if name.startswith("text_encoder")]
-    return dict.fromkeys(encoders, tag.text_encoder_scale) | {
-        name: tag.scale for name in ("unet", "transformer", "transformer_2") if name in pipeline.components
-    }

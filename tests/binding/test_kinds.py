@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from torch import nn
 
+from lorry.binding.kinds import kind_of
 from lorry.names import Target
-from lorry.workflows.kinds import kind_of
 from models import (
     carriers,
     tiny_flux_transformer,
