@@ -164,17 +164,19 @@ def test_a_callback_object_gets_the_tensors_that_it_asks_for() -> None:
     asked: list[list[str]] = []
 
     class Mine(PipelineCallback):
-        tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012
+        @property
+        def tensor_inputs(self) -> list[str]:
+            return ["latents", "prompt_embeds"]
 
         def callback_fn(
-            self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
-        ) -> Any:
+            self, pipeline: Any, step_index: Any, timesteps: Any, callback_kwargs: dict[str, Any]
+        ) -> dict[str, Any]:
             asked.append(sorted(callback_kwargs))
             return callback_kwargs
 
     pipe = loaded()
     pipe.set_adapters("toy", lorry.Strengths(steps=[(0, 0), (1, 1)]))
-    drawn(pipe, steps=2, callback_on_step_end=Mine(cutoff_step_ratio=None, cutoff_step_index=0))
+    drawn(pipe, steps=2, callback_on_step_end=Mine(cutoff_step_ratio=0.5))
     assert asked == [["latents", "prompt_embeds"]] * 2
 
 
@@ -239,7 +241,7 @@ def test_a_schedule_cannot_be_fused() -> None:
 
 def test_a_pipeline_that_does_not_tell_its_steps_is_refused() -> None:
     class Silent(diffusers.StableDiffusionPipeline):
-        def __call__(self, prompt: str, **kwargs: Any) -> Any:
+        def __call__(self, prompt: str, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             raise AssertionError
 
     pipe = loaded(cls=Silent)

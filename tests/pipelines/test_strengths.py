@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -193,8 +193,9 @@ def test_a_tag_of_a_prompt_is_a_strength() -> None:
         (lambda: lorry.Strengths(parts={"text_encoder_2": 0.5}), "covered by 'text_encoder_2'"),
         (lambda: lorry.Strengths(parts={"attn1": float("nan")}), "attn1: expected a finite number"),
         (lambda: lorry.Strengths(scale=True), "the strength: expected a finite number"),
-        (lambda: lorry.Strengths(steps=[1, 2]), "expected \\(position, factor\\) pairs"),
-        (lambda: lorry.Strengths(steps=[(1, 0), (0, 1)]), "expected rising positions"),
+        (lambda: lorry.Strengths(steps=[]), "expected points by rising position"),
+        (lambda: lorry.Strengths(steps=cast(Any, [1, 2])), "expected \\(position, factor\\) pairs"),
+        (lambda: lorry.Strengths(steps=[(1, 0), (0, 1)]), "expected points by rising position"),
         (lambda: LoraTag("toy", blocks=(1.0, 0.0)), "This UNet takes 10 factors by block.* Got 2"),
         (lambda: LoraTag("toy", blocks="MID"), "There is no preset 'MID'.* Did you mean 'MIDD'"),
     ],

@@ -63,9 +63,13 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale, kwargs = take_scale(kwargs)
-        with exclusive(components_of(self).values()), _remembered(self, scale), scaled(self, scale):
-            with following_steps(self, call, kwargs) as followed:
-                return call(self, *args, **followed)
+        with (
+            exclusive(components_of(self).values()),
+            _remembered(self, scale),
+            scaled(self, scale),
+            following_steps(self, call, kwargs) as followed,
+        ):
+            return call(self, *args, **followed)
 
     return call_with_scale
 

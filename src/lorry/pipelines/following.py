@@ -36,7 +36,7 @@ def following_steps(
             f"{type(pipeline).__name__} does not say when a denoising step is over (it takes no `{CALLBACK}`), so that "
             "strengths cannot change by step in it. Set one strength for all steps with `set_adapters`."
         )
-    given = kwargs.get(CALLBACK)
+    given: Any = kwargs.get(CALLBACK)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         returned = tensors if given is None else given(pipe, step, timestep, tensors)

@@ -55,9 +55,8 @@ class Strengths:
         return Strength(float(self.scale), by_path or None, steps)
 
     def _factor(self, target: Target) -> float:
-        return next(
-            (factor for pattern, factor in reversed(self.parts.items()) if covers(pattern, target)), 1.0
-        )
+        found = [factor for pattern, factor in self.parts.items() if covers(pattern, target)]
+        return found[-1] if found else 1.0
 
 
 def targets_of(component: str, model: nn.Module) -> Iterator[Target]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import final
 
 from lorry.errors import StateError
@@ -33,14 +32,18 @@ class Points:
         Raises:
             StateError: they are not pairs of numbers by rising position.
         """
-        points = [tuple(point) if isinstance(point, Sequence) else () for point in given]
-        if not points or not all(len(p) == 2 and all(isinstance(n, Real) for n in p) for p in points):
-            raise StateError(
-                f"`steps`: expected (position, factor) pairs such as [(0, 1), (0.5, 0)], got {given!r}."
-            )
-        if sorted(points, key=lambda point: point[0]) != points:
-            raise StateError(f"`steps`: expected rising positions, got {given!r}.")
-        return cls(tuple((float(at), float(factor)) for at, factor in points))
+        points: list[tuple[float, float]] = []
+        for point in given:
+            match point:
+                case (int() | float() as at, int() | float() as factor):
+                    points.append((float(at), float(factor)))
+                case _:
+                    raise StateError(
+                        f"`steps`: expected (position, factor) pairs such as [(0, 1), (0.5, 0)], got {given!r}."
+                    )
+        if not points or sorted(points, key=lambda point: point[0]) != points:
+            raise StateError(f"`steps`: expected points by rising position, got {given!r}.")
+        return cls(tuple(points))
 
     def __call__(self, step: int, steps: int) -> float:
         is_share = self.points[-1][0] <= 1
