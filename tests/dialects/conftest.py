@@ -27,6 +27,7 @@ def assert_total(adapter: Adapter, file: TensorFile) -> None:
     """Every key of the file is accounted for, and once."""
     keys = [key for entry in adapter.entries for key in entry.keys]
     keys += [ignored.key for ignored in adapter.ignored] + list(adapter.unknown)
+    keys += [embedding.key for embedding in adapter.embeddings]
     if sorted(keys) != sorted(file.tensors):
         raise AssertionError(set(keys) ^ set(file.tensors))
 

@@ -99,12 +99,14 @@ def test_each_layer_gets_its_name_by_its_position(context: int, last: bool, walk
     }
 
 
-def test_embeddings_are_ignored_and_other_keys_unknown() -> None:
+def test_embeddings_come_along_and_other_keys_are_unknown() -> None:
     tensors = {**by_key("text_encoder", clip_walk(2, 4)), "<s1>": torch.ones(4), "what": torch.ones(4)}
     file = TensorFile(tensors, {"text_encoder": classes("CLIPAttention"), "<s1>": "<embed>"})
     adapter = read_adapter(file)
     assert_total(adapter, file)
-    assert [ignored.key for ignored in adapter.ignored] == ["<s1>"]
+    assert [(one.token, one.component, one.vectors.shape) for one in adapter.embeddings] == [
+        ("<s1>", "text_encoder", (1, 4))
+    ]
     assert adapter.unknown == ("what",)
     assert len(adapter.entries) == 8
 

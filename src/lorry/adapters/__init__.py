@@ -1,6 +1,6 @@
 """One adapter as a frozen value."""
 
-from lorry.adapters.adapter import Adapter, Entry, Ignored
+from lorry.adapters.adapter import Adapter, Embedding, Entry, Ignored
 from lorry.adapters.svd import (
     Svd,
     dense_svd,
@@ -14,6 +14,7 @@ from lorry.adapters.svd import (
 
 __all__ = [
     "Adapter",
+    "Embedding",
     "Entry",
     "Ignored",
     "Svd",

@@ -28,6 +28,24 @@ class Entry:
 
 
 @final
+@dataclass(frozen=True, eq=False, slots=True)
+class Embedding:
+    """What a token means to a text encoder: a textual inversion that came with the adapter."""
+
+    token: str
+    component: str
+    vectors: Tensor
+    """(count, width). More than one take as many tokens: `token`, `token_1`, …"""
+    key: str
+    """Of the file."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of its tokens, as diffusers' `load_textual_inversion` gives them."""
+        return (self.token, *(f"{self.token}_{i}" for i in range(1, self.vectors.shape[0])))
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Ignored:
     """A key of the file that is left out on purpose, and why."""
@@ -48,6 +66,7 @@ class Adapter:
     """Keys that the dialect cannot read: an error when the adapter is bound strictly."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = "a state dict"
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -57,7 +76,8 @@ class Adapter:
     @property
     def key_count(self) -> int:
         """How many keys its file has, read or not."""
-        return sum(len(entry.keys) for entry in self.entries) + len(self.ignored) + len(self.unknown)
+        layers = sum(len(entry.keys) for entry in self.entries)
+        return layers + len(self.embeddings) + len(self.ignored) + len(self.unknown)
 
     @property
     def nbytes(self) -> int:
@@ -71,10 +91,13 @@ class Adapter:
             tensors = {name: change(tensor) for name, tensor in entry.delta.tensors().items()}
             return replace(entry, delta=entry.delta.with_tensors(tensors))
 
-        return replace(self, entries=tuple(mapped(entry) for entry in self.entries))
+        embeddings = tuple(replace(one, vectors=change(one.vectors)) for one in self.embeddings)
+        return replace(self, entries=tuple(mapped(entry) for entry in self.entries), embeddings=embeddings)
 
     def only(self, *components: str) -> Self:
         """The part of it that is for these components, as if its file held nothing else."""
         return replace(
-            self, entries=tuple(entry for entry in self.entries if entry.target.component in components)
+            self,
+            entries=tuple(entry for entry in self.entries if entry.target.component in components),
+            embeddings=tuple(one for one in self.embeddings if one.component in components),
         )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.algebra import Delta, Span
+from lorry.binding.embeddings import PlacedEmbeddings
 from lorry.binding.index import ModuleIndex
 from lorry.binding.places import Place, place_shapes, placed_delta, stack, whole_shape
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch
@@ -75,7 +76,11 @@ class Draft:
             }
         except UnsupportedAdapterError as error:
             reason = str(error)
-        found = {place: part for place, part in parts.items() if part is not None}
+        found = {
+            place: _without_idle_bias(part, index.modules[place.path])
+            for place, part in parts.items()
+            if part is not None
+        }
         if len(found) == len(places):
             return found
         path = " + ".join(place.path for place in places)
@@ -117,7 +122,7 @@ class Draft:
             return items[0].entry.delta
         return stack(parts, weight_shape(self.indexes[component].modules[path]) or ())
 
-    def report(self, adapter: Adapter) -> LoadReport:
+    def report(self, adapter: Adapter, tokens: PlacedEmbeddings) -> LoadReport:
         """Return the account of every key of the adapter's file."""
         return LoadReport(
             source=adapter.source,
@@ -127,10 +132,19 @@ class Draft:
                 _component_report(name, len(self.placed[name]), entries)
                 for name, entries in self.applied.items()
             ),
-            ignored=(*adapter.ignored, *self.ignored),
-            unknown=(*adapter.unknown, *self.unknown),
-            mismatched=tuple(self.mismatched),
+            ignored=(*adapter.ignored, *self.ignored, *tokens.ignored),
+            unknown=(*adapter.unknown, *self.unknown, *tokens.unknown),
+            mismatched=(*self.mismatched, *tokens.mismatched),
+            embeddings=tuple(tokens.placed),
         )
+
+
+def _without_idle_bias(delta: Delta, module: nn.Module) -> Delta:
+    """Return a delta without its factor on a bias, for a module that has no bias to multiply."""
+    weight, bias = delta.part("weight"), delta.part("bias")
+    if weight is None or bias is None or not bias.multiplies:
+        return delta
+    return weight if module._parameters.get("bias") is None else delta
 
 
 def _overlap(one: Span | None, other: Span | None) -> bool:

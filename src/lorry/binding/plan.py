@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch import nn
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, Embedding
 from lorry.algebra import Delta
 from lorry.binding.draft import Draft
+from lorry.binding.embeddings import place_embeddings
 from lorry.binding.index import ModuleIndex
 from lorry.binding.report import LoadReport
 from lorry.binding.routes import routes
@@ -28,6 +29,8 @@ class Plan:
     deltas: Mapping[str, Mapping[str, Delta]]
     """{component: {module path: delta}}, for components with at least one delta."""
     report: LoadReport
+    embeddings: tuple[Embedding, ...] = ()
+    """Tokens for text encoders, each with the pipeline's own name for the one it is for."""
 
     def __str__(self) -> str:
         return str(self.report)
@@ -39,6 +42,7 @@ def bind(
     *,
     strict: bool = True,
     denoisers: Sequence[str] | None = None,
+    tokenizers: Collection[str] = (),
 ) -> Plan:
     """Plan how `adapter` lands on the components of a pipeline. Nothing is changed.
 
@@ -49,6 +53,7 @@ def bind(
         strict: refuse a file of which any tensor has no place or a wrong shape. When false, the rest is planned.
         denoisers: for a pipeline with two, which get the file's part for the denoiser. When None, the one that the file
             names; else the one whose noise its name or title says (`high_noise`, `low_noise`); else the first.
+        tokenizers: the text encoders that have a tokenizer, which can learn the tokens that an adapter brings.
 
     Raises:
         NothingAppliedError: no tensor of the file has a place in the models.
@@ -60,12 +65,12 @@ def bind(
     draft = Draft(indexes, models, routes(adapter, indexes, models, denoisers))
     for entry in adapter.entries:
         draft.place(entry)
-    report = draft.report(adapter)
+    report = draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
     if strict:
         _refuse_leftovers(report, draft, adapter)
-    if not report.applied:
+    if not report.components:
         raise NothingAppliedError(f"Nothing of {adapter.source} can be applied to this pipeline.\n{report}")
-    return Plan(draft.deltas(), report)
+    return Plan(draft.deltas(), report, report.embeddings)
 
 
 def _refuse_leftovers(report: LoadReport, draft: Draft, adapter: Adapter) -> None:

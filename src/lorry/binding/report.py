@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-from lorry.adapters import Ignored
+from lorry.adapters import Embedding, Ignored
 from lorry.errors import some
 from lorry.names import Target
 
@@ -73,11 +73,13 @@ class LoadReport:
     unknown: tuple[str, ...] = ()
     """Keys that no dialect reads, or whose module the model does not have."""
     mismatched: tuple[Mismatch, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    """Tokens that text encoders learn; one key each."""
 
     @property
     def applied(self) -> int:
         """How many keys were applied."""
-        return sum(component.keys for component in self.components)
+        return sum(component.keys for component in self.components) + len(self.embeddings)
 
     @property
     def mismatched_keys(self) -> int:
@@ -93,7 +95,11 @@ class LoadReport:
         counts = f"{len(self.ignored)} ignored, {len(self.unknown)} unknown, {self.mismatched_keys} of a wrong shape"
         applied = f"{self.applied} of {self.key_count} keys applied to {self.targets} targets"
         head = f"{self.source}: {self.dialect}, {applied}, {counts}"
-        return "\n  ".join([head, *map(str, self.components), *self._leftovers()])
+        return "\n  ".join([head, *map(str, self.components), *self._tokens(), *self._leftovers()])
+
+    def _tokens(self) -> Iterable[str]:
+        for one in self.embeddings:
+            yield f"{one.component}: the token {one.token!r} of {len(one.tokens)} vectors"
 
     def _leftovers(self) -> Iterable[str]:
         reasons: dict[str, list[str]] = {}

@@ -116,6 +116,11 @@ def check_writable(adapter: Adapter, obstacles: Mapping[str, str], dialect: str)
             f"{adapter.source} has {len(adapter.unknown)} keys that are not understood and would be lost: "
             f"{some(adapter.unknown, 3)}."
         )
+    if adapter.embeddings:
+        tokens = some([repr(one.token) for one in adapter.embeddings], 3)
+        raise UnsupportedAdapterError(
+            f"{adapter.source} brings tokens along ({tokens}), which lorry does not write and which would be lost."
+        )
     if obstacles:
         listed = some((f"{target} ({what})" for target, what in obstacles.items()), 3)
         raise UnsupportedAdapterError(

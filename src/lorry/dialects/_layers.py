@@ -8,6 +8,7 @@ from typing import final
 
 from lorry.adapters import Ignored
 from lorry.dialects._containers import dotted_target, find_flat_target
+from lorry.dialects._embeddings import BUNDLE
 from lorry.dialects._paths import plain_key
 from lorry.dialects._suffixes import REFUSED, ROLES, SHARED, Role, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError, some
@@ -15,11 +16,6 @@ from lorry.names import DENOISER, DENOISERS, Target
 
 Layer = Mapping[Role, list[str]]
 """The keys of one layer by role; more than one where the file spells it in several ways."""
-
-_NO_DELTA = (
-    ("_aux.", "bookkeeping of a slider tool"),
-    ("bundle_emb.", "a textual inversion embedding: load it with `load_textual_inversion`"),
-)
 
 
 @final
@@ -30,6 +26,8 @@ class Sorted:
     layers: dict[Target, dict[Role, list[str]]] = field(default_factory=dict)
     ignored: list[Ignored] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    bundled: list[str] = field(default_factory=list)
+    """Of textual inversions."""
 
 
 def sort_keys(keys: Iterable[str], source: str) -> Sorted:
@@ -46,6 +44,9 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
     found, families, names = Sorted(), dict[str, list[str]](), dict[str, str]()
     layers: dict[str, dict[Role, list[str]]] = {}
     for key in sorted(keys):
+        if key.startswith(BUNDLE):
+            found.bundled.append(key)
+            continue
         ending = split_suffix(plain_key(key))
         if reason := _reason_to_ignore(key):
             found.ignored.append(Ignored(key, reason))
@@ -64,7 +65,7 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
         )
     _share(layers)
     unknown = [key for key in found.unknown if not _is_bare(layers, key)]
-    return Sorted(_joined(_by_target(layers)), found.ignored, unknown)
+    return Sorted(_joined(_by_target(layers)), found.ignored, unknown, found.bundled)
 
 
 def _share(layers: dict[str, dict[Role, list[str]]]) -> None:
@@ -126,9 +127,7 @@ def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
 def _reason_to_ignore(key: str) -> str | None:
     if key.endswith(".position_ids"):
         return "a buffer of the text encoder, not trained"
-    if not key.startswith(("_aux.", "bundle_emb.")):
-        return None
-    return next((reason for prefix, reason in _NO_DELTA if key.startswith(prefix)), None)
+    return "bookkeeping of a slider tool" if key.startswith("_aux.") else None
 
 
 def _joined(layers: Mapping[Target, dict[Role, list[str]]]) -> dict[Target, dict[Role, list[str]]]:

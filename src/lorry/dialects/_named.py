@@ -9,6 +9,7 @@ import torch
 
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.dialects._building import build
+from lorry.dialects._embeddings import read_bundle
 from lorry.dialects._families import SCALE, Family, find_family
 from lorry.dialects._layers import Layer, Sorted, sort_keys
 from lorry.dialects._metadata import find_rules
@@ -43,14 +44,15 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
             entries.append(entry)
     if any(not SHARED.isdisjoint(layer) for layer in found.layers.values()):
         entries = _counted_once(entries)
-    found.ignored.sort(key=lambda ignored: ignored.key)
+    embeddings, bookkeeping, unknown = read_bundle(file, found.bundled)
     return Adapter(
         tuple(entries),
         dialect,
-        tuple(found.ignored),
-        tuple(sorted(found.unknown)),
+        tuple(sorted((*found.ignored, *bookkeeping), key=lambda ignored: ignored.key)),
+        tuple(sorted((*found.unknown, *unknown))),
         file.metadata,
         file.source,
+        tuple(embeddings),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from lorry.adapters import Adapter, Entry, Ignored
+from lorry.adapters import Adapter, Embedding, Entry
 from lorry.algebra import LoraDelta
 from lorry.dialects._walks import CLASSES, CLIP_LAYERS, Step, clip_walk, unet_walk
 from lorry.errors import FormatError, UnsupportedAdapterError
@@ -27,7 +27,7 @@ def read_positions(
     dialect: str,
     factors: Factors,
     classes: Mapping[str, frozenset[str]],
-    ignored: list[Ignored],
+    embeddings: Sequence[Embedding],
     unknown: list[str],
 ) -> Adapter:
     """Return the adapter whose layers a file has by position.
@@ -37,7 +37,7 @@ def read_positions(
         dialect: the name to put on the adapter.
         factors: its keys by component and position.
         classes: which classes were walked, for the components that the metadata says it of.
-        ignored: keys that are left out for a reason.
+        embeddings: tokens that were trained along.
         unknown: keys that are not understood; layers that lack a side are added to them.
 
     Raises:
@@ -58,9 +58,8 @@ def read_positions(
                 Entry(Target(component, walk[position].path), delta, tuple(sorted(whole[position])))
             )
     entries.sort(key=lambda entry: entry.target)
-    return Adapter(
-        tuple(entries), dialect, tuple(ignored), tuple(sorted(unknown)), file.metadata, file.source
-    )
+    left = tuple(sorted(unknown))
+    return Adapter(tuple(entries), dialect, (), left, file.metadata, file.source, tuple(embeddings))
 
 
 def _delta(file: TensorFile, down: str, up: str) -> LoraDelta:

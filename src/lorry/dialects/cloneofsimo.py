@@ -16,7 +16,8 @@ import json
 import re
 from typing import ClassVar, final
 
-from lorry.adapters import Adapter, Ignored
+from lorry.adapters import Adapter, Embedding
+from lorry.dialects._embeddings import read_embedding
 from lorry.dialects._positions import Factors, read_positions
 from lorry.dialects.base import Dialect
 from lorry.errors import FormatError
@@ -38,7 +39,7 @@ class Cloneofsimo(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         factors: Factors = {}
-        ignored: list[Ignored] = []
+        embeddings: list[Embedding] = []
         unknown: list[str] = []
         for key in sorted(file.tensors):
             found = _KEY.fullmatch(key)
@@ -46,13 +47,11 @@ class Cloneofsimo(Dialect):
                 layer = factors.setdefault((found["component"], int(found["position"])), {})
                 layer["up" if found["side"] == "up" else "down"] = key
             elif file.metadata.get(key) == EMBEDDING:
-                ignored.append(
-                    Ignored(key, "a textual inversion embedding: load it with `load_textual_inversion`")
-                )
+                embeddings.append(read_embedding(file, key, key, "text_encoder"))
             else:
                 unknown.append(key)
         classes = {name: _classes(file, name) for name in ("unet", "text_encoder") if name in file.metadata}
-        return read_positions(file, self.name, factors, classes, ignored, unknown)
+        return read_positions(file, self.name, factors, classes, embeddings, unknown)
 
 
 def _classes(file: TensorFile, component: str) -> frozenset[str]:

@@ -34,7 +34,7 @@ class CloneofsimoPt(Dialect):
         factors: Factors = {}
         for place in range(len(file.tensors)):
             factors.setdefault((component, place // 2), {})["down" if place % 2 else "up"] = str(place)
-        return read_positions(file, self.name, factors, {}, [], [])
+        return read_positions(file, self.name, factors, {}, (), [])
 
 
 def _is_square(file: TensorFile) -> bool:

@@ -5,16 +5,20 @@ from lorry.patching.locks import exclusive
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength
+from lorry.patching.token_rows import TokenRows, add_rows, remove_rows
 from lorry.patching.undo import Undo
 
 __all__ = [
     "AdapterState",
     "Originals",
     "Strength",
+    "TokenRows",
     "Undo",
+    "add_rows",
     "exclusive",
     "find_state",
     "get_state",
+    "remove_rows",
     "take_scale",
     "unknown_adapter",
 ]

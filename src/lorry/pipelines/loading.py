@@ -16,6 +16,7 @@ from lorry.binding import LoadReport, bind
 from lorry.errors import DuplicateAdapterError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
 from lorry.patching import AdapterState, Strength, Undo, find_state, get_state, unknown_adapter
+from lorry.pipelines.tokens import put_tokens, tokenizers_of
 
 log = logging.getLogger("lorry")
 
@@ -45,6 +46,7 @@ def load_adapter(
     strict: bool = True,
     hotswap: bool = False,
     denoisers: Sequence[str] | None = None,
+    pipeline: object = None,
 ) -> LoadReport:
     """Load an adapter into `models`, and make it the one active adapter of them all.
 
@@ -56,6 +58,7 @@ def load_adapter(
         strict: refuse a file of which any tensor has no place or a wrong shape.
         hotswap: put it in the place of the adapter of that name, with that one's strength and activity.
         denoisers: of a pipeline with two, those that get the file's part for the denoiser (as in `bind`).
+        pipeline: whose tokenizers learn the tokens that the adapter brings; without one they are left out.
 
     Returns:
         The report, which is logged too.
@@ -74,8 +77,11 @@ def load_adapter(
             f"An adapter named {name!r} is loaded already. Choose another `adapter_name`, swap it in place with "
             f"`hotswap=True`, or take it off with `delete_adapters({name!r})`."
         )
-    plan = bind(adapter, models, strict=strict, denoisers=denoisers)
+    tokenizers = tokenizers_of(pipeline)
+    plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
     with Undo() as undo:
+        if pipeline is not None:
+            put_tokens(pipeline, name, plan.embeddings, undo)
         if hotswap:
             _swap(plan.deltas, models, name, undo)
         else:

@@ -21,6 +21,7 @@ from lorry.pipelines.parts import check_parts
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
+from lorry.pipelines.tokens import adapters_with_tokens, drop_tokens
 
 Names = str | Sequence[str]
 
@@ -77,7 +78,7 @@ class LoraLoaderMixin:
                 adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
             models, how = components_of(self), {"strict": strict, "hotswap": hotswap}
             with exclusive(models.values()), collector_paused():
-                return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers)
+                return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers, pipeline=self)
         except Exception as error:
             error.add_note(
                 f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"
@@ -259,6 +260,7 @@ class LoraLoaderMixin:
         with Undo() as undo:
             for state in states_of(self).values():
                 state.clear(undo, keep_fused=keep_fused)
+            drop_tokens(self, adapters_with_tokens(self), undo)
 
     # --- which act, and how strongly --------------------------------------------------------------------------
 
@@ -359,6 +361,7 @@ class LoraLoaderMixin:
         with Undo() as undo:
             for state in states_of(self).values():
                 state.remove(names, undo)
+            drop_tokens(self, names, undo)
 
     def get_active_adapters(self) -> list[str]:
         """Return the names of the active adapters, e.g. `["toy"]`."""
