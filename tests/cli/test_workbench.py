@@ -139,3 +139,26 @@ def test_extract_takes_every_option(shipped: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "text_encoder" not in result.stdout
     assert "changes under the least" in result.stdout
+
+
+def test_inspect_measures_hashes_and_draws_on_request(shipped: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "wax.png"
+    result = lorry_says("inspect", "wax", "--weights", "--hashes", "--plot", picture)
+    assert result.exit_code == 0, result.output
+    for said in ("effective rank", "down_blocks.1", "90% of the energy", "AutoV3"):
+        assert said in result.stdout
+    check_picture(picture)
+    report = json.loads(lorry_says("inspect", "wax", "--weights", "--hashes", "--json").stdout)
+    assert {"weights", "hashes", "training"} <= report.keys()
+    assert "weights" not in json.loads(lorry_says("inspect", "wax", "--json").stdout)
+
+
+def test_compare_gives_a_verdict_and_a_picture(shipped: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "both.svg"
+    result = lorry_says("compare", "ink", "wax", "--plot", picture)
+    assert result.exit_code == 0, result.output
+    assert "in all: apart" in result.stdout
+    assert "<svg" in picture.read_text()
+    same = json.loads(lorry_says("compare", "ink", "ink", "--json").stdout)
+    assert same["whole"]["verdict"] == "reinforce"
+    assert len(same["angles"]) == len(same["layers"])

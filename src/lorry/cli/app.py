@@ -60,13 +60,27 @@ def _lorry(
 @app.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="An adapter file, or the name of one that lorry ships.")],
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights", help="Read the weights as well: strength, spectra and effective rank by block."
+        ),
+    ] = False,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="The hashes by which Civitai, A1111 and kohya know the file.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A picture of strength, spectra and ranks (.png, .svg or .pdf)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with metadata in full.")] = False,
     _debug: Debug = False,
 ) -> None:
-    """Say what an adapter file holds, from its header alone."""
+    """Say what an adapter file holds, from its header alone unless more is asked for."""
     from lorry.cli.inspecting import inspect_and_print
+    from lorry.cli.workbench.further import Further
 
-    if not inspect_and_print(file, as_json=as_json):
+    if not inspect_and_print(file, Further(weights, hashes, plot), as_json=as_json):
         raise typer.Exit(1)
 
 

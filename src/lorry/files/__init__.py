@@ -1,6 +1,7 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
 from lorry.files.finding import check_inside, find_weights
+from lorry.files.hashes import Hashes, hash_file
 from lorry.files.hashing import weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
 from lorry.files.reading import read_adapter_file, read_weights
@@ -11,11 +12,13 @@ from lorry.files.streaming import TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
+    "Hashes",
     "LIST_MARKER",
     "TensorFile",
     "TensorReader",
     "check_inside",
     "find_weights",
+    "hash_file",
     "read_adapter_file",
     "read_header",
     "read_pickle",

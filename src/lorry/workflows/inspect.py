@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from lorry.adapters import Adapter, Entry, Ignored
-from lorry.algebra import LoraDelta
+from lorry.adapters import Adapter, Ignored
+from lorry.algebra import Delta, LoraDelta
 from lorry.binding import size_of
 from lorry.binding.kinds import kind_of
 from lorry.dialects import read_adapter
 from lorry.errors import FormatError, some
 from lorry.files import TensorFile, find_weights, read_weights
+from lorry.workflows.training_facts import TrainingFacts, training_facts
 
 METADATA_LENGTH = 72
 """How much of a metadata value is shown: trainers write whole configurations and tag lists there."""
@@ -86,10 +87,16 @@ class FileReport:
         """The families of its deltas."""
         return tuple(dict.fromkeys(family for part in self.parts for family in part.families))
 
+    @property
+    def training(self) -> TrainingFacts:
+        """What the metadata says of how it was trained."""
+        return training_facts(self.metadata)
+
     def as_dict(self) -> dict[str, Any]:
         """The report in types that JSON has, metadata in full."""
         fields = {**asdict(self), "problem": None if self.problem is None else str(self.problem)}
-        return fields | {"targets": self.targets, "families": list(self.families)}
+        more = {"targets": self.targets, "families": list(self.families), "training": self.training.as_dict()}
+        return fields | more
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -102,6 +109,8 @@ class FileReport:
         for part in self.parts:
             yield from (f"  {line}" for line in str(part).splitlines())
         yield from (f"  {line}" for line in self._leftovers())
+        if not self.training.is_empty:
+            yield from (f"  {line}" for line in str(self.training).splitlines())
         if self.metadata:
             yield "  metadata:"
         shown = _gathered(self.metadata)
@@ -167,16 +176,15 @@ def _parts(adapter: Adapter) -> Iterator[PartReport]:
             families=_count(entry.delta.family for entry in entries),
             kinds=_count(kind_of(entry.target) for entry in entries),
             ranks=_rising(entry.delta.rank for entry in entries if entry.delta.rank is not None),
-            alphas=_rising(alpha for entry in entries if (alpha := _alpha(entry)) is not None),
+            alphas=_rising(alpha for entry in entries if (alpha := alpha_of(entry.delta)) is not None),
             scales=_rising(round(entry.delta.rank_scale, 6) for entry in entries),
             scale_sources=_count(entry.scale_source for entry in entries),
             nbytes=sum(entry.delta.nbytes for entry in entries),
         )
 
 
-def _alpha(entry: Entry) -> float | None:
-    """The alpha that gives the delta its scale; None for a family without a rank."""
-    delta = entry.delta
+def alpha_of(delta: Delta) -> float | None:
+    """Return the alpha that gives a delta its scale; None for a family without a rank."""
     if isinstance(delta, LoraDelta) and delta.alpha is not None:
         return delta.alpha
     return None if delta.rank is None else round(delta.rank_scale * delta.rank, 6)

@@ -1,0 +1,98 @@
+"""The hashes by which other programs and Civitai know an adapter file.
+
+    AutoV1         sha256 of 64 kB from the first megabyte on, 8 digits          A1111 of 2022
+    AutoV2         sha256 of the whole file, 10 digits                           A1111, Civitai
+    AutoV3         sha256 of all that follows the header, 12 digits              A1111 for LoRA, Civitai
+    sshs_*         AutoV3 in full and AutoV1, of the file as kohya's trainer serialised it: with its `ss_` texts alone
+
+Source: AUTOMATIC1111/stable-diffusion-webui, `modules/sd_models.py`, `modules/hashes.py` and
+`extensions-builtin/Lora/network.py`; kohya-ss/sd-scripts, `library/train_util.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+import safetensors.torch
+
+from lorry.errors import AdapterNotFoundError
+from lorry.files._layout import LENGTH_BYTES
+from lorry.files.safetensors_reader import read_safetensors
+
+CHUNK = 1 << 20
+OLD_START, OLD_LENGTH = 0x100000, 0x10000
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """The hashes of a file, in lower-case hexadecimal digits."""
+
+    autov1: str
+    autov2: str
+    sha256: str
+    autov3: str | None
+    """None for a file that is no safetensors file."""
+    sshs_model_hash: str | None
+    """As kohya's trainer would write it into the header; the header's own may be of another file."""
+    sshs_legacy_hash: str | None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The hashes in types that JSON has."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shown = {"AutoV1": self.autov1, "AutoV2": self.autov2, "AutoV3": self.autov3, "sha256": self.sha256}
+        shown |= {"sshs_model_hash": self.sshs_model_hash, "sshs_legacy_hash": self.sshs_legacy_hash}
+        return "\n".join(["hashes:", *(f"  {name:<16}  {value}" for name, value in shown.items() if value)])
+
+
+def hash_file(path: str | os.PathLike[str]) -> Hashes:
+    """Return the hashes of an adapter file. The whole file is read.
+
+    Raises:
+        AdapterNotFoundError: it cannot be opened.
+        BrokenFileError: a safetensors file's header does not describe it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            old, whole = _old(file), _rest(file, 0)
+            length = int.from_bytes(_head(file), "little")
+            is_safe = path.suffix == ".safetensors"
+            data = _rest(file, LENGTH_BYTES + length) if is_safe else None
+    except OSError as error:
+        raise AdapterNotFoundError(f"{path}: the file cannot be opened: {error.strerror}.") from error
+    model, legacy = _of_kohya(path) if is_safe else (None, None)
+    return Hashes(old, whole[:10], whole, None if data is None else data[:12], model, legacy)
+
+
+def _head(file: io.BufferedIOBase) -> bytes:
+    file.seek(0)
+    return file.read(LENGTH_BYTES)
+
+
+def _old(file: io.BufferedIOBase) -> str:
+    file.seek(OLD_START)
+    return hashlib.sha256(file.read(OLD_LENGTH)).hexdigest()[:8]
+
+
+def _rest(file: io.BufferedIOBase, start: int) -> str:
+    file.seek(start)
+    found = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def _of_kohya(path: Path) -> tuple[str, str]:
+    found = read_safetensors(path)
+    text = {key: value for key, value in found.metadata.items() if key.startswith("ss_")}
+    file = io.BytesIO(safetensors.torch.save(dict(found.tensors), text))
+    length = int.from_bytes(_head(file), "little")
+    return _rest(file, LENGTH_BYTES + length), _old(file)
