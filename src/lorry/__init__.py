@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorry import errors
     from lorry.binding import LoadReport
-    from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, Strengths, attach
+    from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, Strengths, attach, prepare
     from lorry.prompts import LoraTag, Prompt, parse_prompt
     from lorry.training import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
 
@@ -32,6 +32,7 @@ __all__ = [
     "get_adapter_metadata",
     "get_adapter_state_dict",
     "parse_prompt",
+    "prepare",
 ]
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "get_adapter_metadata": "lorry.training",
     "get_adapter_state_dict": "lorry.training",
     "parse_prompt": "lorry.prompts",
+    "prepare": "lorry.pipelines",
 }
 
 

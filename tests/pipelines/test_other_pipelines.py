@@ -143,6 +143,41 @@ def test_a_model_wrapped_by_torch_compile_gets_adapters_too(files: Files) -> Non
     assert torch.equal(oracle.denoised(plain), unet(**oracle.unet_inputs(plain.unet))[0])
 
 
+def test_a_prepared_pipeline_compiles_its_denoiser_once(files: Files) -> None:
+    torch._dynamo.reset()
+    pipe, plain = oracle.ours("sd"), oracle.ours("sd")
+    lorry.prepare(pipe, rank=4)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+    def hidden(pipe: Any) -> torch.Tensor:
+        return pipe.text_encoder(torch.arange(7)[None])[0]
+
+    def same_as_plain() -> None:
+        out = pipe.unet(**oracle.unet_inputs(plain.unet))[0]
+        check_close({"denoised": out}, {"denoised": oracle.denoised(plain)})
+        check_close({"hidden": hidden(pipe)}, {"hidden": hidden(plain)})
+
+    with torch.no_grad():
+        same_as_plain()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for change in (
+                lambda p: p.load_lora_weights(files.get("sd"), adapter_name="a"),
+                lambda p: p.set_adapters("a", 0.5),
+                lambda p: p.load_lora_weights(files.get("sd", "b"), adapter_name="a", hotswap=True),
+                lambda p: p.load_lora_weights(files.get("sd"), adapter_name="b"),
+                lambda p: p.set_adapters(["a", "b"], [0.5, 0.7]),  # ranks 3 and 4: one of them finds no room
+                lambda p: p.fuse_lora(),
+                lambda p: p.unfuse_lora(),
+                lambda p: p.disable_lora(),
+                lambda p: p.enable_lora(),
+                lambda p: p.delete_adapters(["a", "b"]),
+            ):
+                for each in (pipe, plain):
+                    change(each)
+                same_as_plain()
+    torch._dynamo.reset()
+
+
 def test_a_pipeline_with_a_text_encoder_left_out_takes_the_rest_and_says_so(files: Files) -> None:
     pipe = oracle.made(
         oracle.lorry_class(diffusers.StableDiffusionXLPipeline),

@@ -5,7 +5,7 @@ A scene is made once for a set of adapters and kept, so that going back to it mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,7 +16,8 @@ from lorry.algebra import LowRank
 from lorry.patching.memory import Block
 from lorry.patching.places import Places
 from lorry.patching.resident import Resident
-from lorry.patching.side_path import DOWN, SCALE, UP, SidePath
+from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
+from lorry.patching.slots import fill_slots
 from lorry.patching.strengths import StrengthVector
 
 Row = tuple[dict[str, Any], dict[str, Tensor]]
@@ -56,7 +57,10 @@ class Scene:
 
 
 def build_scene(
-    residents: Mapping[str, Resident], modules: Mapping[str, SidePath], places: Places | None = None
+    residents: Mapping[str, Resident],
+    modules: Mapping[str, SidePath],
+    places: Places | None = None,
+    room: int | None = None,
 ) -> Scene:
     """Make the scene of `residents`, joined along the rank in their order.
 
@@ -64,22 +68,27 @@ def build_scene(
         residents: by name.
         modules: the patched modules, by path.
         places: those of another scene, for this one to share where they are the same.
+        room: the rank of every linear layer's factors, whoever acts there; who finds no room, and who acts on another
+            kind of layer, acts through a copy. When None, factors have the joined rank, where somebody acts.
     """
-    here = {path: modules[path] for resident in residents.values() for path in resident.deltas}
+    acting = {path: modules[path] for resident in residents.values() for path in resident.deltas}
+    here = acting if room is None else modules
     places = places if places is not None and places.are_of(here) else Places(here)
-    joined: dict[str, Pairs] = {}
+    joined: dict[str, Pairs] = {p: {} for p, m in here.items() if room and isinstance(m, LinearSidePath)}
     copied: dict[str, tuple[str, ...]] = {}
-    for path in here:
+    for path in acting:
         device, dtype, *_ = places[path]
-        acting = {name: one for name, one in residents.items() if path in one.deltas}
-        factors = {name: one.factors(path, device, dtype) for name, one in acting.items()}
+        found = {name: one for name, one in residents.items() if path in one.deltas}
+        factors = {name: one.factors(path, device, dtype) for name, one in found.items()}
         pairs = {name: pair for name, pair in factors.items() if pair is not None}
+        if room is not None:
+            pairs = _with_room(pairs, room if path in joined else 0)
         if pairs:
             joined[path] = pairs
-        if len(pairs) < len(acting) or any(one.deltas[path].part("bias") for one in acting.values()):
-            copied[path] = tuple(acting)
-    strengths = StrengthVector.of(joined)
-    tensors = _join({path: list(pairs.values()) for path, pairs in joined.items()})
+        if len(pairs) < len(found) or any(one.deltas[path].part("bias") for one in found.values()):
+            copied[path] = tuple(found)
+    strengths = StrengthVector.of(joined, places, room)
+    tensors = _join(joined) if room is None else fill_slots(joined, modules, places, room)
     rows = {
         path: (modules[path]._buffers, {DOWN: down, UP: up, SCALE: strengths.pieces[path]})
         for path, (down, up) in tensors.items()
@@ -87,11 +96,22 @@ def build_scene(
     return Scene(rows, copied, joined, strengths, places)
 
 
-def _join(pairs: Mapping[str, Sequence[LowRank]]) -> dict[str, tuple[Tensor, Tensor]]:
+def _with_room(pairs: Pairs, room: int) -> Pairs:
+    """Return the first of `pairs` whose ranks fit into `room` together."""
+    fitting = {}
+    for name, pair in pairs.items():
+        if pair.rank > room:
+            break
+        fitting[name], room = pair, room - pair.rank
+    return fitting
+
+
+def _join(pairs_of: Mapping[str, Pairs]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return down and up of each module: as they are of one adapter, concatenated along the rank of several.
 
     What is concatenated goes into one block of memory a device: one copy of its bytes.
     """
+    pairs = {path: list(found.values()) for path, found in pairs_of.items()}
     several = {path: found for path, found in pairs.items() if len(found) > 1}
     sizes: dict[torch.device, int] = {}
     for found in several.values():

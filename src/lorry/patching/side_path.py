@@ -68,8 +68,11 @@ class SidePath(nn.Module):
         """Follow the module, but keep scales in float32, and keep all under a hook that casts at each call."""
         names = (SCALE, *(trained_names(name)[2] for name in self.lorry_trained))
         names = names if layer_hooks(self) is None else (*BUFFERS, *names)
+        shared = [key for key in ("weight", "bias") if shares(self, key)]
+        self._buffers.update({f"lorry_{key}": None for key in shared})  # not moved twice
         exact = {name: tensor for name in names if (tensor := self._buffers[name]) is not None}
         super()._apply(fn, recurse)
+        self._buffers.update({f"lorry_{key}": cast(Tensor, self._parameters[key]).data for key in shared})
         for name, tensor in exact.items():
             applied = cast(Tensor, self._buffers[name])
             self._buffers[name] = applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
@@ -183,6 +186,12 @@ class Formula:
         return self.delta.with_tensors(
             {field: getattr(module, f"lorry_{self.name}_{field}") for field in fields}
         )
+
+
+def shares(module: nn.Module, key: str) -> bool:
+    """Whether a patched module computes with a view of its parameter, as those of prepared models do."""
+    view, parameter = module._buffers[f"lorry_{key}"], module._parameters.get(key)
+    return view is not None and parameter is not None and view.data_ptr() == parameter.data_ptr()
 
 
 def trained_names(adapter: str) -> tuple[str, str, str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from lorry.patching.copies import Acting, Copies
+from lorry.binding import weight_shape
+from lorry.patching.copies import NONE, Acting, Copies
 from lorry.patching.fused import FusedWeights
 from lorry.patching.patches import patch, unpatch
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
 from lorry.patching.side_path import BUFFERS, SCALE, SidePath
+from lorry.patching.slots import share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
 
@@ -31,28 +33,60 @@ class SidePaths:
         self._uses: dict[str, int] = {}
         """How many loaded adapters have a delta for each module."""
         self._scenes: dict[tuple[str, ...], Scene] = {}
-        """Those of one adapter, which share its memory, and the last one of several, by the adapters' names."""
+        """Those of one adapter, which share its memory, and the last one of several, by the adapters' names. On a
+        prepared model, the last one alone."""
         self._scene: Scene | None = None
         """The one that stands."""
         self._copies = Copies()
         self._training: tuple[str, ...] = ()
         """The paths of the modules that hold parameters of adapters in training."""
+        self.room: int | None = None
+        """The rank of the slots of a prepared model; None of one that is not."""
+        self._prepared: tuple[str, ...] = ()
+        """The paths of the modules that stay patched whoever is loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_scenes": {}}
 
     def add(self, model: nn.Module, resident: Resident, undo: Undo) -> None:
         """Patch the modules that an adapter has deltas for."""
-        new = resident.deltas.keys() - self.modules.keys()
+        self._use(model, resident.deltas, undo)
+
+    def _use(self, model: nn.Module, paths: Iterable[str], undo: Undo) -> None:
+        new = set(paths) - self.modules.keys()
         named = dict(model.named_modules()) if new else {}
-        patched = {path: patch(path, named[path], undo) for path in resident.deltas if path in new}
+        patched = {path: patch(path, named[path], undo) for path in paths if path in new}
         undo.set_attribute(self, "modules", {**self.modules, **patched})
-        uses = {path: self._uses.get(path, 0) + 1 for path in resident.deltas}
+        uses = {path: self._uses.get(path, 0) + 1 for path in paths}
         undo.set_attribute(self, "_uses", {**self._uses, **uses})
 
     def drop(self, resident: Resident, undo: Undo) -> None:
         """Unpatch the modules that no other adapter has a delta for. Nothing stands in them any more."""
-        uses = {path: self._uses[path] - 1 for path in resident.deltas}
+        self._leave(resident.deltas, undo)
+
+    def prepare(self, model: nn.Module, room: int, undo: Undo) -> None:
+        """Patch every layer that can carry a delta, and keep what stands there in one form: see `slots`."""
+        paths = [path for path, m in model.named_modules() if path and weight_shape(m) is not None]
+        self.unprepare(undo)
+        self._use(model, paths, undo)
+        undo.set_attribute(self, "_prepared", tuple(paths))
+        undo.set_attribute(self, "room", room)
+        undo.set_attribute(self, "_scenes", {})
+
+    def unprepare(self, undo: Undo) -> None:
+        """Leave the layers to adapters alone. What stands in them is put in order by the next refresh."""
+        if self.room is None:
+            return
+        undo.set_attribute(self, "room", None)
+        undo.set_attribute(self, "_scenes", {})
+        shared = [(self.modules[path]._buffers, NONE) for path in self._prepared]
+        undo.update_items(shared)
+        self.forget_copies(undo)
+        self._leave(self._prepared, undo)
+        undo.set_attribute(self, "_prepared", ())
+
+    def _leave(self, paths: Iterable[str], undo: Undo) -> None:
+        uses = {path: self._uses[path] - 1 for path in paths}
         unused = {path for path, number in uses.items() if not number}
         for path in unused:
             unpatch(self.modules[path], undo)
@@ -117,6 +151,8 @@ class SidePaths:
             joined = {name: one for name, one in acting.items() if name not in trained}
             scene = self._set_scene(joined, undo, for_call)
             self._copies.refresh(scene, joined, self.modules, weights, undo)
+            if self.room is not None:
+                share_parameters(self.modules, scene.copied, undo)
 
     def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> Scene:
         """Make the scene of `acting` stand, at their strengths."""
@@ -126,7 +162,8 @@ class SidePaths:
         stands = unmoved is not None and scene is standing
         if scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
-            scene = build_scene(residents, self.modules, None if standing is None else standing.places)
+            known = None if standing is None else standing.places
+            scene = build_scene(residents, self.modules, known, self.room)
             self._keep(names, scene, undo)
         if not for_call:
             scene.strengths.write(strengths, undo)
@@ -138,7 +175,7 @@ class SidePaths:
         return scene
 
     def _keep(self, names: tuple[str, ...], scene: Scene, undo: Undo) -> None:
-        kept = {key: other for key, other in self._scenes.items() if len(key) == 1}
+        kept = {key: other for key, other in self._scenes.items() if len(key) == 1 and self.room is None}
         undo.set_attribute(self, "_scenes", {**kept, names: scene})
 
     def _put(self, scene: Scene, undo: Undo) -> None:

@@ -151,7 +151,7 @@ class AdapterState:
         for resident in leaving.values():
             self._sides.drop(resident, undo)
         self._weights.free_spare(undo)
-        if not self.adapters and not self._weights:
+        if not self.adapters and not self._weights and self._sides.room is None:
             self._detach(undo)
 
     def clear(self, undo: Undo, *, keep_fused: bool = False) -> None:
@@ -160,7 +160,24 @@ class AdapterState:
             self.set_enabled(True, undo)
             undo.set_attribute(self, "fused", {})
             self._weights.let_go(undo)
+        self._sides.unprepare(undo)
         self.remove(list(self.adapters), undo)
+
+    def prepare(self, rank: int, undo: Undo) -> None:
+        """Give every linear layer slots of `rank`, so that code compiled for the model never has to be compiled anew.
+
+        What finds no room there (joined ranks beyond `rank`, other layers, families without factors) acts through a
+        copy of the weight, which costs a call nothing. Adapters in training keep their own way. The slots go with
+        `clear`.
+
+        Raises:
+            StateError: the rank is negative, or a layer cannot be patched.
+        """
+        if rank < 0:
+            raise StateError(f"Slots have a rank of 0 or more, got {rank}.")
+        if self._sides.room != rank:
+            self._sides.prepare(self.model, rank, undo)
+            self._refresh(undo)
 
     # --- which act, and how strongly --------------------------------------------------------------------------
 

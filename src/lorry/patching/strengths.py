@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.algebra import LowRank
+from lorry.patching.places import Places
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
@@ -39,26 +40,33 @@ class StrengthVector:
     """For every place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
 
     @classmethod
-    def of(cls, pairs: Mapping[str, Mapping[str, LowRank]]) -> Self:
-        """Make the vector for the factors of each module by adapter; its numbers are written later."""
+    def of(cls, pairs: Mapping[str, Mapping[str, LowRank]], places: Places, room: int | None = None) -> Self:
+        """Make the vector for the factors of each module by adapter; its numbers are written later.
+
+        Args:
+            pairs: by module path, by adapter.
+            places: of the modules.
+            room: the length of every piece, zeros after the joined ranks; the joined rank itself when None.
+        """
         modules: dict[str, list[str]] = {}
         devices: dict[torch.device, list[str]] = {}
         for path, here in pairs.items():
             for name in here:
                 modules.setdefault(name, []).append(path)
-            devices.setdefault(next(iter(here.values())).down.device, []).append(path)
+            devices.setdefault(places[path].device, []).append(path)
         counter = count()
         numbers = {name: dict(zip(paths, counter, strict=False)) for name, paths in modules.items()}
-        places = [
-            (numbers[name][path], pair.scale, pair.rank)
+        spots = [
+            spot
             for paths in devices.values()
             for path in paths
-            for name, pair in pairs[path].items()
+            for spot in _spots({numbers[name][path]: pair for name, pair in pairs[path].items()}, room)
         ]
-        each = zip(*places, strict=True) if places else ((), (), ())
+        each = zip(*spots, strict=True) if spots else ((), (), ())
         number, scale, rank = (list(column) for column in each)
         sizes = [
-            [sum(pair.rank for pair in pairs[path].values()) for path in paths] for paths in devices.values()
+            [room if room is not None else sum(pair.rank for pair in pairs[path].values()) for path in paths]
+            for paths in devices.values()
         ]
         vectors = [
             torch.zeros(sum(lengths), dtype=torch.float32, device=device)
@@ -95,5 +103,12 @@ class StrengthVector:
                 each += [strength.value] * len(paths)
             else:
                 each += [strength.at(path) for path in paths]
-        values = np.array(each, dtype=np.float64)[self._numbers] * self._scales
+        values = np.array(each or [0.0], dtype=np.float64)[self._numbers] * self._scales
         return torch.from_numpy(values.astype(np.float32)).split([len(vector) for vector in self._vectors])
+
+
+def _spots(pairs: Mapping[int, LowRank], room: int | None) -> list[tuple[int, float, int]]:
+    """Return (number of the strength, scale of the file, rank) of each pair of a module, and of what room is left."""
+    spots = [(number, pair.scale, pair.rank) for number, pair in pairs.items()]
+    left = 0 if room is None else room - sum(pair.rank for pair in pairs.values())
+    return [*spots, (0, 0.0, left)] if left else spots

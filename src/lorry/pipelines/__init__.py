@@ -3,5 +3,6 @@
 from lorry.pipelines.attach import attach
 from lorry.pipelines.mixins import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from lorry.pipelines.parts import Strengths
+from lorry.pipelines.preparing import prepare
 
-__all__ = ["LoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin", "Strengths", "attach"]
+__all__ = ["LoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin", "Strengths", "attach", "prepare"]

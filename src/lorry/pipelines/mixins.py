@@ -18,6 +18,7 @@ from lorry.pipelines.calls import alone, check_scale, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.parts import check_parts
+from lorry.pipelines.preparing import prepare
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
@@ -498,22 +499,25 @@ class LoraLoaderMixin:
         return getattr(self, "_lora_scale", 1.0)
 
     def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
-        """Accepted for diffusers' sake: `load_lora_weights(…, hotswap=True)` needs no preparation in lorry.
+        """Prepare every component for `torch.compile`, by slots of `target_rank`: see `lorry.prepare`.
 
-        Any rank may follow any other, on any targets, text encoders included. A model that `torch.compile` has compiled
-        recompiles when the joined rank or the set of targets changes.
+        Without it, `load_lora_weights(…, hotswap=True)` works as well, and compiled models recompile when the joined
+        rank or the set of targets changes.
 
         Args:
-            target_rank: the highest rank to come; must be at least 1.
-            check_compiled: "error", "warn" or "ignore".
+            target_rank: of the slots; must be at least 1. Adapters of a higher rank act through copies of weights.
+            check_compiled: "error", "warn" or "ignore"; nothing is checked. A model that is compiled already compiles
+                once more.
 
         Raises:
             ValueError: an argument has none of these values.
+            StateError: a layer cannot carry adapters.
         """
         if target_rank < 1 or check_compiled not in ("error", "warn", "ignore"):
             raise ValueError(
                 f"Expected a rank of at least 1 and 'error', 'warn' or 'ignore'; got {target_rank}, {check_compiled!r}."
             )
+        prepare(self, target_rank)
 
 
 class StableDiffusionXLLoraLoaderMixin(LoraLoaderMixin):
