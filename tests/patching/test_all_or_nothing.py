@@ -108,6 +108,11 @@ def training(model: nn.Module) -> None:
     do(model, lambda state, undo: state.set_active({"first": Strength(), "trained": Strength()}, undo))
 
 
+def prepared(model: nn.Module) -> None:
+    two(model)
+    do(model, lambda state, undo: state.prepare(4, undo))
+
+
 def do(model: nn.Module, operation: Operation) -> None:
     with changing(model) as (state, undo):
         operation(state, undo)
@@ -147,6 +152,11 @@ OPERATIONS: dict[str, tuple[Callable[[nn.Module], None], Operation]] = {
     "fuse safely to the cpu": (two, lambda s, u: s.fuse(u, safe=True, originals="cpu")),
     "fuse without originals": (two, lambda s, u: s.fuse(u, originals="none")),
     "fuse another": (fused, lambda s, u: s.fuse(u, ["second"])),
+    "prepare": (two, lambda s, u: s.prepare(2, u)),
+    "make more room": (prepared, lambda s, u: s.prepare(9, u)),
+    "switch on a prepared model": (prepared, lambda s, u: s.set_active({"second": Strength()}, u)),
+    "fuse on a prepared model": (prepared, lambda s, u: s.fuse(u)),
+    "clear a prepared model": (prepared, lambda s, u: s.clear(u)),
     "fuse in training": (training, lambda s, u: s.fuse(u)),
     "unfuse one": (both_fused, lambda s, u: s.unfuse(u, ["second"])),
     "unfuse all": (both_fused, lambda s, u: s.unfuse(u)),

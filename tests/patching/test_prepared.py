@@ -150,7 +150,10 @@ def test_a_prepared_model_that_is_cast_computes_in_the_new_dtype(dtype: torch.dt
     model = prepared(Small()).to(dtype)
     x = small_input(dtype=dtype)
     assert torch.equal(model(x), Small().to(dtype)(x))
-    assert model.get_buffer("out.lorry_weight").data_ptr() == model.out._parameters["weight"].data_ptr()
+    assert (
+        model.get_buffer("out.lorry_weight").data_ptr()
+        == dict(model.named_parameters())["out.weight"].data_ptr()
+    )
 
 
 def test_preparing_that_fails_changes_nothing() -> None:
