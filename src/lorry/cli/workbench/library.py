@@ -1,0 +1,60 @@
+"""`lorry library`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorry.cli.debugging import Debug
+from lorry.cli.workbench.options import AsJson
+
+
+def library(
+    folder: Annotated[Path, typer.Argument(help="A folder of adapters; folders in it are looked into.")],
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="List those that all these words are said of.")
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Find files with the same weights, also in another dialect.")
+    ] = False,
+    hashes: Annotated[
+        bool,
+        typer.Option("--hashes", help="Compute the hashes of A1111 and Civitai (AutoV3); reads every file."),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Read every header, also of files that are known.")
+    ] = False,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """List a folder of adapters: name, base model, family, rank, words and size, from headers and files beside them."""
+    import json
+
+    from lorry.cli.console import tell
+    from lorry.cli.progress import bar
+    from lorry.files import weights_hash
+    from lorry.workflows.library import find_duplicates, scan_library
+
+    found = scan_library(folder, again=again, progress=bar)
+    entries = found.entries if search is None else found.search(search)
+    digests = {e.path: weights_hash(e.path)[:12] for e in bar(entries, "hashing")} if hashes else {}
+    groups = find_duplicates(entries, progress=bar) if duplicates else ()
+    if as_json:
+        listed = [entry.as_dict() | {"hash": digests.get(entry.path)} for entry in entries]
+        same = [[entry.path for entry in group] for group in groups]
+        tell(
+            json.dumps(
+                {"folder": str(folder), "adapters": listed, "duplicates": same}, indent=2, ensure_ascii=False
+            )
+        )
+        return
+    for entry in entries:
+        tell(f"{entry}" + (f", {digests[entry.path]}" if digests else ""))
+        for remark in entry.beside.remarks:
+            tell(f"  {remark}", "yellow")
+    for group in groups:
+        tell("the same weights: " + ", ".join(entry.name for entry in group), "bold")
+    said = f" of {len(found.entries)}" if search is not None else ""
+    tell(f"{len(entries)}{said} adapters; {found.read} headers read, the others were known.", "dim")

@@ -1,0 +1,53 @@
+"""`lorry library`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cli.runs import lorry_says
+from lorry.files import weights_hash
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORRY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "library.json"
+
+
+def test_a_folder_is_listed_and_known_the_next_time(loras: Path, own_cache: Path) -> None:
+    result = lorry_says("library", loras)
+    assert "ink: Ink, LoRA rank 2, text_encoder+unet" in result.stdout
+    assert "words: Ink" not in result.stdout
+    assert "words: abra, dabra" in result.stdout
+    assert "3 adapters; 3 headers read" in result.stdout
+    assert own_cache.is_file()
+    assert "3 adapters; 0 headers read" in lorry_says("library", loras).stdout
+    assert "3 headers read" in lorry_says("library", loras, "--again").stdout
+
+
+def test_words_hashes_and_copies_are_asked_for(loras: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(loras, folder)
+    shutil.copy(folder / "ink.safetensors", folder / "ink copy.safetensors")
+    result = lorry_says("library", folder, "--search", "ink", "--hashes", "--duplicates")
+    assert "the same weights: ink copy, ink" in result.stdout
+    assert weights_hash(folder / "ink.safetensors")[:12] in result.stdout
+    assert "2 of 4 adapters" in result.stdout
+    assert "wax" not in result.stdout
+
+
+def test_json_has_all_of_it(loras: Path) -> None:
+    said = json.loads(lorry_says("library", loras, "--json", "--duplicates").stdout)
+    assert [one["name"] for one in said["adapters"]] == ["ink", "wax", "words"]
+    assert said["adapters"][2]["words"] == ["abra", "dabra"]
+    assert said["duplicates"] == []
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    result = lorry_says("library", tmp_path / "gone")
+    assert result.exit_code == 1
+    assert "there is no such folder" in result.stderr
