@@ -46,7 +46,9 @@ def save_cache(path: Path, facts: Mapping[str, tuple[Stamp, Facts]]) -> None:
         name: {"mtime": stamp[0], "size": stamp[1], "facts": asdict(found)}
         for name, (stamp, found) in facts.items()
     }
-    text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
 
     def write(file: BinaryIO) -> None:
         file.write(text)
