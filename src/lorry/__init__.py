@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorry import errors
     from lorry.binding import LoadReport
-    from lorry.pipelines import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, Strengths, attach, prepare
+    from lorry.jobs import convert
+    from lorry.pipelines import (
+        LoraLoaderMixin,
+        StableDiffusionXLLoraLoaderMixin,
+        Strengths,
+        attach,
+        is_supported,
+        prepare,
+    )
     from lorry.prompts import LoraTag, Prompt, parse_prompt
     from lorry.training import AdapterConfig, add_adapter, get_adapter_metadata, get_adapter_state_dict
 
@@ -28,9 +36,11 @@ __all__ = [
     "__version__",
     "add_adapter",
     "attach",
+    "convert",
     "errors",
     "get_adapter_metadata",
     "get_adapter_state_dict",
+    "is_supported",
     "parse_prompt",
     "prepare",
 ]
@@ -45,8 +55,10 @@ _HOMES = {
     "Strengths": "lorry.pipelines",
     "add_adapter": "lorry.training",
     "attach": "lorry.pipelines",
+    "convert": "lorry.jobs",
     "get_adapter_metadata": "lorry.training",
     "get_adapter_state_dict": "lorry.training",
+    "is_supported": "lorry.pipelines",
     "parse_prompt": "lorry.prompts",
     "prepare": "lorry.pipelines",
 }

@@ -1,17 +1,28 @@
 """Decide which delta lands on which module of a live model, or say why not."""
 
+from lorry.binding.bases import BASES, Base, base_of_adapter, base_of_models, find_base_called
 from lorry.binding.index import ModuleIndex
-from lorry.binding.plan import Plan, bind
+from lorry.binding.plan import Plan, bind, report_on
+from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
 from lorry.binding.targets import weight_shape
 
 __all__ = [
+    "BASES",
+    "Base",
     "ComponentReport",
     "LoadReport",
     "Mismatch",
     "ModuleIndex",
     "Plan",
+    "base_of_adapter",
+    "base_of_models",
     "bind",
+    "find_base_called",
+    "in_names_of_model",
+    "in_original_names",
+    "join_exactly",
+    "report_on",
     "size_of",
     "weight_shape",
 ]

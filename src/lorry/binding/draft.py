@@ -95,7 +95,7 @@ class Draft:
             first = next((p for p in placed.get(place.path, ()) if _overlap(p.into, place.into)), None)
             if first is None:
                 new.append((place, _Placed(replace(entry, delta=delta), place.into)))
-            elif first.into == place.into and _equal(first.entry.delta, delta):
+            elif first.into == place.into and equal(first.entry.delta, delta):
                 same = first.entry
             else:
                 raise UnknownTargetError(
@@ -151,7 +151,7 @@ def _overlap(one: Span | None, other: Span | None) -> bool:
     return one is None or other is None or (one[0] < other[1] and other[0] < one[1])
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
     """Whether two deltas are of one family, with the same tensors and the same numbers."""
     if type(one) is not type(other) or one.rank_scale != other.rank_scale:
         return False
@@ -160,8 +160,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.is_meta or other.is_meta:  # of a header alone
+            return one.shape == other.shape
         return torch.equal(one, other)
-    return _equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
+    return equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
 
 
 def _component_report(name: str, targets: int, entries: list[Entry]) -> ComponentReport:

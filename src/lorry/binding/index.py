@@ -60,11 +60,24 @@ class ModuleIndex:
         Raises:
             UnknownTargetError: a flattened name means two modules of this model.
         """
-        pieces = self._find_flat(target.path) if target.flat else self._find_dotted(target.path)
+        pieces = self.find_pieces(target)
         if pieces is None:
             return None
         places = places_of(pieces, self.modules)
         return tuple(where_fused(place, self.modules) for place in places) if self._fuses else places
+
+    def find_pieces(self, target: Target) -> tuple[Piece, ...] | None:
+        """Return the pieces that the rows of `target` are, in their order, or None where there is no such module.
+
+        Raises:
+            UnknownTargetError: a flattened name means two modules of this model.
+        """
+        return self._find_flat(target.path) if target.flat else self._find_dotted(target.path)
+
+    @property
+    def original(self) -> Names:
+        """The names that the original checkpoint has for modules which are called otherwise in this model."""
+        return self._original
 
     def find_path(self, target: Target) -> str | None:
         """Return the path of the one module that `target` names whole, or None."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorry.adapters import Adapter, Embedding
 from lorry.algebra import Delta
+from lorry.binding.bases import made_for
 from lorry.binding.draft import Draft
 from lorry.binding.embeddings import place_embeddings
 from lorry.binding.index import ModuleIndex
@@ -61,20 +62,44 @@ def bind(
         ShapeMismatchError: strict, and a delta has another shape than the weight it is for.
         UnknownTargetError: two tensors of the file claim one module and differ.
     """
-    indexes = {name: ModuleIndex(model) for name, model in models.items() if model is not None}
-    draft = Draft(indexes, models, routes(adapter, indexes, models, denoisers))
-    for entry in adapter.entries:
-        draft.place(entry)
+    draft = _drafted(adapter, models, denoisers)
     report = draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
     if strict:
         _refuse_leftovers(report, draft, adapter)
     if not report.components:
-        raise NothingAppliedError(f"Nothing of {adapter.source} can be applied to this pipeline.\n{report}")
+        raise NothingAppliedError(
+            f"Nothing of {adapter.source} can be applied to this pipeline. {made_for(adapter, models)}\n{report}"
+        )
     return Plan(draft.deltas(), report, report.embeddings)
 
 
+def report_on(
+    adapter: Adapter, models: Mapping[str, nn.Module | None], tokenizers: Collection[str] = ()
+) -> LoadReport:
+    """Return what would become of every key of an adapter, whether or not it can be applied.
+
+    Raises:
+        UnknownTargetError: two tensors of the file claim one module and differ.
+    """
+    return _drafted(adapter, models).report(
+        adapter, place_embeddings(adapter.embeddings, models, tokenizers)
+    )
+
+
+def _drafted(
+    adapter: Adapter, models: Mapping[str, nn.Module | None], denoisers: Sequence[str] | None = None
+) -> Draft:
+    indexes = {name: ModuleIndex(model) for name, model in models.items() if model is not None}
+    draft = Draft(indexes, models, routes(adapter, indexes, models, denoisers))
+    for entry in adapter.entries:
+        draft.place(entry)
+    return draft
+
+
 def _refuse_leftovers(report: LoadReport, draft: Draft, adapter: Adapter) -> None:
-    hint = "Was the adapter made for another base model? `strict=False` applies the rest."
+    if not (report.mismatched or report.unknown):
+        return
+    hint = f"{made_for(adapter, draft.models)} `strict=False` applies the rest."
     if report.mismatched:
         raise ShapeMismatchError(
             f"{report.source} does not fit: {some(map(str, report.mismatched), 3)}. {hint}\n{report}"

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from lorry.cli.console import tell_error
+from lorry.cli.converting import convert
 from lorry.cli.debugging import Debug, wants_debug
 from lorry.cli.options import DtypeName, LoraChoice, Size, parse_lora, parse_size
 from lorry.cli.train_options import with_settings
@@ -60,6 +61,14 @@ def _lorry(
 @app.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="An adapter file, or the name of one that lorry ships.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="Say as well what loading it would do: into a known base model (sd15, sdxl, flux, …) or a pipeline's "
+            "folder.",
+        ),
+    ] = None,
     weights: Annotated[
         bool,
         typer.Option(
@@ -80,7 +89,7 @@ def inspect(
     from lorry.cli.inspecting import inspect_and_print
     from lorry.cli.workbench.further import Further
 
-    if not inspect_and_print(file, Further(weights, hashes, plot), as_json=as_json):
+    if not inspect_and_print(file, Further(weights, hashes, plot), model, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -224,6 +233,7 @@ def version() -> None:
     _show_version(True)
 
 
+app.command()(convert)
 add_workbench(app)
 
 

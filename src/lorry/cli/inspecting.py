@@ -7,20 +7,33 @@ import json
 from lorry.cli.console import tell, tell_error
 from lorry.cli.options import find_adapter
 from lorry.cli.workbench.further import Further
+from lorry.errors import LorryError
 from lorry.workflows import inspect_file
 
 
-def inspect_and_print(file: str, further: Further, *, as_json: bool) -> bool:
-    """Print what a file holds, with the further reports that are asked for; return whether lorry can apply it."""
+def inspect_and_print(file: str, further: Further, model: str | None = None, *, as_json: bool) -> bool:
+    """Print what a file holds, with the further reports that are asked for.
+
+    Returns whether lorry can apply it, to `model` where one is given.
+    """
     source = find_adapter(file)
     report = inspect_file(source)
     more = {} if report.problem else further.reports(source)
+    support = None
+    if model is not None:
+        from lorry.pipelines.support import is_supported
+
+        support = is_supported(source, model)
+    problem: LorryError | None = report.problem or (None if support is None else support.problem)
     if as_json:
         answer = report.as_dict() | {name: found.as_dict() for name, found in more.items()}
-        tell(json.dumps(answer, indent=2, ensure_ascii=False))
-    else:
-        for found in (report, *more.values()):
-            tell(found)
-    if report.problem is not None and not as_json:
-        tell_error(report.problem)
-    return report.problem is None
+        asked = {} if support is None else {"model": model, "support": support.as_dict()}
+        tell(json.dumps(answer | asked, indent=2, ensure_ascii=False))
+        return problem is None
+    for found in (report, *more.values()):
+        tell(found)
+    if support is not None:
+        tell(f"{model}: {support}")
+    if problem is not None:
+        tell_error(problem)
+    return problem is None

@@ -1,6 +1,7 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
 from lorry.files.finding import check_inside, find_weights
+from lorry.files.folders import write_folders
 from lorry.files.hashes import Hashes, hash_file
 from lorry.files.hashing import weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
@@ -28,6 +29,7 @@ __all__ = [
     "size_on_disk",
     "stream_safetensors",
     "weights_hash",
+    "write_folders",
     "write_pickle",
     "write_safetensors",
 ]

@@ -35,7 +35,9 @@ METADATA_KEY = "lora_adapter_metadata"
 `loaders/lora_base.py`, `LORA_ADAPTER_METADATA_KEY`."""
 
 
-def read_adapter_file(pretrained: str | os.PathLike[str], **kwargs: Any) -> TensorFile:
+def read_adapter_file(
+    pretrained: str | os.PathLike[str], *, header_only: bool = False, **kwargs: Any
+) -> TensorFile:
     """Find and read an adapter's file.
 
     A folder that holds PEFT folders by component (`unet/`, `text_encoder/`) is read as one file, its keys preceded by
@@ -43,6 +45,7 @@ def read_adapter_file(pretrained: str | os.PathLike[str], **kwargs: Any) -> Tens
 
     Args:
         pretrained: a file, a folder, or the id of a repository of the Hub.
+        header_only: leave the weights of safetensors files on the disk; see `read_header`.
         kwargs: those of `find_weights`.
 
     Returns:
@@ -54,9 +57,10 @@ def read_adapter_file(pretrained: str | os.PathLike[str], **kwargs: Any) -> Tens
     """
     folders = _component_folders(pretrained, kwargs)
     if folders:
-        return _joined(os.fspath(pretrained), {name: read_weights(path) for name, path in folders.items()})
+        files = {name: read_weights(path, header_only=header_only) for name, path in folders.items()}
+        return _joined(os.fspath(pretrained), files)
     path = find_weights(pretrained, **kwargs)
-    file = read_weights(path)
+    file = read_weights(path, header_only=header_only)
     if file.config is not None and path.parent.name in COMPONENT_FOLDERS:
         return _joined(file.source, {path.parent.name: file})
     return file
@@ -133,4 +137,5 @@ def _joined(source: str, files: Mapping[str, TensorFile]) -> TensorFile:
     for component, file in files.items():
         tensors.update({f"{component}.{key}": tensor for key, tensor in file.tensors.items()})
         configs.update({f"{component}.{key}": value for key, value in (file.config or {}).items()})
-    return TensorFile(tensors, {METADATA_KEY: json.dumps(configs)}, source)
+    text = {key: value for file in files.values() for key, value in file.metadata.items()}
+    return TensorFile(tensors, {**text, METADATA_KEY: json.dumps(configs)}, source)

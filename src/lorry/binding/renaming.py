@@ -1,0 +1,170 @@
+"""An adapter under other names for its base model's modules: diffusers' own, or the original checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import final
+
+from torch import nn
+
+from lorry.adapters import Adapter, Entry
+from lorry.adapters.rows import Rows, join_rows, split_blocks
+from lorry.algebra import Delta, cut_rows
+from lorry.binding.draft import equal
+from lorry.binding.index import ModuleIndex
+from lorry.binding.plan import bind
+from lorry.binding.routes import routes
+from lorry.binding.tables import Names, Piece
+from lorry.binding.targets import weight_shape
+from lorry.errors import UnsupportedAdapterError
+from lorry.names import Target
+
+Models = Mapping[str, nn.Module]
+Join = Callable[[str, Sequence[Delta | None], Rows], Delta]
+"""Makes one delta of those for the layers that an original module was split into; it is told that module's name."""
+
+
+def in_names_of_model(adapter: Adapter, models: Models) -> Adapter:
+    """Return an adapter with the paths of a model's own modules, one entry for each.
+
+    Raises:
+        BindingError: it does not fit the models.
+    """
+    indexes = {name: ModuleIndex(model) for name, model in models.items()}
+    adapter = _with_own_components(adapter, indexes, models)
+    split = replace(adapter, entries=tuple(part for e in adapter.entries for part in _apart(e, indexes)))
+    plan = bind(split, models)
+    entries = [
+        Entry(Target(component, path), delta, (), "rank")
+        for component, deltas in plan.deltas.items()
+        for path, delta in deltas.items()
+    ]
+    return replace(adapter, entries=tuple(sorted(entries, key=lambda entry: entry.target)))
+
+
+def in_original_names(adapter: Adapter, models: Models, join: Join | None = None) -> Adapter:
+    """Return an adapter with the names of the original checkpoint, where these differ from the model's own.
+
+    Args:
+        adapter: in whatever names.
+        models: by component.
+        join: what makes one delta of several for a module that the original has fused; `join_exactly` when None.
+
+    Raises:
+        BindingError: it does not fit the models.
+        UnsupportedAdapterError: layers that the original has fused have deltas which cannot be put together.
+    """
+    entries: list[Entry] = []
+    for component, found in _by_pieces(adapter, models).items():
+        renaming = _Renaming(ModuleIndex(models[component]), join or join_exactly)
+        entries += [Entry(Target(component, name), delta, ()) for name, delta in renaming.named(found)]
+    return replace(adapter, entries=tuple(sorted(entries, key=lambda entry: entry.target)))
+
+
+def join_exactly(name: str, deltas: Sequence[Delta | None], rows: Rows) -> Delta:
+    """Make one delta of several without a difference.
+
+    Raises:
+        UnsupportedAdapterError: there is no such delta.
+    """
+    joined = join_rows(deltas, rows)
+    if joined is None:
+        families = "+".join(sorted({delta.family for delta in deltas if delta is not None}))
+        raise UnsupportedAdapterError(
+            f"`{name}` is one layer in the original checkpoint and {len(deltas)} in diffusers' model; their {families} "
+            "deltas have no common form. `--approximate` makes one LoRA of them."
+        )
+    return joined
+
+
+def _with_own_components(adapter: Adapter, indexes: Mapping[str, ModuleIndex], models: Models) -> Adapter:
+    """Return an adapter whose components are called as those of these models; those that are not there, as before."""
+    found = routes(adapter, indexes, models)
+
+    def named(entry: Entry) -> Iterator[Entry]:
+        for component in found[entry.target.component] or (entry.target.component,):
+            yield replace(entry, target=replace(entry.target, component=component))
+
+    return replace(adapter, entries=tuple(other for entry in adapter.entries for other in named(entry)))
+
+
+def _apart(entry: Entry, indexes: Mapping[str, ModuleIndex]) -> Iterator[Entry]:
+    """Yield the layers' own LoRAs of a fused one that was made of such; else the entry as it is."""
+    component = entry.target.component
+    index = indexes.get(component)
+    pieces = None if index is None else index.find_pieces(entry.target)
+    if index is None or pieces is None or len(pieces) < 2 or any(piece.of > 1 for piece in pieces):
+        yield entry
+        return
+    rows = [_rows(index, piece) for piece in pieces]
+    fits = entry.delta.shape[0] == sum(rows)
+    parts = split_blocks(entry.delta, rows) if fits else None
+    if parts is None:
+        yield entry
+        return
+    for piece, part in zip(pieces, parts, strict=True):
+        if part is not None:
+            yield replace(entry, target=Target(component, piece.path), delta=part)
+
+
+def _by_pieces(adapter: Adapter, models: Models) -> dict[str, dict[tuple[Piece, ...], Delta]]:
+    """Return an adapter's deltas, fitted, by component and by the pieces that their rows are."""
+    indexes = {name: ModuleIndex(model) for name, model in models.items()}
+    found: dict[str, dict[tuple[Piece, ...], Delta]] = {}
+    for entry in _with_own_components(adapter, indexes, models).entries:
+        component = entry.target.component
+        index = indexes.get(component)
+        pieces = None if index is None else index.find_pieces(entry.target)
+        delta = None if index is None or pieces is None else entry.delta.fitted(_whole(index, pieces))
+        if pieces is None or delta is None or adapter.unknown:
+            bind(adapter, models)  # which says what is wrong
+            raise UnsupportedAdapterError(f"{adapter.source}: {entry.target} does not fit this model.")
+        first = found.setdefault(component, {}).setdefault(pieces, delta)
+        if first is not delta and not equal(first, delta):
+            raise UnsupportedAdapterError(f"{adapter.source}: {entry.target} is there twice, and differs.")
+    return found
+
+
+def _rows(index: ModuleIndex, piece: Piece) -> int:
+    return (weight_shape(index.modules[piece.path]) or (0,))[0] // piece.of
+
+
+def _whole(index: ModuleIndex, pieces: Sequence[Piece]) -> tuple[int, ...]:
+    rest = (weight_shape(index.modules[pieces[0].path]) or (0,))[1:]
+    return (sum(_rows(index, piece) for piece in pieces), *rest)
+
+
+@final
+class _Renaming:
+    """Gives the deltas of one component the original names."""
+
+    def __init__(self, index: ModuleIndex, join: Join) -> None:
+        self.index, self.join = index, join
+        names: Names = index.original
+        self.by_pieces = {pieces: name for name, pieces in sorted(names.items(), reverse=True)}
+        self.by_path = {
+            piece.path: name for name, pieces in sorted(names.items(), reverse=True) for piece in pieces
+        }
+
+    def named(self, found: Mapping[tuple[Piece, ...], Delta]) -> Iterator[tuple[str, Delta]]:
+        """Yield each delta under its original name, those of one original module together."""
+        fused: dict[str, dict[str, Delta]] = {}
+        for pieces, delta in found.items():
+            path = pieces[0].path
+            if pieces in self.by_pieces:
+                yield self.by_pieces[pieces], delta
+            elif path in self.by_path and len(pieces) == 1 and pieces[0].of == 1:
+                fused.setdefault(self.by_path[path], {})[path] = delta
+            else:
+                yield path, delta
+        for name, parts in fused.items():
+            yield name, self._fused(name, parts)
+
+    def _fused(self, name: str, parts: Mapping[str, Delta]) -> Delta:
+        pieces = self.index.original[name]
+        rows = [_rows(self.index, piece) for piece in pieces]
+        if len({piece.path for piece in pieces}) == 1:  # parts of one module in another order
+            spans = tuple((p.part * n, (p.part + 1) * n) for p, n in zip(pieces, rows, strict=True))
+            return cut_rows(parts[pieces[0].path], spans)
+        return self.join(name, [parts.get(piece.path) for piece in pieces], rows)

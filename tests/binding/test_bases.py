@@ -1,0 +1,104 @@
+"""Which base an adapter is for, told from its layers; and what an error says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorry.adapters import Adapter, Entry
+from lorry.algebra import LoraDelta
+from lorry.binding import BASES, base_of_adapter, base_of_models, bind, find_base_called
+from lorry.binding.bases import find_base
+from lorry.dialects import read_adapter
+from lorry.errors import BindingError
+from lorry.files import TensorFile
+from lorry.names import DENOISER, Target
+from lorry.pipelines.architectures import ARCHITECTURES, skeleton
+from models import tiny_unet
+
+HEADERS = {
+    "flux_control_lora_format": "flux",
+    "flux_dora_onetrainer_format": "flux",
+    "flux_lora_aitoolkit_format": "flux",
+    "flux_lora_kohya_format": "flux",
+    "flux_lora_xlabs_format": "flux",
+    "qwen_image_lora_diffusers_format": None,  # an excerpt, which may be of Flux as well
+    "anima_lora_kohya_with_te_format": None,
+    "krea2_lora_kohya_format": None,
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_known_architecture_is_told_by_its_own_layers(name: str) -> None:
+    models = skeleton(name)
+    denoiser = {part: model for part, model in models.items() if not part.startswith("text_encoder")}
+    found = base_of_models(denoiser)
+    assert found is find_base_called(name)
+    assert found is not None
+    assert base_of_models(models) is found
+    assert all(parameter.is_meta for model in models.values() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: Path) -> None:
+    shapes = json.loads((shared_dir / "headers" / f"{header}.json").read_text())["keys"]
+    tensors = {
+        key: torch.empty(shape, device="meta") if shape else torch.ones(()) for key, shape in shapes.items()
+    }
+    found = base_of_adapter(read_adapter(TensorFile(tensors)))
+    assert (None if found is None else found.name) == HEADERS[header]
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "name"),
+    [
+        ("down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", (640, 2048), "sdxl"),
+        ("input_blocks_4_1_transformer_blocks_1_attn1_to_q", (640, 640), "sdxl"),
+        ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v", (320, 768), "sd15"),
+        ("input_blocks_1_1_transformer_blocks_0_attn2_to_v", (320, 1024), "sd2"),
+        ("joint_blocks_0_x_block_attn_qkv", (4608, 1536), "sd3"),
+        ("double_blocks_0_img_attn_qkv", (9216, 3072), "flux"),
+        ("double_blocks_19_img_attn_qkv", (9216, 3072), "hunyuan-video"),
+        ("transformer_blocks_30_attn_to_q", (3072, 3072), "qwen-image"),
+        ("transformer_blocks_3_attn_to_q", (3072, 3072), None),
+        ("transformer_blocks_3_ff_context_net_2", (3072, 12288), "flux"),
+        ("blocks_0_self_attn_q", (5120, 5120), "wan"),
+        ("blocks_0_attn1_to_q", (1536, 1536), "wan-1.3b"),
+        ("transformer_blocks_0_attn2_to_k", (2048, 2048), "ltx-video"),
+        ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", (16, 32), None),
+        ("down_blocks_0_attentions_0_proj_in", (320, 320), None),
+    ],
+)
+def test_one_layer_may_tell(path: str, shape: tuple[int, ...], name: str | None) -> None:
+    found = find_base([("some_other_layer", (7, 7)), (path, shape)])
+    assert (None if found is None else found.name) == name
+
+
+def adapter_for(width: int) -> Adapter:
+    path = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    delta = LoraDelta(torch.ones(2, width), torch.ones(640, 2))
+    return Adapter(
+        (Entry(Target(DENOISER, path, flat=True), delta, ("key",)),), "kohya", source="x.safetensors"
+    )
+
+
+def test_an_error_names_the_base_that_a_file_was_made_for_and_the_one_that_this_is() -> None:
+    models = {"unet": skeleton("sd15")["unet"]}
+    with pytest.raises(
+        BindingError, match="made for another base model: it is for SDXL, and this is Stable Diffusion 1"
+    ):
+        bind(adapter_for(2048), models)
+
+
+def test_of_a_model_that_is_not_known_the_error_names_the_file_s_base_alone() -> None:
+    with pytest.raises(BindingError, match=r"it is for SDXL\. "):
+        bind(adapter_for(2048), {"unet": tiny_unet()})
+    with pytest.raises(BindingError, match=r"Was the adapter made for another base model\?"):
+        bind(adapter_for(33), {"unet": tiny_unet()})
+
+
+def test_names_of_bases_are_unique() -> None:
+    assert len({base.name for base in BASES}) == len(BASES)
