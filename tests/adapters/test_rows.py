@@ -101,7 +101,7 @@ def test_an_untrained_lora_of_zeros_stays_whole() -> None:
         [lora(4), FullDelta(torch.randn(3, 6)), lora(5)],
         [LokrDelta(torch.randn(2, 3), torch.randn(2, 2)), None, None],
         [
-            LohaDelta(*(torch.randn(n, 2).T if n == 6 else torch.randn(n, 2) for n in (4, 6, 4, 6))),
+            LohaDelta(torch.randn(4, 2), torch.randn(2, 6), torch.randn(4, 2), torch.randn(2, 6)),
             None,
             None,
         ],

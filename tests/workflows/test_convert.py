@@ -401,7 +401,7 @@ def test_what_depends_on_the_base_weights_needs_them_to_be_approximated(name: st
         )
     out = tmp_path / "out.safetensors"
     convert_file(first, out, "diffusers", lambda _: models, approximator=Approximator(8, models))
-    base_weight = models["unet"].get_submodule("mid_block.proj_in").weight.detach()
+    base_weight = models["unet"].get_parameter("mid_block.proj_in.weight").detach()
     expected = deltas_of(first, models)["unet"]["mid_block.proj_in"].weight(base_weight)
     found = deltas_of(out, models)["unet"]["mid_block.proj_in"].weight()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
