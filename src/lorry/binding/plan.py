@@ -81,9 +81,7 @@ def report_on(
     Raises:
         UnknownTargetError: two tensors of the file claim one module and differ.
     """
-    return _drafted(adapter, models).report(
-        adapter, place_embeddings(adapter.embeddings, models, tokenizers)
-    )
+    return _drafted(adapter, models).report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
 
 
 def _drafted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from lorry.errors import LorryError, StateError
 from lorry.files import TensorFile, read_adapter_file
 from lorry.pipelines.architectures import skeleton
 from lorry.pipelines.components import components_of
+from lorry.pipelines.tokens import tokenizers_of
 
 Model = str | os.PathLike[str] | nn.Module | object
 """A pipeline, one of its models, the name of a known base, or the folder of a diffusers pipeline."""
@@ -103,17 +104,27 @@ def is_supported(file: str | os.PathLike[str] | Mapping[str, Tensor], model: Mod
         return Support(source, None, problem, None, model_is)
     made_for = base_of_adapter(adapter)
     problem = None
+    tokenizers = _tokenizers(model, models)
     try:
-        bind(adapter, models)
+        bind(adapter, models, tokenizers=tokenizers)
     except LorryError as error:
         problem = error
-    report = _report(adapter, models)
+    report = _report(adapter, models, tokenizers)
     return Support(adapter.source, report, problem, None if made_for is None else made_for.title, model_is)
 
 
-def _report(adapter: Adapter, models: Mapping[str, nn.Module | None]) -> LoadReport | None:
+def _tokenizers(model: Model, models: Mapping[str, nn.Module | None]) -> Collection[str]:
+    """The text encoders that can learn a token: of a base model that is only named, all of them."""
+    if isinstance(model, str | os.PathLike):
+        return [name for name in models if name.startswith("text_encoder")]
+    return [] if isinstance(model, nn.Module) else tokenizers_of(model)
+
+
+def _report(
+    adapter: Adapter, models: Mapping[str, nn.Module | None], tokenizers: Collection[str]
+) -> LoadReport | None:
     try:
-        return report_on(adapter, models)
+        return report_on(adapter, models, tokenizers)
     except LorryError:  # the file contradicts itself, which is the problem already
         return None
 
