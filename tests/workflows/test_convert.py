@@ -474,11 +474,8 @@ def test_a_report_says_what_was_done_and_what_was_left_out(tmp_path: Path) -> No
     tensors = {**loras(models, "unet"), "_aux.slider": torch.zeros(1)}
     report = convert_file(written(tmp_path, tensors), tmp_path / "out.safetensors", "kohya", lambda _: models)
     assert (report.from_dialect, report.to_dialect, report.error) == ("dotted-kohya", "kohya", None)
-    assert report.tensors == len(tensors) - 2
-    assert [item.key for item in report.left_out] == ["_aux.slider", "bundle_emb.zuzu.clip_l"]
-    assert "left out, the token 'zuzu', which only the source brings along: bundle_emb.zuzu.clip_l" in str(
-        report
-    )
+    assert report.tensors == len(tensors) - 1
+    assert [item.key for item in report.left_out] == ["_aux.slider"]
     assert "exact" in str(report)
     assert "left out, bookkeeping of a slider tool: _aux.slider" in str(report)
     json.dumps(report.as_dict())
@@ -487,7 +484,7 @@ def test_a_report_says_what_was_done_and_what_was_left_out(tmp_path: Path) -> No
 def test_a_file_that_brings_tokens_along_is_refused(tmp_path: Path) -> None:
     models = tiny("sd15")
     tensors = {**loras(models, "unet"), "bundle_emb.zuzu.clip_l": torch.zeros(1, 32)}
-    with pytest.raises(UnsupportedAdapterError, match="tokens along .'zuzu'.*would be lost"):
+    with pytest.raises(UnsupportedAdapterError, match=r"tokens along .'zuzu'.*would be lost"):
         convert_file(written(tmp_path, tensors), tmp_path / "out.safetensors", "kohya", lambda _: models)
 
 
