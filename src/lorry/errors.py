@@ -10,7 +10,8 @@
     ├── BindingError              the adapter does not fit the model
     │   ├── NothingAppliedError       not one tensor of the file has a place in the model
     │   ├── UnknownTargetError        the file names modules that the model does not have
-    │   └── ShapeMismatchError        a delta has another shape than the weight it is for
+    │   ├── ShapeMismatchError        a delta has another shape than the weight it is for
+    │   └── NotFiniteError            a tensor of the adapter holds a NaN or an infinity
     ├── StateError                the request does not fit the adapters' present state
     │   ├── UnknownAdapterError       no adapter of that name is loaded
     │   ├── DuplicateAdapterError     an adapter of that name is loaded already
@@ -75,6 +76,10 @@ class UnknownTargetError(BindingError):
 
 class ShapeMismatchError(BindingError):
     """A delta has another shape than the weight it is for."""
+
+
+class NotFiniteError(BindingError):
+    """A tensor of the adapter holds a NaN or an infinity."""
 
 
 class StateError(LorryError, ValueError):

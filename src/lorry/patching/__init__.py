@@ -1,6 +1,7 @@
 """Make plans active, fused, and off again, exactly: the only room that changes a model."""
 
 from lorry.patching.call_scale import take_scale
+from lorry.patching.finite import find_not_finite
 from lorry.patching.locks import exclusive
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
@@ -16,6 +17,7 @@ __all__ = [
     "Undo",
     "add_rows",
     "exclusive",
+    "find_not_finite",
     "find_state",
     "get_state",
     "remove_rows",

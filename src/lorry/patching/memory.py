@@ -74,7 +74,7 @@ def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     Tensors that lie side by side in one storage, as a file's do, are copied together: one copy for a whole file.
     """
     sources = [tensor.detach().contiguous() for tensor in tensors]
-    runs = _runs(sources)
+    runs = runs_of(sources)
     block = empty_block(sum(padded(run.nbytes) for run in runs), device)
     views: dict[torch.dtype, Tensor] = {}
     copies: list[Tensor] = [block] * len(sources)
@@ -95,7 +95,7 @@ def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 @final
 @dataclass(slots=True)
-class _Run:
+class Run:
     """Tensors side by side in one storage."""
 
     first: Tensor
@@ -110,16 +110,17 @@ class _Run:
         return flat.set_(self.first.untyped_storage(), start, (self.nbytes,))  # pyright: ignore[reportCallIssue]
 
 
-def _runs(tensors: Sequence[Tensor]) -> list[_Run]:
+def runs_of(tensors: Sequence[Tensor]) -> list[Run]:
+    """Sort tensors into runs of those that lie side by side."""
     pointers = [tensor.data_ptr() for tensor in tensors]
-    runs: list[_Run] = []
+    runs: list[Run] = []
     begin = storage = 0
     for index in sorted(range(len(tensors)), key=pointers.__getitem__):
         tensor, offset = tensors[index], pointers[index] - begin
         same = runs and tensor.untyped_storage().data_ptr() == storage
         if not same or offset > runs[-1].nbytes + ALIGNMENT or offset % tensor.itemsize:
             begin, storage, offset = pointers[index], tensor.untyped_storage().data_ptr(), 0
-            runs.append(_Run(tensor, 0, []))
+            runs.append(Run(tensor, 0, []))
         runs[-1].members.append((index, offset))
         runs[-1].nbytes = max(runs[-1].nbytes, offset + tensor.nbytes)
     return runs

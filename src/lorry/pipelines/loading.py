@@ -13,9 +13,17 @@ from torch import nn
 from lorry.adapters import Adapter
 from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind
-from lorry.errors import DuplicateAdapterError, UnknownAdapterError, did_you_mean
+from lorry.errors import DuplicateAdapterError, NotFiniteError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
-from lorry.patching import AdapterState, Strength, Undo, find_state, get_state, unknown_adapter
+from lorry.patching import (
+    AdapterState,
+    Strength,
+    Undo,
+    find_not_finite,
+    find_state,
+    get_state,
+    unknown_adapter,
+)
 from lorry.pipelines.tokens import put_tokens, tokenizers_of
 
 log = logging.getLogger("lorry")
@@ -66,7 +74,7 @@ def load_adapter(
     Raises:
         DuplicateAdapterError: the name is taken, and not `hotswap`.
         UnknownAdapterError: `hotswap`, and there is none of that name.
-        BindingError: the adapter does not fit; nothing was changed.
+        BindingError: the adapter does not fit, or (strict) holds a NaN or an infinity; nothing was changed.
     """
     loaded = loaded_names(models)
     name = check_adapter_name(name or _default_name(loaded))
@@ -93,6 +101,7 @@ def load_adapter(
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
                     state.set_enabled(False, undo)
+        _check_finite(name, models, strict)
     _log(plan.report, name, models)
     return plan.report
 
@@ -114,6 +123,27 @@ def _swap(
                 here.set_enabled(False, undo)
         elif state is not None and name in state.adapters:
             state.remove([name], undo)
+
+
+def _check_finite(name: str, models: Mapping[str, nn.Module | None], strict: bool) -> None:
+    """Raise, or warn where it is not `strict`, when a loaded adapter holds what turns every picture black.
+
+    Raises:
+        NotFiniteError: names the layer and its tensor.
+    """
+    for component, model in models.items():
+        state = find_state(model)
+        resident = None if state is None else state.adapters.get(name)
+        found = None if resident is None else find_not_finite(resident.deltas)
+        if found is not None:
+            message = (
+                f"`{component}.{found[0]}`: the adapter's `{found[1]}` holds a NaN or an infinity, expected finite "
+                "numbers. Its training went wrong, or the file is damaged; pictures drawn with it are black. Ask for "
+                "an earlier save of it."
+            )
+            if strict:
+                raise NotFiniteError(f"{message} `strict=False` loads it as it is.")
+            log.warning(message)
 
 
 def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) -> None:

@@ -1,0 +1,46 @@
+"""Whether an adapter's numbers are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lorry.algebra import Delta
+from lorry.patching.memory import Run, runs_of
+
+ORDERED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that torch finds the extremes of."""
+
+
+def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
+    """Return the module path and the name of a tensor that holds a NaN or an infinity, or None.
+
+    Tensors that lie side by side, as a loaded adapter's do, are looked through together.
+    """
+    named = [
+        (path, name, t.detach()) for path, delta in deltas.items() for name, t in delta.tensors().items()
+    ]
+    tensors = [tensor.contiguous() for _, _, tensor in named]
+    for run in runs_of(tensors):
+        if _is_whole_finite(run, tensors):
+            continue
+        for index, _ in run.members:  # or it is a gap between them that is not finite
+            if not _is_finite(tensors[index]):
+                return named[index][:2]
+    return None
+
+
+def _is_whole_finite(run: Run, tensors: list[Tensor]) -> bool:
+    dtype = run.first.dtype
+    if dtype not in ORDERED or any(tensors[index].dtype != dtype for index, _ in run.members):
+        return False
+    return _is_finite(run.bytes().view(dtype))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    ordered = tensor if tensor.dtype in ORDERED else tensor.float()
+    return bool(torch.isfinite(torch.stack(torch.aminmax(ordered))).all())  # where there is a NaN, both are
