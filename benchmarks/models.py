@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,30 +25,59 @@ SDXL: dict[str, Any] = {
     "use_linear_projection": True,
 }
 ARCHITECTURES = {"SD 1.5": SD15, "SDXL": SDXL}
+FLUX: dict[str, Any] = {
+    "in_channels": 64,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+"""Flux-dev but for the number of its blocks."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def build_unet(name: str, dtype: torch.dtype) -> UNet2DConditionModel:
+def build_unet(name: str, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """Build the UNet of an architecture with small random weights, without ever holding it in float32."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[name])
-    unet = unet.to(dtype).to_empty(device="cpu").eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in unet.parameters():
+    return filled(unet, dtype, device)
+
+
+def build_flux(double: int, single: int, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """Build some double and single blocks of Flux-dev, with all that stands around them."""
+    with torch.device("meta"):
+        flux = FluxTransformer2DModel(**FLUX, num_layers=double, num_single_layers=single)
+    return filled(flux, dtype, device)
+
+
+def filled(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    """Give a model on the meta device small random weights."""
+    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
         parameter.data.normal_(std=0.02, generator=generator)
-    return unet
+    return model
 
 
-def write_adapter(unet: nn.Module, path: Path, rank: int, dtype: torch.dtype, seed: int) -> Path:
-    """Write a LoRA on every attention projection of `unet`, in the names that diffusers reads."""
+def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the attention projections of a model by path: what trainers' defaults reach."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.endswith(ATTENTION)
+    }
+
+
+def write_adapter(model: nn.Module, path: Path, rank: int, dtype: torch.dtype, seed: int) -> Path:
+    """Write a LoRA on every attention projection of `model`, in the names that diffusers reads."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(ATTENTION):
-            down = torch.randn(rank, module.in_features, generator=generator) * 0.02
-            up = torch.randn(module.out_features, rank, generator=generator) * 0.02
-            tensors[f"unet.{name}.lora_A.weight"] = down.to(dtype)
-            tensors[f"unet.{name}.lora_B.weight"] = up.to(dtype)
+    for name, module in attention_layers(model).items():
+        down = torch.randn(rank, module.in_features, generator=generator) * 0.02
+        up = torch.randn(module.out_features, rank, generator=generator) * 0.02
+        tensors[f"unet.{name}.lora_A.weight"] = down.to(dtype)
+        tensors[f"unet.{name}.lora_B.weight"] = up.to(dtype)
     save_file(tensors, path)
     return path
 

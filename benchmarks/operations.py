@@ -1,0 +1,165 @@
+"""What is done with adapters, one operation after the other, through both programs on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from benchmarks.contenders import Contender, Diffusers, Lorry, load
+from benchmarks.measuring import HEAD, Machine, Row, peak_bytes, timed
+from benchmarks.models import attention_layers, write_adapter
+
+UNET = ["unet"]
+
+
+class Journey:
+    """Every operation, timed; run several times, each operation's seconds are gathered."""
+
+    def __init__(self, contender: Contender, files: list[Path]) -> None:
+        self.contender, self.files = contender, files
+        self.seconds: dict[str, list[float]] = {}
+        self.peaks: dict[str, int] = {}
+
+    def note(self, operation: str, action: Callable[[], object]) -> None:
+        self.seconds.setdefault(operation, []).append(timed(action))
+
+    def run(self) -> None:
+        pipe, files = self.contender, self.files
+        for _ in range(4):  # one after the other, so that memory is in use when it is needed again
+            self.note("load", lambda: load(pipe, files[0], "a"))
+            self.note("unload one", pipe.unload_lora_weights)
+        load(pipe, files[0], "a")
+        self.note("load a second", lambda: load(pipe, files[1], "b"))
+        for name in "abab":
+            self.note("switch to the other", lambda: pipe.set_adapters(name))  # noqa: B023
+        for strength in (0.5, 0.6, 0.7):
+            self.note("change a strength", lambda: pipe.set_adapters("b", strength))  # noqa: B023
+        self.note("two active, first time", lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]))
+        for strength in (0.4, 0.6):
+            self.note("change both strengths", lambda: pipe.set_adapters(["a", "b"], [strength, 0.6]))  # noqa: B023
+        pipe.set_adapters("a")
+        self.note("fuse one, new memory", lambda: pipe.fuse_lora(components=UNET))
+        self.note("unfuse one", lambda: pipe.unfuse_lora(components=UNET))
+        self.note("fuse one, again", lambda: pipe.fuse_lora(components=UNET))
+        self.note("swap the fused one for another", self.swap)
+        self.note("unfuse one", lambda: pipe.unfuse_lora(components=UNET))
+        pipe.set_adapters(["a", "b"])
+        self.note("fuse two", lambda: pipe.fuse_lora(components=UNET))
+        self.note("unfuse two", lambda: pipe.unfuse_lora(components=UNET))
+        pipe.set_adapters(["a", "b"], [0.5, 0.7])
+        self.note("fuse two of unlike strength", lambda: pipe.fuse_lora(components=UNET))
+        self.note("unfuse two", lambda: pipe.unfuse_lora(components=UNET))
+        self.note("delete one of two", lambda: pipe.delete_adapters("b"))
+        self.note("unload", pipe.unload_lora_weights)
+
+    def swap(self) -> None:
+        self.contender.unfuse_lora(components=UNET)
+        self.contender.set_adapters("b")
+        self.contender.fuse_lora(components=UNET)
+
+    def measure_peaks(self) -> None:
+        """Note by how much the process grows in the operations that need memory."""
+        pipe, files = self.contender, self.files
+        self.peaks["load"] = peak_bytes(lambda: load(pipe, files[0], "a"))
+        load(pipe, files[1], "b")
+        self.peaks["two active"] = peak_bytes(lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]))
+        pipe.set_adapters("a")
+        self.peaks["fuse"] = peak_bytes(lambda: pipe.fuse_lora(components=UNET))
+        self.peaks["unfuse"] = peak_bytes(lambda: pipe.unfuse_lora(components=UNET))
+        pipe.unload_lora_weights()
+
+
+def changed_share(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    """Return which share of all weights differ."""
+    names = [name for name in before if name in after]
+    changed = sum(int((before[name] != after[name]).sum()) for name in names)
+    return changed / sum(before[name].numel() for name in names)
+
+
+def fuse_errors(model: nn.Module, files: list[Path]) -> str:
+    """Return a sentence on the error of one fused layer against float64, beside the least that the dtype allows."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(files[0])
+    path = next(key for key in tensors if key.endswith("to_q.lora_A.weight")).removesuffix(".lora_A.weight")
+    layer = path.removeprefix("unet.")
+    down, up = tensors[f"{path}.lora_A.weight"].double(), tensors[f"{path}.lora_B.weight"].double()
+    before = model.get_submodule(layer).get_parameter("weight").detach().clone()
+    exact = before.double() + up @ down
+    errors = []
+    for cls in (Lorry, Diffusers):
+        pipe = cls(model)
+        load(pipe, files[0], "a")
+        pipe.fuse_lora(components=UNET)
+        module = model.get_submodule(layer)
+        weight = getattr(module, "base_layer", module).weight
+        errors.append(float((weight.double().cpu() - exact).square().mean().sqrt()))
+        pipe.unfuse_lora(components=UNET)
+        pipe.unload_lora_weights()
+        model.get_submodule(layer).get_parameter("weight").data.copy_(before)
+    least = float((exact.to(before.dtype).double() - exact).square().mean().sqrt())
+    return (
+        f"Error of a fused layer against float64 (root mean square): lorry {errors[0]:.4g}, diffusers + PEFT "
+        f"{errors[1]:.4g}; the exact sum rounded once to {str(before.dtype).removeprefix('torch.')} has {least:.4g}, "
+        "which is the least that can be had."
+    )
+
+
+def measure(
+    name: str, model: nn.Module, folder: Path, rounds: int, machine: Machine
+) -> tuple[list[str], list[Row]]:
+    """Measure all operations on one model; return its section of the page, and its rows for the plot."""
+    dtype = next(model.parameters()).dtype
+    files = [write_adapter(model, folder / f"{i}.safetensors", 16, dtype, seed=i) for i in range(2)]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    journeys = {cls: Journey(cls(model), files) for cls in (Lorry, Diffusers)}
+    shares = {}
+    for cls, journey in list(journeys.items()) * rounds:
+        journey.run()
+        shares[cls] = changed_share(before, dict(model.state_dict()))
+        model.load_state_dict(before)
+    for journey in journeys.values():
+        journey.measure_peaks()
+        model.load_state_dict(before)
+    ours, theirs = journeys[Lorry], journeys[Diffusers]
+    floors = _floors(model, files[0].stat().st_size, machine)
+    rows = [Row(o, ours.seconds[o], theirs.seconds[o], floors.get(o)) for o in ours.seconds]
+    count = sum(p.numel() for p in model.parameters()) / 1e9
+    size = files[0].stat().st_size
+    page = [
+        f"## {name}: {count:.2f} G parameters, {str(dtype).removeprefix('torch.')}",
+        "",
+        f"LoRA of rank 16 on every attention projection, {size / 1e6:.0f} MB; {rounds} rounds.",
+        "",
+        *HEAD,
+        *(row.markdown() for row in rows),
+        "",
+        f"Weights changed for good by all fuses and unfuses: lorry {shares[Lorry]:.2%}, diffusers + PEFT "
+        f"{shares[Diffusers]:.2%}. {fuse_errors(model, files)}",
+        "",
+        "By how much the process grows at most (pages of the mapped file included), in MB:",
+        "",
+        "| operation | lorry | diffusers + PEFT |",
+        "|---|---|---|",
+        *(f"| {o} | {peak / 1e6:,.0f} | {theirs.peaks[o] / 1e6:,.0f} |" for o, peak in ours.peaks.items()),
+        "",
+    ]
+    model.load_state_dict(before)
+    return page, rows
+
+
+def _floors(model: nn.Module, file_bytes: int, machine: Machine) -> dict[str, float]:
+    """Return the seconds that bytes and sums take on this machine if nothing else is done."""
+    touched = [module.weight for module in attention_layers(model).values()]
+    nbytes, numbers = sum(w.nbytes for w in touched), sum(w.numel() for w in touched)
+    product = 2 * 16 * numbers / machine.flops
+    return {
+        "load": file_bytes / machine.copied_fresh,
+        "load a second": file_bytes / machine.copied_fresh,
+        "two active, first time": 2 * file_bytes / machine.copied_fresh,
+        "fuse one, new memory": nbytes / machine.copied_fresh - nbytes / machine.copied + product,
+        "fuse one, again": product,
+        "fuse two": product,
+    }
