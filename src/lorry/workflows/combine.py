@@ -93,7 +93,7 @@ def combine_files(
 
     Raises:
         UnsupportedAdapterError: what depends on the base weight is in more than one adapter, or at another factor
-            than 1.
+            than 1; or an adapter brings tokens along, which cannot be written.
         ShapeMismatchError: two adapters are for different base models.
         StateError: a rule matches nothing.
     """
@@ -123,6 +123,7 @@ def combine_files(
         adapters[0].dialect,
         metadata=_metadata(adapters, named, recipe),
         source="the combination",
+        embeddings=tuple(one for adapter in adapters for one in adapter.embeddings),
     )
     path = None if out is None else write_adapter(result, out, dialect)
     return CombineReport(
