@@ -20,6 +20,7 @@ test:  ## set up, check, run all tests
 	@scripts/check
 	@scripts/test
 
-bench:  ## measure beside diffusers + PEFT, and write docs/benchmarks.md
+bench:  ## measure beside diffusers + PEFT and kohya's scripts, and write docs/benchmarks*.md
 	@scripts/setup dev
 	.venv/bin/python -m benchmarks.run
+	.venv/bin/python -m benchmarks.workbench
