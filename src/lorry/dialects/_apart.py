@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import torch
@@ -77,7 +78,10 @@ def _lokr(delta: LokrDelta) -> Roles:
     first = next(iter(factors.values()))
     if delta.rank is not None:
         return {**factors, **_alpha(delta, first)}
-    return factors if delta.full_scale == 1 else {**factors, "full_scale": number(delta.full_scale, first)}
+    if delta.full_scale != 1:
+        return {**factors, "full_scale": number(delta.full_scale, first)}
+    known = delta.alpha is not None and isfinite(delta.alpha)
+    return {**factors, "alpha": number(delta.alpha if known else 1.0, first)}  # LyCORIS wants some
 
 
 def _glora(delta: GloraDelta) -> Roles:
@@ -108,7 +112,7 @@ def _boft(delta: BoftDelta) -> Roles:
 
 def _ia3(delta: Ia3Delta) -> Roles:
     if delta.neutral:
-        return {"ia3_l": delta.vector} if delta.on_input else {"ia3_l_without_bias": delta.vector}
+        return {"ia3_l": delta.vector}
     return {"ia3_weight": delta.vector, "on_input": torch.tensor(delta.on_input)}
 
 

@@ -46,7 +46,6 @@ WORDS: Mapping[Role, str] = {
     "boft_R": "a BOFT of the input side",
     "hra_u": "reflections of the input side",
     "ia3_l": "an (IA)^3 that holds factors",
-    "ia3_l_without_bias": "an (IA)^3 that holds factors and leaves the bias alone",
     "ia3_weight": "an (IA)^3 that holds differences",
     "kohya_oft_blocks": "an OFT with a constraint of 0",
 }

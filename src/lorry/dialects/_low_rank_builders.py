@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra import GloraDelta, LohaDelta, LokrDelta, LoraDelta, SparseDelta, VeraDelta
+from lorry.dialects._alphas import read_number
 from lorry.dialects._parts import Built, LayerParts
 from lorry.errors import FormatError
 
@@ -62,12 +63,14 @@ def build_loha(parts: LayerParts) -> Built:
 
 
 def build_lokr(parts: LayerParts) -> Built:
-    """Build a LoKr. The alpha of one without a rank is not looked at: trainers write what they like there."""
+    """Build a LoKr. The alpha of one without a rank is kept and means nothing: trainers write what they like there."""
     names = ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")
     w1, w2, w1_a, w1_b, w2_a, w2_b, t2 = (parts.tensors.get(f"lokr_{name}") for name in names)
     delta = LokrDelta(w1, w2, w1_a, w1_b, w2_a, w2_b, t2)
     if delta.rank is None:
-        scale = None if "alpha" in parts.tensors else parts.rules.full_scale(parts.target)
+        if "alpha" in parts.tensors:
+            return Built(replace(delta, alpha=read_number(parts.tensors["alpha"], parts.keys["alpha"])))
+        scale = parts.rules.full_scale(parts.target)
         return Built(delta) if scale is None else Built(replace(delta, full_scale=scale), "metadata")
     alpha = parts.alpha(delta.rank, len(delta.shape) > 2 and max(delta.shape[2:]) > 1)
     return Built(replace(delta, alpha=alpha.value), alpha.source)

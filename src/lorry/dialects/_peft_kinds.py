@@ -191,8 +191,12 @@ def _boft_obstacles(deltas: Deltas) -> dict[str, str]:
     return {**own, **_differing(alike, "BOFT with blocks of another size")}
 
 
+def _is_on_input(delta: Delta) -> bool:
+    return isinstance(delta, Ia3Delta) and delta.on_input
+
+
 def _ia3_options(deltas: Deltas) -> dict[str, Any]:
-    return {"feedforward_modules": sorted(p for p, d in deltas.items() if not isinstance(d, PartsDelta))}
+    return {"feedforward_modules": sorted(path for path, delta in deltas.items() if _is_on_input(delta))}
 
 
 def _hra_options(deltas: Deltas) -> dict[str, Any]:

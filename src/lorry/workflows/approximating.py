@@ -137,7 +137,7 @@ def _rounded(delta: Delta) -> Delta | None:
     if isinstance(delta, LokrDelta) and delta.rank_scale != 1 and delta.rank is None and delta.w1 is not None:
         w1 = (delta.w1.float() * delta.full_scale).to(delta.w1.dtype)
         return replace(delta, w1=w1, full_scale=1.0)
-    if isinstance(delta, Ia3Delta):
+    if isinstance(delta, Ia3Delta) and delta.on_input:  # PEFT's of the rows scales the bias too
         other = 1.0 - delta.neutral
         return replace(
             delta, vector=(delta.vector.float() + other - delta.neutral).to(delta.vector.dtype), neutral=other

@@ -1,0 +1,150 @@
+"""Write `docs/formats.md`: which families each dialect carries, measured by writing and reading back a layer of each.
+
+    PYTHONPATH=src:tests python scripts/formats_table.py
+
+The rows come from the tests' layers, the base models from the tables in `src/lorry`. What other programs do is typed
+here, with its source.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+
+import torch  # noqa: E402
+
+from dialects.layers import LAYERS, Layer  # noqa: E402
+from lorry.dialects import DIALECTS, get_dialect, read_adapter  # noqa: E402
+from lorry.errors import UnsupportedAdapterError  # noqa: E402
+from lorry.files import TensorFile  # noqa: E402
+from lorry.pipelines.architectures import ARCHITECTURES  # noqa: E402
+
+PAGE = ROOT / "docs" / "formats.md"
+TABLES = ROOT / "src" / "lorry" / "binding" / "tables"
+PATH = "mid_block.attentions.0.proj_in"
+WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
+
+ROWS: dict[str, tuple[str, str, str, str]] = {
+    "lora": ("LoRA", "yes", "yes", "yes"),
+    "locon": ("LoCon (convolution)", "yes", "yes", "?"),
+    "lora bias": ("LoRA with its own bias", "yes", "?", "?"),
+    "lora diff_b": ("LoRA with `diff_b`", "no", "yes", "?"),
+    "dora rows": ("DoRA of rows, `dora_scale`", "dropped in silence", "by another norm", "as if of columns"),
+    "dora columns": ("DoRA of columns", "dropped in silence", "?", "yes"),
+    "dora of peft": ("DoRA, `lora_magnitude_vector`", "yes", "dropped in silence", "?"),
+    "dora of loha": ("DoRA over LoHa", "no", "?", "?"),
+    "loha": ("LoHa", "no", "yes", "yes"),
+    "loha tucker": ("LoHa with Tucker cores", "no", "in 2-d convolutions", "?"),
+    "lokr whole": ("LoKr, two whole matrices", "Z-Image, Flux.2", "yes", "yes"),
+    "lokr w2 of factors": ("LoKr of factors", "Z-Image, Flux.2", "yes", "yes"),
+    "lokr tucker": ("LoKr with a Tucker core", "no", "in 2-d convolutions", "?"),
+    "glora": ("GLoRA", "no", "yes", "no"),
+    "oft": ("Diag-OFT", "no", "without `rescale`", "no"),
+    "boft": ("BOFT", "no", "with an alpha only", "no"),
+    "oft packed": ("OFT of PEFT and OneTrainer", "no", "?", "no"),
+    "boft of peft": ("BOFT of PEFT", "no", "no", "no"),
+    "ia3 rows": ("(IA)^3 of LyCORIS", "no", "no", "?"),
+    "ia3 of peft, rows": ("(IA)^3 of PEFT", "no", "no", "?"),
+    "hra": ("HRA", "no", "no", "?"),
+    "full": ("full difference", "no", "yes", "yes"),
+    "norm": ("norm layers", "no", "yes", "?"),
+}
+"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI, InvokeAI), ? where nobody looked. Those of diffusers were
+measured on a tiny UNet; the others read in Comfy-Org/ComfyUI, `comfy/weight_adapter/*`, and invoke-ai/InvokeAI,
+`invokeai/backend/patches/*`."""
+
+HEAD = """# Which files are read and written
+
+Made by `scripts/formats_table.py`, which writes a layer of each family in each dialect and reads it back; a test checks
+that this page is what it makes. *exact* means that the tensors and their scale come back bit for bit; – that
+`lorry convert` refuses by name. Every family of this table is read in every dialect that has names for it, and in any
+mixture of containers, paths and suffixes besides.
+"""
+
+
+def verdict(layer: Layer, dialect: str) -> str:
+    """Write one layer in a dialect, read it back, and say what became of it."""
+    tensors = {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
+    adapter = read_adapter(TensorFile(tensors))
+    entry = adapter.entries[0]
+    delta = entry.delta.fitted(layer.shape) or entry.delta
+    adapter = replace(adapter, entries=(replace(entry, delta=delta),))
+    try:
+        file = get_dialect(dialect).write(adapter)
+    except UnsupportedAdapterError:
+        return "–"
+    found = read_adapter(file).entries[0].delta
+    mine, others = delta.tensors(), found.tensors()
+    same = mine.keys() == others.keys() and all(
+        torch.equal(tensor.flatten(), others[name].flatten()) for name, tensor in mine.items()
+    )
+    return "exact" if same and found.rank_scale == delta.rank_scale else "other tensors"
+
+
+def families() -> str:
+    """Return the table of families by dialect."""
+    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI", "InvokeAI"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name, (title, *others) in ROWS.items():
+        torch.manual_seed(0)
+        layer = LAYERS[name]()
+        cells = [title, *(verdict(layer, dialect) for dialect in WRITTEN), *others]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def architectures() -> str:
+    """Return the table of base models: their names, and whose block names each dialect writes for them."""
+    lines = ["| model class | original names | known by name to `--base` and `--model` |", "|---|---|---|"]
+    named: dict[str, list[str]] = {}
+    for name, parts in ARCHITECTURES.items():
+        named.setdefault(next(iter(parts.values())).cls, []).append(f"`{name}`")
+    classes = {path.stem for path in TABLES.glob("*.json")} | set(named)
+    for cls in sorted(classes):
+        names = "the running block numbers of SGM" if cls.startswith("UNet") else "a table"
+        has = cls.startswith("UNet") or (TABLES / f"{cls}.json").exists()
+        lines.append(
+            f"| {cls} | {names if has else 'the same as in diffusers'} | {', '.join(named.get(cls, ['–']))} |"
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the whole page."""
+    written = ", ".join(f"`{name}`" for name in WRITTEN)
+    only_read = ", ".join(f"`{dialect.name}`" for dialect in DIALECTS if not dialect.is_written)
+    return f"""{HEAD}
+## Families
+
+Written are {written}; only read are
+{only_read}. PEFT takes a LoKr whose
+matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
+what one config cannot say of all is refused. The last three columns say whether those programs apply the family in
+the spelling that is usual for it: what diffusers does was measured, what the other two do was read in their sources;
+? is where nobody looked.
+
+{families()}
+
+## Base models
+
+The names of diffusers are read for every model. `comfyui` is written in the original checkpoint's names; `kohya` too,
+but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
+of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
+
+{architectures()}
+
+## Text
+
+A file's text goes with it: `ss_*`, `modelspec.*` with the trigger phrase, and whatever else is in the header. Hashes of
+the old file are left out. PEFT's ranks, alphas, patterns and `use_rslora` become alpha tensors and the other way round;
+the config itself waits in the header under `lorry.peft_config`, and is itself again in files of PEFT and diffusers
+while it still tells the truth of every layer.
+"""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
