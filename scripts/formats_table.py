@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import torch  # noqa: E402
 
-from dialects.layers import LAYERS, Layer  # noqa: E402
+from dialects.layers import LAYERS, Layer  # noqa: E402  # pyright: ignore[reportMissingImports]
 from lorry.dialects import DIALECTS, get_dialect, read_adapter  # noqa: E402
 from lorry.errors import UnsupportedAdapterError  # noqa: E402
 from lorry.files import TensorFile  # noqa: E402

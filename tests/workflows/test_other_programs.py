@@ -225,7 +225,8 @@ def test_diffusers_reads_our_kohya_names_for_sdxl_as_what_they_were_made_of(tmp_
     kohya = tmp_path / "kohya.safetensors"
     convert_file(source, kohya, "kohya", lambda _: {"unet": unet})
     assert all(key.startswith("lora_unet_") for key in read_safetensors(kohya).tensors)
-    theirs, alphas = StableDiffusionXLPipeline.lora_state_dict(str(kohya), unet_config=unet.config)
+    read: Any = StableDiffusionXLPipeline.lora_state_dict(str(kohya), unet_config=unet.config)
+    theirs, alphas = read
     loaded: Any = copy.deepcopy(unet)
     StableDiffusionXLPipeline.load_lora_into_unet(theirs, alphas, loaded)
     loaded.fuse_lora()

@@ -80,8 +80,8 @@ def _lokr(delta: LokrDelta) -> Roles:
         return {**factors, **_alpha(delta, first)}
     if delta.full_scale != 1:
         return {**factors, "full_scale": number(delta.full_scale, first)}
-    known = delta.alpha is not None and isfinite(delta.alpha)
-    return {**factors, "alpha": number(delta.alpha if known else 1.0, first)}  # LyCORIS wants some
+    alpha = 1.0 if delta.alpha is None or not isfinite(delta.alpha) else delta.alpha
+    return {**factors, "alpha": number(alpha, first)}  # which means nothing, and LyCORIS wants one
 
 
 def _glora(delta: GloraDelta) -> Roles:
