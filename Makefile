@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test bench
+.PHONY: help demo setup check test bench assets
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8
@@ -24,3 +24,8 @@ bench:  ## measure beside diffusers + PEFT and kohya's scripts, and write docs/b
 	@scripts/setup dev
 	.venv/bin/python -m benchmarks.run
 	.venv/bin/python -m benchmarks.workbench
+	.venv/bin/python -m benchmarks.training
+
+assets:  ## train the adapters that come with lorry, into out/assets
+	@scripts/setup dev
+	sh scripts/tinybase/assets.sh out/assets

@@ -16,9 +16,6 @@ from PIL import Image, ImageOps
 from lorry.errors import DataError
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl")
-LARGEST: Final = 178_956_970
-"""Pixels above which a picture is skipped: a few kilobytes can claim to be gigabytes. Twice Pillow's limit for a
-warning, which is its limit for an error."""
 _REPEATED: Final = re.compile(r"(\d+)_(.+)")
 _CAPTION_SUFFIXES: Final = (".txt", ".caption")
 _CAPTION_KEYS: Final = ("text", "caption", "prompt")
@@ -99,7 +96,7 @@ def open_picture(path: Path) -> Image.Image:
     """Open a picture as RGB: turned upright, transparency on white, the first frame of several.
 
     Raises:
-        DataError: it cannot be read, or is larger than `LARGEST`.
+        DataError: it cannot be read, or has more than the 179 million pixels that Pillow takes for an attack.
     """
     try:
         with warnings.catch_warnings():
@@ -107,11 +104,8 @@ def open_picture(path: Path) -> Image.Image:
                 "ignore"
             )  # Pillow's about size, which is checked here, and about odd metadata
             with Image.open(path) as image:
-                _check_size(path, image.size)
                 return _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
 
 
@@ -123,13 +117,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         upright = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     return image.convert("RGB")
-
-
-def _check_size(path: Path, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > LARGEST:
-        raise DataError(
-            f"{path.name}: {size[0]}x{size[1]} pixels are more than {LARGEST:,}: scale it down first."
-        )
 
 
 def _pictures(folder: Path, notes: list[str]) -> Iterator[Picture]:
@@ -198,12 +185,9 @@ def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 width, height = image.size
-                _check_size(path, image.size)
                 turned = image.getexif().get(0x0112, 1) >= 5
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
     size = (height, width) if turned else (width, height)
     return Picture(path, caption, size, digest, repeats, group=group)

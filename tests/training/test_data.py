@@ -1,0 +1,194 @@
+"""Folders of pictures: the three layouts, and what is wrong in them named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorry.errors import DataError, SettingsError
+from lorry.training.buckets import fit, nearest_size, sizes
+from lorry.training.data import open_picture, read_data
+from lorry.training.order import Order
+from lorry.training.settings import Settings
+from training.runs import Listening, picture, run
+
+
+def test_a_plain_folder_has_a_text_for_each_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1, caption="a red\n thing")
+    picture(tmp_path / "b.jpg", 2, caption="another")
+    found = read_data(tmp_path).pictures
+    assert [(p.path.name, p.caption, p.repeats) for p in found] == [
+        ("a.png", "a red thing", 1),
+        ("b.jpg", "another", 1),
+    ]
+
+
+def test_kohyas_folders_say_how_often_and_what(tmp_path: Path) -> None:
+    picture(tmp_path / "10_my_cat" / "a.png", 1, caption=None)
+    picture(tmp_path / "3_dog" / "b.png", 2, caption="a dog, sitting")
+    found = read_data(tmp_path).pictures
+    assert [(p.caption, p.repeats, p.group) for p in found] == [
+        ("my cat", 10, "10_my_cat"),
+        ("a dog, sitting", 3, "3_dog"),
+    ]
+
+
+def test_a_list_of_metadata_goes_before_the_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1, caption="not this")
+    picture(tmp_path / "b.png", 2)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "this"}) + "\n\n")
+    assert [(p.path.name, p.caption) for p in read_data(tmp_path).pictures] == [("a.png", "this")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"metadata.jsonl, line 1: expected a JSON object"),
+        ('{"text": "no file"}', r"line 1: expected a JSON object with `file_name`"),
+        ('{"file_name": "../x.png"}', r"line 1: '../x.png' is no file inside"),
+        ('{"file_name": "a.png", "text": 5}', r"line 1: the caption is no text: 5"),
+    ],
+)
+def test_a_wrong_line_of_metadata_is_named(line: str, message: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message):
+        read_data(tmp_path)
+
+
+def test_broken_empty_and_huge_pictures_are_named_and_skipped(tmp_path: Path) -> None:
+    picture(tmp_path / "good.png", 1)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    huge = Image.new("1", (20_000, 10_000))
+    huge.save(tmp_path / "huge.png")
+    found = read_data(tmp_path)
+    assert [p.path.name for p in found.pictures] == ["good.png"]
+    said = "\n".join(found.notes)
+    assert "empty.png: cannot be read as a picture" in said
+    assert "text.png: cannot be read as a picture" in said
+    assert "huge.png: cannot be read as a picture: Image size (200000000 pixels) exceeds limit" in said
+
+
+def test_a_picture_that_is_cut_off_is_found_when_it_is_encoded(sd: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "good.png", 1)
+    cut = picture(tmp_path / "data" / "cut.png", 2, size=(64, 64))
+    cut.write_bytes(cut.read_bytes()[:3000])
+    listening = Listening()
+    assert run(tmp_path / "data", sd, tmp_path / "out", listening, steps=1).finished
+    assert any("cut.png: cannot be read as a picture" in note for note in listening.notes)
+
+
+def test_a_picture_without_a_caption_is_named_and_takes_the_trigger(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1, caption=None)
+    assert read_data(tmp_path).notes == ("a.png: has no caption, and is trained without words.",)
+    with_trigger = read_data(tmp_path, "zork")
+    assert with_trigger.notes == ()
+    assert with_trigger.pictures[0].caption == "zork"
+
+
+@pytest.mark.parametrize("make", ["nothing", "no folder", "texts only"])
+def test_nothing_to_train_on_is_refused(make: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    if make != "no folder":
+        folder.mkdir()
+    if make == "texts only":
+        (folder / "a.txt").write_text("a caption")
+    with pytest.raises(
+        DataError, match="is no folder" if make == "no folder" else "There is no picture to train on"
+    ):
+        read_data(folder)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_every_mode_of_a_picture_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "F") else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 6), 65535, dtype=np.uint16)).save(path)
+    elif mode == "F":
+        Image.fromarray(np.full((4, 6), 255, dtype=np.float32)).save(path)
+    else:
+        Image.new("RGB", (6, 4), "white").convert(mode).save(path)
+    opened = open_picture(path)
+    assert (opened.mode, opened.size) == ("RGB", (6, 4))
+    assert np.asarray(opened).min() >= 254, "white stays white"
+
+
+def test_transparency_is_white_and_turned_pictures_are_upright(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert np.asarray(open_picture(tmp_path / "clear.png")).min() == 255
+    turned = Image.new("RGB", (8, 4))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg").size == (4, 8)
+    (tmp_path / "clear.png").unlink()
+    assert read_data(tmp_path).pictures[0].size == (4, 8)
+
+
+def test_sizes_are_multiples_of_the_step_and_never_more_pixels_than_asked() -> None:
+    found = sizes(512, 64)
+    assert (512, 512) in found
+    assert (384, 640) in found
+    assert (640, 384) in found
+    assert all(w % 64 == h % 64 == 0 and w * h <= 512 * 512 for w, h in found)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((500, 500), (512, 512)), ((300, 500), (384, 640)), ((5000, 100), (1024, 256))]
+)
+def test_a_picture_goes_to_the_size_of_its_shape_and_covers_it(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert nearest_size(size, 512, 64) == expected
+    fitted = fit(Image.new("RGB", size), expected)
+    assert fitted.image.size == expected
+    assert fitted.original == size
+
+
+def test_an_epoch_shows_every_picture_and_no_batch_mixes_sizes() -> None:
+    buckets = {(8, 8): [0, 1, 2, 3, 4], (8, 16): [5, 6, 6]}
+    order = Order(buckets, batch=2, seed=3)
+    assert order.steps_per_epoch == 5
+    epochs = [[order.batch(e * 5 + s) for s in range(5)] for e in range(2)]
+    for epoch in epochs:
+        assert {n for batch in epoch for n in batch} == {0, 1, 2, 3, 4, 5, 6}
+        assert all(len({n > 4 for n in batch}) == 1 and len(batch) == 2 for batch in epoch)
+    assert epochs[0] != epochs[1]
+    assert Order(buckets, 2, 3).batch(7) == order.batch(7)
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    settings = Settings().changed(
+        {"data": "pictures", "alpha": 2, "sample_prompts": ["a", "b"], "flip": True}
+    )
+    (tmp_path / "s.toml").write_text(settings.written())
+    assert Settings.read(tmp_path / "s.toml") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[run]\nstepz = 3", "There is no setting 'stepz'. Did you mean 'steps'"),
+        ("[run]\nrank = 3", r"`rank` stands in \[run\]: it belongs in \[adapter\]"),
+        ('[adapter]\nrank = "3"', "`rank`: expected int, got '3'"),
+        ("[adapter]\nrank = true", "`rank`: expected int, got True"),
+        ('[adapter]\nfamily = "lor"', "`family`: expected one of lora, .* got 'lor'"),
+        ("[run]\nsteps = 0", "`steps`: expected at least 1, got 0"),
+        ("steps = 3", "stands outside of the tables"),
+        ("[run", "is no TOML"),
+    ],
+)
+def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        Settings.read(path)
