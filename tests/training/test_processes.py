@@ -62,12 +62,12 @@ def test_a_killed_run_leaves_whole_checkpoints_and_goes_on_from_the_last(
 ) -> None:
     whole = run(data, sd, tmp_path / "whole", steps=40, save_every=1)
     code = (
-        "import sys; sys.path[:0] = [{!r}]\n"
+        f"import sys; sys.path[:0] = [{str(SCRIPT.parents[1])!r}]\n"
         "from pathlib import Path\n"
         "from training.runs import run\n"
         "a, b, c = map(Path, sys.argv[1:])\n"
         "run(a, b, c, steps=40, save_every=1, resume=True)\n"
-    ).format(str(SCRIPT.parents[1]))
+    )
     out, done = tmp_path / "killed", 0
     for wait in (0.3, 0.9):
         process = subprocess.Popen([sys.executable, "-c", code, data, sd, out], stderr=subprocess.DEVNULL)
