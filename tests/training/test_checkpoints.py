@@ -1,0 +1,82 @@
+"""A checkpoint is there whole or not at all, wherever the process that writes it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorry.errors import CheckpointError
+from lorry.training import checkpoints
+from lorry.training.checkpoints import Checkpoint, check_same_run, find_checkpoint, save_checkpoint
+from lorry.training.records import Records
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(
+        step, {"unet.a.up": torch.full((3,), float(step))}, {"optimiser": {"n": step}}, {"rank": [2]}
+    )
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("where", ["weights", "state", "facts", "rename"])
+def test_an_end_in_the_middle_of_saving_leaves_the_checkpoint_before(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+
+    def end(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        match where:
+            case "weights":
+                patch.setattr(checkpoints, "write_safetensors", end)
+            case "state":
+                patch.setattr(torch, "save", end)
+            case "facts":
+                patch.setattr(Path, "write_text", end)
+            case "rename":
+                patch.setattr(Path, "rename", end)
+        with pytest.raises(KilledError):
+            save_checkpoint(tmp_path, checkpoint(2), keep=2)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.state, found.facts) == (1, {"optimiser": {"n": 1}}, {"rank": [2]})
+    assert torch.equal(found.weights["unet.a.up"], torch.ones(3))
+    save_checkpoint(tmp_path, checkpoint(2), keep=2)
+    again = find_checkpoint(tmp_path)
+    assert again is not None
+    assert again.step == 2
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 30, 4000):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-00000030",
+        "step-00004000",
+    ]
+
+
+def test_a_damaged_checkpoint_and_another_runs_are_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    with pytest.raises(CheckpointError, match=r"another rank: \[2\] there, \[3\] here"):
+        check_same_run(checkpoint(1), {"rank": [3]})
+    (folder / "optimiser.pt").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="Remove this folder to go on from the checkpoint before it"):
+        find_checkpoint(tmp_path)
+
+
+def test_losses_after_the_checkpoint_and_half_lines_are_dropped(tmp_path: Path) -> None:
+    records = Records(tmp_path, 0)
+    for step in (1, 2, 3):
+        records.add(step, step / 10, 0.5)
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("4,0.")
+    assert [row[0] for row in Records(tmp_path, 2).rows] == [1, 2]
+    assert (tmp_path / "losses.csv").read_text().splitlines() == ["step,loss,rate", "1,0.1,0.5", "2,0.2,0.5"]
