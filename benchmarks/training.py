@@ -122,7 +122,7 @@ def main() -> None:
     if arguments.contender:
         print(json.dumps(measure(arguments.contender, CASES[arguments.case])))
         return
-    from benchmarks.run import machine
+    from benchmarks.run import machine_name
 
     page = [
         "# Training steps beside PEFT",
@@ -132,7 +132,7 @@ def main() -> None:
         f"and on one thread. Steps a second of processor time, those of the fastest step of {arguments.rounds} rounds;",
         "memory is the peak of the whole process, model and libraries included. A ratio over 1 is for lorry.",
         "",
-        f"Machine: {machine()}",
+        f"Machine: {machine_name()}",
         "",
         "| case | lorry | PEFT | speed | lorry, peak | PEFT, peak | memory |",
         "|---|---|---|---|---|---|---|",

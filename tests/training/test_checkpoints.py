@@ -40,7 +40,7 @@ def test_an_end_in_the_middle_of_saving_leaves_the_checkpoint_before(
                 patch.setattr(torch, "save", end)
             case "facts":
                 patch.setattr(Path, "write_text", end)
-            case "rename":
+            case _:
                 patch.setattr(Path, "rename", end)
         with pytest.raises(KilledError):
             save_checkpoint(tmp_path, checkpoint(2), keep=2)
