@@ -13,7 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cli.runs import bad_lora, lorry_says
-from lorry.cli.generate.order import Order, plan_jobs
+from lorry.cli.generate.layout import panels_of
+from lorry.cli.generate.order import Job, Order, plan_jobs
+from lorry.cli.grid import Panel, draw_grid
 from lorry.files import weights_hash
 from lorry.prompts import parse_parameters
 from models import tiny_sd_pipeline
@@ -140,13 +142,13 @@ def test_a_base_of_ones_own_may_be_a_folder(shipped: Path, tiny_base: Path, tmp_
 def test_pictures_have_files_of_their_own(tmp_path: Path) -> None:
     long = "x" * 100
     jobs = plan_jobs(Order(("a cat!", "A  cat?", long, f"{long}y"), seeds=(0, 1), out=tmp_path))
-    assert len({job.path for job in jobs}) == len(jobs) == 8
+    assert len({one.path for one in jobs}) == len(jobs) == 8
     assert jobs[1].path == tmp_path / "a-cat-1.png"
 
 
 def test_several_pictures_number_the_file_that_was_named(tmp_path: Path) -> None:
     jobs = plan_jobs(Order(("a", "b"), out=tmp_path / "x.png"))
-    assert [job.path.name for job in jobs] == ["x-1.png", "x-2.png"]
+    assert [one.path and one.path.name for one in jobs] == ["x-1.png", "x-2.png"]
 
 
 @pytest.mark.parametrize(
@@ -412,3 +414,57 @@ def test_without_a_prompt_or_a_picture_there_is_nothing_to_draw() -> None:
     result = lorry_says("generate")
     assert result.exit_code == 2
     assert "give a PROMPT" in result.stderr
+
+
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_varied_adapter_is_drawn_by_itself_at_each_strength(shipped: Path, tmp_path: Path) -> None:
+    varied = ("--vary", "ink:0.3,1", "--vary", "wax", "--out", tmp_path / "all")
+    assert lorry_says("generate", "a cat", *QUICK, *varied).exit_code == 0
+    names = ["a-cat-ink-0.3-0.png", "a-cat-ink-1-0.png", "a-cat-wax-1-0.png"]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == names
+    assert (pixels(tmp_path / "all" / names[0]) == drawn(tmp_path, "--lora", "ink:0.3")).all()
+    assert (pixels(tmp_path / "all" / names[2]) == drawn(tmp_path, "--lora", "wax")).all()
+
+
+def test_a_grid_is_one_picture_and_the_only_one(shipped: Path, tmp_path: Path) -> None:
+    words = ("--vary", "ink:0.3,1", "--vary", "wax:1", "--seed", "1", "--grid", tmp_path / "new" / "grid.png")
+    result = lorry_says("generate", "a cat", *QUICK, *words, "--json")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["grid.png"]
+    said = json.loads(result.stdout)
+    assert [one["labels"]["strength"] for one in said["pictures"]] == [
+        "strength 0.3",
+        "strength 1",
+        "strength 1",
+    ]
+    assert said["grid"] == str(tmp_path / "new" / "grid.png")
+
+
+def job(prompt: str, adapter: str, seed: str, strength: str) -> Job:
+    return Job("", (), 0, None, {"prompt": prompt, "adapter": adapter, "seed": seed, "strength": strength})
+
+
+def test_the_last_two_axes_that_vary_are_columns_and_rows_and_the_others_panels() -> None:
+    jobs = [
+        job(p, a, "seed 0", f"strength {s}") for p in ("x", "y") for a in ("ink", "wax") for s in ("1", "0.5")
+    ]
+    pictures = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(8)]
+    first, second = panels_of(jobs, pictures)
+    assert (first.title, second.title) == ("x", "y")
+    assert (first.columns, first.rows) == (["strength 0.5", "strength 1"], ["ink", "wax"])
+    assert first.cells[0, 1] is pictures[0]
+    assert second.cells[1, 0] is pictures[7]
+
+
+def test_the_pictures_stand_in_the_grid_as_they_were_drawn() -> None:
+    picture = Image.new("RGB", (128, 128), (1, 200, 3))
+    grid = draw_grid([Panel("title", ["one", "two"], ["row"], {(0, 0): picture, (0, 1): "does not fit"})])
+    colours = {colour: count for count, colour in grid.getcolors(1 << 20) or ()}
+    assert colours[1, 200, 3] == 128 * 128
+
+
+@pytest.mark.parametrize("words", [["--vary", "ink:"], ["--vary", "ink:1,much"], ["--vary", "ink:1,,2"]])
+def test_a_list_of_strengths_that_is_none_is_an_error(shipped: Path, words: list[str]) -> None:
+    assert lorry_says("generate", "a cat", *words).exit_code != 0

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cli.runs import lorry_says
+from cli.runs import bad_lora, lorry_says
+from lorry.cli.grid import Panel, draw_grid
 from lorry.files import weights_hash
 
 
@@ -51,3 +53,27 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     result = lorry_says("library", tmp_path / "gone")
     assert result.exit_code == 1
     assert "there is no such folder" in result.stderr
+
+
+def test_a_contact_sheet_shows_each_adapter_and_says_which_do_not_fit(
+    shipped: Path, loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(loras, tmp_path / "mine")
+    bad_lora(tmp_path / "mine" / "bad.safetensors")
+    seen: list[Panel] = []
+    monkeypatch.setattr(
+        "lorry.cli.contact.draw_grid", lambda panels: seen.extend(panels) or draw_grid(panels)
+    )
+    monkeypatch.setattr("lorry.cli.contact.SHIPPED_STEPS", 2)
+    result = lorry_says(
+        "library", tmp_path / "mine", "--sheet", tmp_path / "new" / "sheet.png", "--prompt", "a {words} cat"
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "sheet.png").is_file()
+    (panel,) = seen
+    assert list(panel.columns) == ["no adapter", "bad", "ink", "wax", "words"]
+    plain, bad, ink, *_ = (panel.cells[0, column] for column in range(5))
+    assert isinstance(plain, Image.Image) and isinstance(ink, Image.Image)  # noqa: PT018
+    assert plain.tobytes() != ink.tobytes()
+    assert bad == "does not fit this base model"
+    assert "the delta is (99, 99)" in result.stderr

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from lorry.cli.console import tell_error
 from lorry.cli.converting import convert
 from lorry.cli.debugging import Debug, wants_debug
-from lorry.cli.options import DtypeName, LoraChoice, Size, parse_lora, parse_size
+from lorry.cli.options import DtypeName, LoraChoice, Size, Varied, parse_lora, parse_size, parse_varied
 from lorry.cli.train_options import with_settings
 from lorry.cli.workbench import add_workbench
 from lorry.errors import LorryError
@@ -155,12 +155,28 @@ def generate(
             help="The pictures' size; the base model's usual when not given.",
         ),
     ] = None,
-    out: Annotated[
-        Path,
+    vary: Annotated[
+        list[Varied] | None,
         typer.Option(
-            metavar="PATH", help="A file (.png, .jpg, .webp), numbered when there are several, or a folder."
+            metavar="FILE[:SCALE,SCALE,…]",
+            parser=parse_varied,
+            help="An adapter to draw by itself, at each strength; may be repeated: each is a picture of its own.",
         ),
-    ] = Path(),
+    ] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="All pictures as one, with prompts, adapters, strengths, seeds as labels."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A file (.png, .jpg, .webp), numbered when there are several, or a folder; here when not given, or "
+            "nowhere with `--grid`.",
+        ),
+    ] = None,
     fuse: Annotated[
         bool, typer.Option("--fuse", help="Fuse the adapters into the weights before drawing.")
     ] = False,
@@ -188,12 +204,13 @@ def generate(
         steps=steps,
         guidance=guidance,
         size=size,
-        out=out,
+        vary=tuple(vary or ()),
+        out=Path() if out is None and grid is None else out,
         fuse=fuse,
         device=device,
         dtype=dtype.value,
     )
-    generate_and_print(order, like=like, as_json=as_json)
+    generate_and_print(order, like=like, grid=grid, as_json=as_json)
 
 
 @app.command()

@@ -79,6 +79,27 @@ def parse_lora(text: str) -> LoraChoice:
     return LoraChoice(head, scale)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Varied:
+    """An adapter that is drawn by itself, at several strengths."""
+
+    source: str
+    scales: tuple[float, ...] = (1.0,)
+
+
+def parse_varied(text: str) -> Varied:
+    """Read `FILE[:SCALE,SCALE,…]`.
+
+    Raises:
+        typer.BadParameter: what follows the last colon is no list of strengths.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or not head or Path(text).exists():
+        return Varied(text)
+    return Varied(head, tuple(parse_lora(f"x:{scale.strip()}").scale for scale in tail.split(",")))
+
+
 def find_adapter(source: str) -> str:
     """Return the path or Hub id that `source` means: a path that exists, a Hub id, or a shipped adapter.
 

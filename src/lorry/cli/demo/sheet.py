@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lorry.cli.demo.story import Check, Row, Section
+from lorry.cli.grid import FAINT, INK, PAPER, font, wrapped_lines
 
 ENLARGED: Final = 2
 GAP: Final = 8
@@ -18,7 +19,7 @@ LABELS: Final = 250
 """The width of the column of labels."""
 HEADER: Final = 52
 """The height of a section's line of prompts."""
-PAPER, INK, FAINT, GREEN, RED = "#faf9f6", "#1d1d1f", "#6f6f75", "#1e7d3c", "#c0271d"
+GREEN, RED = "#1e7d3c", "#c0271d"
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -35,8 +36,8 @@ def draw_sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.
     heights = [HEADER + len(section.rows) * (cell[1] + GAP) + MARGIN for section in sections]
     sheet = Image.new("RGB", (width, 2 * MARGIN + 56 + sum(heights)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), title, INK, _font(30))
-    pen.text((MARGIN, MARGIN + 34), subtitle, FAINT, _font(14))
+    pen.text((MARGIN, MARGIN - 6), title, INK, font(30))
+    pen.text((MARGIN, MARGIN + 34), subtitle, FAINT, font(14))
     top = MARGIN + 72
     for section, height in zip(sections, heights, strict=True):
         _draw_section(sheet, section, top, cell)
@@ -52,11 +53,11 @@ def _cell(sections: Sequence[Section]) -> tuple[int, int]:
 def _draw_section(sheet: Image.Image, section: Section, top: int, cell: tuple[int, int]) -> None:
     pen = ImageDraw.Draw(sheet)
     for column, prompt in enumerate(section.prompts):
-        lines = _wrapped(prompt, _font(14), cell[0])
+        lines = wrapped_lines(prompt, font(14), cell[0])
         bottom = top + HEADER - 6
         for number, line in enumerate(reversed(lines[:3])):
             pen.text(
-                (_left(column, cell) + cell[0] / 2, bottom - 16 * number), line, INK, _font(14), anchor="ms"
+                (_left(column, cell) + cell[0] / 2, bottom - 16 * number), line, INK, font(14), anchor="ms"
             )
     for number, row in enumerate(section.rows):
         _draw_row(sheet, row, top + HEADER + number * (cell[1] + GAP), cell)
@@ -73,8 +74,10 @@ def _draw_label(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     width = LABELS - 2 * GAP
     at = top + 4
     for text, colour, size in ((row.title, INK, 20), (row.note, FAINT, 14), _checked(row.check)):
-        for line in (wrapped for part in text.splitlines() for wrapped in _wrapped(part, _font(size), width)):
-            pen.text((MARGIN, at), line, colour, _font(size))
+        for line in (
+            wrapped for part in text.splitlines() for wrapped in wrapped_lines(part, font(size), width)
+        ):
+            pen.text((MARGIN, at), line, colour, font(size))
             at += round(size * 1.25)
         at += 3
 
@@ -85,18 +88,3 @@ def _checked(check: Check | None) -> tuple[str, str, int]:
 
 def _left(column: int, cell: tuple[int, int]) -> int:
     return MARGIN + LABELS + column * (cell[0] + GAP)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font: it is there on every machine, and has few letters beyond ASCII."""
-    return ImageFont.load_default(size)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

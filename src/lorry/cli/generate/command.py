@@ -17,18 +17,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lorry.cli.console import console, tell, tell_error
 from lorry.cli.drawing import SHIPPED, SHIPPED_GUIDANCE, SHIPPED_STEPS, load_pipeline, quiet
 from lorry.cli.generate.adapting import Wardrobe
+from lorry.cli.generate.layout import panels_of
 from lorry.cli.generate.order import Job, Order, plan_jobs
 from lorry.cli.generate.record import Making, read_order, save_picture
+from lorry.cli.grid import draw_grid
 from lorry.errors import StateError
 from lorry.prompts import Parameters
 
 
-def generate_and_print(order: Order, *, like: Path | None = None, as_json: bool = False) -> list[Path]:
+def generate_and_print(
+    order: Order, *, like: Path | None = None, grid: Path | None = None, as_json: bool = False
+) -> list[Path]:
     """Draw what is asked for, printing what is loaded and what is written.
 
     Args:
         order: what is asked for.
         like: a picture that says the rest.
+        grid: where to write all pictures as one, labelled.
         as_json: print one JSON object in place of words.
 
     Raises:
@@ -43,17 +48,22 @@ def generate_and_print(order: Order, *, like: Path | None = None, as_json: bool 
     wardrobe = Wardrobe.filled(loaded.pipeline, [job.uses for job in jobs])
     making = Making(order, loaded, arguments)
     _tell_adapters(jobs, wardrobe, order, making, as_json=as_json)
-    for folder in {job.path.parent for job in jobs}:
+    for folder in {path.parent for path in (*(job.path for job in jobs), grid) if path is not None}:
         folder.mkdir(parents=True, exist_ok=True)
     made: list[Parameters] = []
+    drawn: list[Image] = []
     with _drawing(loaded.pipeline, arguments, len(jobs)) as draw:
         for job in jobs:
             wardrobe.wear(job.uses, fused=order.fuse)
             picture = draw(job)
             made.append(making.parameters(job, picture))
-            save_picture(picture, job.path, made[-1])
-    _tell_pictures(jobs, wardrobe, made, as_json=as_json)
-    return [job.path for job in jobs]
+            drawn.append(picture)
+            if job.path is not None:
+                save_picture(picture, job.path, made[-1])
+    if grid is not None:
+        draw_grid(panels_of(jobs, drawn)).save(grid)
+    _tell_pictures(jobs, wardrobe, made, grid, as_json=as_json)
+    return [job.path for job in jobs if job.path is not None]
 
 
 def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
@@ -98,14 +108,21 @@ def _tell_adapters(
         tell("fused into the weights")
 
 
-def _tell_pictures(jobs: list[Job], wardrobe: Wardrobe, made: list[Parameters], *, as_json: bool) -> None:
+def _tell_pictures(
+    jobs: list[Job], wardrobe: Wardrobe, made: list[Parameters], grid: Path | None, *, as_json: bool
+) -> None:
     if not as_json:
-        for job in jobs:
-            tell(job.path)
+        for path in (*(job.path for job in jobs), grid):
+            if path is not None:
+                tell(path)
         return
-    pictures = [{"path": str(job.path), **asdict(said)} for job, said in zip(jobs, made, strict=True)]
+    pictures = [
+        {"path": None if job.path is None else str(job.path), "labels": dict(job.labels), **asdict(said)}
+        for job, said in zip(jobs, made, strict=True)
+    ]
     adapters = [asdict(report) for report in wardrobe.reports.values()]
-    tell(json.dumps({"pictures": pictures, "adapters": adapters}, indent=2, ensure_ascii=False))
+    said = {"pictures": pictures, "adapters": adapters, "grid": None if grid is None else str(grid)}
+    tell(json.dumps(said, indent=2, ensure_ascii=False))
 
 
 def _progress() -> Progress:

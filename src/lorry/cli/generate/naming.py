@@ -69,6 +69,16 @@ class Shelf:
         name = short if self._taken.setdefault(short, source) == source else choice.source
         return Use(LoraTag(name, choice.scale), source, choice.source)
 
+    def varied(self, name: str, scale: float) -> Use:
+        """Find an adapter that is varied: what an option can name, or a name in the library.
+
+        Raises:
+            AdapterNotFoundError: there is no such adapter.
+        """
+        if self._library is not None and not Path(name).exists():
+            return self.named(LoraTag(name, scale))
+        return self.chosen(LoraChoice(name, scale))
+
 
 def _short(source: str) -> str:
     """What a tag calls an adapter that an option names: its file's or repository's name."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final, final
 
 from lorry.cli.generate.naming import Shelf, Use
-from lorry.cli.options import LoraChoice, Size, chosen_seeds
+from lorry.cli.options import LoraChoice, Size, Varied, chosen_seeds
 from lorry.errors import PromptError
 from lorry.prompts import Prompt, parse_prompt
 
+AXES: Final = ("prompt", "adapter", "seed", "strength")
+"""What pictures of one order may differ in."""
 PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -32,7 +34,10 @@ class Order:
     steps: int | None = None
     guidance: float | None = None
     size: Size | None = None
-    out: Path = Path()
+    vary: tuple[Varied, ...] = ()
+    """Adapters of which each is drawn by itself, at each of its strengths."""
+    out: Path | None = None
+    """Where single pictures go; None for nowhere."""
     fuse: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -51,7 +56,9 @@ class Job:
     """The prompt without its adapters."""
     uses: tuple[Use, ...]
     seed: int
-    path: Path
+    path: Path | None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What it has on each of `AXES`."""
 
     @property
     def prompt(self) -> str:
@@ -78,21 +85,45 @@ def plan_jobs(order: Order) -> list[Job]:
         prompt: (*map(shelf.named, found.loras), *map(shelf.chosen, order.loras))
         for prompt, found in prompts.items()
     }
-    pairs = [(prompt, seed) for prompt in order.prompts for seed in seeds]
+    variants = [*_variants(order, shelf)] or [("", "", ())]
+    places = [(prompt, variant, seed) for prompt in order.prompts for variant in variants for seed in seeds]
     return [
-        Job(prompts[prompt].text, uses[prompt], seed, path)
-        for (prompt, seed), path in zip(pairs, _paths(order, pairs), strict=True)
+        Job(
+            prompts[prompt].text,
+            (*uses[prompt], *varied),
+            seed,
+            path,
+            dict(zip(AXES, (prompt, name, f"seed {seed}", scale), strict=True)),
+        )
+        for (prompt, (name, scale, varied), seed), path in zip(places, _paths(order, places), strict=True)
     ]
 
 
-def _paths(order: Order, pairs: list[tuple[str, int]]) -> Iterator[Path]:
-    if order.out.suffix.lower() not in PICTURE_SUFFIXES:
+def _variants(order: Order, shelf: Shelf) -> Iterator[tuple[str, str, tuple[Use, ...]]]:
+    """Yield (adapter, strength, its use) for each adapter that is drawn by itself."""
+    for varied in order.vary:
+        for scale in varied.scales:
+            use = shelf.varied(varied.source, scale)
+            yield use.tag.name, f"strength {scale:g}", (use,)
+
+
+Place = tuple[str, tuple[str, str, tuple[Use, ...]], int]
+"""A prompt, an adapter that is varied, a seed."""
+
+
+def _paths(order: Order, places: list[Place]) -> Iterator[Path | None]:
+    if order.out is None:
+        yield from (None for _ in places)
+    elif order.out.suffix.lower() not in PICTURE_SUFFIXES:
         slugs = _slugs(order.prompts)
-        yield from (order.out / f"{slugs[prompt]}-{seed}.png" for prompt, seed in pairs)
-    elif len(pairs) == 1:
+        for prompt, (name, scale, _), seed in places:
+            words = [word for word in (name, scale.rpartition(" ")[2]) if word]
+            varied = "".join("-" + re.sub(r"[^\w.-]+", "-", word) for word in words)
+            yield order.out / f"{slugs[prompt]}{varied}-{seed}.png"
+    elif len(places) == 1:
         yield order.out
     else:
-        yield from (order.out.with_stem(f"{order.out.stem}-{number}") for number in range(1, len(pairs) + 1))
+        yield from (order.out.with_stem(f"{order.out.stem}-{number}") for number in range(1, len(places) + 1))
 
 
 def _slugs(prompts: tuple[str, ...]) -> dict[str, str]:

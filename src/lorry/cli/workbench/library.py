@@ -23,6 +23,18 @@ def library(
         bool,
         typer.Option("--hashes", help="Compute the hashes of A1111 and Civitai (AutoV3); reads every file."),
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what each of them does to one prompt, as one picture."),
+    ] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="For the sheet; `{words}` in it stands for each adapter's words."),
+    ] = "a red apple",
+    base: Annotated[
+        str, typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model of the sheet.")
+    ] = "shipped",
+    seed: Annotated[int, typer.Option(min=0, help="Of the sheet.")] = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Read every header, also of files that are known.")
     ] = False,
@@ -41,6 +53,10 @@ def library(
     entries = found.entries if search is None else found.search(search)
     digests = {e.path: weights_hash(e.path)[:12] for e in bar(entries, "hashing")} if hashes else {}
     groups = find_duplicates(entries, progress=bar) if duplicates else ()
+    if sheet is not None:
+        from lorry.cli.contact import draw_contact_sheet
+
+        draw_contact_sheet(entries, sheet, prompt, base, seed)
     if as_json:
         listed = [entry.as_dict() | {"hash": digests.get(entry.path)} for entry in entries]
         same = [[entry.path for entry in group] for group in groups]
@@ -58,3 +74,5 @@ def library(
         tell("the same weights: " + ", ".join(entry.name for entry in group), "bold")
     said = f" of {len(found.entries)}" if search is not None else ""
     tell(f"{len(entries)}{said} adapters; {found.read} headers read, the others were known.", "dim")
+    if sheet is not None:
+        tell(sheet)
