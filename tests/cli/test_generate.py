@@ -467,4 +467,6 @@ def test_the_pictures_stand_in_the_grid_as_they_were_drawn() -> None:
 
 @pytest.mark.parametrize("words", [["--vary", "ink:"], ["--vary", "ink:1,much"], ["--vary", "ink:1,,2"]])
 def test_a_list_of_strengths_that_is_none_is_an_error(shipped: Path, words: list[str]) -> None:
-    assert lorry_says("generate", "a cat", *words).exit_code != 0
+    result = lorry_says("generate", "a cat", *words)
+    assert result.exit_code == 2
+    assert "expected strengths" in result.stderr

@@ -97,7 +97,13 @@ def parse_varied(text: str) -> Varied:
     head, colon, tail = text.rpartition(":")
     if not colon or not head or Path(text).exists():
         return Varied(text)
-    return Varied(head, tuple(parse_lora(f"x:{scale.strip()}").scale for scale in tail.split(",")))
+    try:
+        scales = tuple(float(scale) for scale in tail.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(map(math.isfinite, scales)):
+        raise typer.BadParameter(f"{text!r}: expected strengths after the colon, as in `{head}:0.5,1`.")
+    return Varied(head, scales)
 
 
 def find_adapter(source: str) -> str:
