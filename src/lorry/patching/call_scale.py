@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from threading import get_ident
 from typing import Any, final
 
@@ -39,10 +38,12 @@ class CallScale:
 
     The model keeps its class: diffusers' `from_pipe` asks for the very class of a model. A call that was broken off by
     something else than an exception of torch's own kind (Ctrl-C) is ended at the beginning of the next.
+
+    It asks the model for its state each time. To keep hold of that would be a circle, and the layers of a model that
+    nobody uses any more would be freed only when Python next looks for circles.
     """
 
-    def __init__(self, scaled: Callable[[float], AbstractContextManager[None]]) -> None:
-        self._scaled = scaled
+    def __init__(self) -> None:
         self._call: ExitStack | None = None
         self._thread = 0
         """Whose call it is."""
@@ -83,7 +84,7 @@ class CallScale:
             return None
         if scale != 1.0:
             with ExitStack() as call:
-                call.enter_context(self._scaled(scale))
+                call.enter_context(vars(model)["lorry"].scaled(scale))
                 self._call, self._thread = call.pop_all(), get_ident()
         return args, rest
 

@@ -13,6 +13,7 @@ from lorry.algebra import Delta
 from lorry.patching.fused import FusedWeights
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.layer_kinds import PARAMETERS, plain_parameter
+from lorry.patching.patches import mark_filled
 from lorry.patching.placement import module_device, module_dtype
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene
@@ -74,6 +75,8 @@ class Copies:
                 copy = _copy(path, modules[path], key, parts, weights) if parts else None
                 undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
         undo.set_attribute(self, "_made", made)
+        for path in (*gone, *made):
+            mark_filled(modules[path], undo)
 
 
 def _copy(

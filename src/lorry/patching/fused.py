@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta
 from lorry.errors import FuseError
+from lorry.patching.following import bring
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.layer_kinds import PARAMETERS, check_plain
 from lorry.patching.memory import is_held_once
@@ -51,6 +52,17 @@ class FusedWeights:
         if original is None:
             raise _no_originals(name)
         return original
+
+    def follow(self, path: str, before: torch.device, now: torch.device) -> None:
+        """Move what is kept beside a module's parameters from the device they were on to where they are."""
+        for key in PARAMETERS:
+            name = f"{path}.{key}"
+            saved = self._originals.get(name)
+            beside = saved.tensor if saved is not None and saved.beside else None
+            self._spare.pop(name, None)
+            for tensor in (beside, (self._aside or {}).get(name)):
+                if tensor is not None and tensor.device == before:
+                    bring(tensor, now)
 
     def rewrite(
         self,

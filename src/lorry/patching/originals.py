@@ -23,6 +23,8 @@ class Saved:
     tensor: Tensor | None
     """None where none was kept."""
     in_file: bool = False
+    beside: bool = False
+    """It is where its parameter is, and goes where that goes."""
 
     def found(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """Return it on a device, itself where it is there; None where none was kept."""
@@ -51,7 +53,7 @@ class Keeper:
             return Saved(None)
         if self._where == "cpu":
             return Saved(original.to("cpu", copy=original.device.type == "cpu"))
-        return Saved(self._written(original), in_file=True) if self._where == "disk" else Saved(original)
+        return Saved(self._written(original), in_file=True) if self._where == "disk" else Saved(original, beside=True)
 
     def _written(self, original: Tensor) -> Tensor:
         """Return a copy in a file without a name, which is gone when the last such tensor is."""

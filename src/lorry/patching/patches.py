@@ -31,11 +31,20 @@ def patch(path: str, module: nn.Module, undo: Undo) -> SidePath:
             "would do nothing here. Take that program's network off first."
         )
     attributes = vars(module)
-    undo.set_item(
-        attributes, "_non_persistent_buffers_set", module._non_persistent_buffers_set | EMPTY.keys()
-    )
     undo.set_item(attributes, "_buffers", {**module._buffers, **EMPTY})
     return cast(SidePath, module)
+
+
+def mark_filled(module: SidePath, undo: Undo) -> None:
+    """Let nn.Module know which of the side path's buffers are filled: those, and no others, are not persistent.
+
+    accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
+    """
+    filled = {name for name in BUFFERS if module._buffers[name] is not None}
+    known = module._non_persistent_buffers_set
+    if known & EMPTY.keys() != filled:
+        undo.set_item(vars(module), "_non_persistent_buffers_set", (known - EMPTY.keys()) | filled)
+        forget_tensors(module, EMPTY.keys() - filled, undo)
 
 
 def unpatch(module: SidePath, undo: Undo) -> None:
@@ -47,4 +56,11 @@ def unpatch(module: SidePath, undo: Undo) -> None:
         attributes, "_non_persistent_buffers_set", module._non_persistent_buffers_set - EMPTY.keys()
     )
     forget_tensors(module, BUFFERS, undo)
+    if "lorry_home" in attributes:
+        undo.delete_item(attributes, "lorry_home")
+    if type(module) is not side_path_class(module.lorry_class):
+        raise StateError(
+            f"A {type(module).__name__} of this model has got another class since adapters were loaded (sharding does "
+            "that), and cannot be given its own back. Load adapters after sharding."
+        )
     change_class(module, module.lorry_class, undo)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorry.algebra import Delta, LowRank
 from lorry.errors import StateError
+from lorry.patching.following import bring
 from lorry.patching.memory import held_bytes
 from lorry.patching.placement import module_device, own_copy
 
@@ -51,8 +52,10 @@ class Resident:
             self._factors[path] = pair
         return pair
 
-    def moved(self, device: torch.device) -> Resident:
+    def moved(self, device: torch.device, modules: Mapping[str, nn.Module]) -> Resident:
         """Return the same adapter parked on `device`; memory elsewhere is freed when this one is dropped.
+
+        One that was parked elsewhere, and comes back to where all its modules are, is parked no longer.
 
         Raises:
             StateError: it is in training.
@@ -61,7 +64,18 @@ class Resident:
             raise StateError(
                 "An adapter in training cannot be parked: it would lose its optimiser's parameters."
             )
-        return Resident(own_copy(self.deltas, dict.fromkeys(self.deltas, device)), parked=device)
+        deltas = own_copy(self.deltas, dict.fromkeys(self.deltas, device))
+        device = next(tensor.device for delta in deltas.values() for tensor in delta.tensors().values())
+        away = self.parked not in (None, device)
+        comes_back = away and all(module_device(modules[path]) == device for path in deltas)
+        return Resident(deltas, parked=None if comes_back else device)
+
+    def follow(self, path: str, device: torch.device) -> None:
+        """Move what is for one module to `device`, unless the adapter is parked. Nothing is kept where it was."""
+        if self.parked is None and path in self.deltas:
+            for tensor in self.deltas[path].tensors().values():
+                bring(tensor, device)
+            self._factors.pop(path, None)
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ A scene is made once for a set of adapters and kept, so that going back to it mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -44,12 +44,21 @@ class Scene:
     @property
     def stands(self) -> bool:
         """Whether the modules hold what it puts into them."""
-        return all(buffers[SCALE] is tensors[SCALE] for buffers, tensors in self.rows.values())
+        same = all(
+            buffers[SCALE] is tensors[SCALE] and buffers[DOWN] is tensors[DOWN]
+            for buffers, tensors in self.rows.values()
+        )
+        return same and self.strengths.is_whole
 
     @property
     def fits(self) -> bool:
         """Whether the modules compute where and in what they did when it was made."""
-        return self.places.hold()
+        return self.places.hold() and self.strengths.is_whole
+
+    def without_tensors(self) -> Scene:
+        """Return what is left to know of it when its tensors are let go: which modules they stand in."""
+        rows = {path: (buffers, dict.fromkeys(tensors)) for path, (buffers, tensors) in self.rows.items()}
+        return replace(self, rows=rows, joined={}, strengths=StrengthVector.of({}, self.places))
 
     def tensors(self) -> list[Tensor]:
         """Return all that it puts into the modules."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorry.binding import weight_shape
 from lorry.patching.copies import NONE, Acting, Copies
 from lorry.patching.fused import FusedWeights
-from lorry.patching.patches import patch, unpatch
+from lorry.patching.patches import mark_filled, patch, unpatch
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
 from lorry.patching.side_path import BUFFERS, SCALE, SidePath
@@ -104,6 +104,11 @@ class SidePaths:
         """Make all copies anew at the next refresh: what they were made from changes."""
         self._copies.forget(undo)
 
+    def let_scenes_go(self) -> None:
+        """Keep no tensor but those that stand in the modules, which have moved: the others are where they were."""
+        if self._scenes and self._scene is not None:
+            self._scenes, self._scene = {}, self._scene.without_tensors()
+
     def tensors(self) -> list[Tensor]:
         """Return what stands in all modules, and what is kept to stand there."""
         standing = [module._buffers[name] for module in self.modules.values() for name in BUFFERS]
@@ -184,6 +189,9 @@ class SidePaths:
         undo.update_items([(buffers, dict.fromkeys(tensors)) for buffers, tensors in left])
         undo.update_items(list(scene.rows.values()))
         undo.set_attribute(self, "_scene", scene)
+        for path in before.keys() ^ scene.rows.keys():
+            if path in self.modules:
+                mark_filled(self.modules[path], undo)
 
     def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:
         """Give modules the parameters of the adapters in training."""

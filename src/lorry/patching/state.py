@@ -15,7 +15,9 @@ from lorry.binding import size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
+from lorry.patching.following import Home
 from lorry.patching.fused import FusedWeights
+from lorry.patching.group_copies import keep_in_step
 from lorry.patching.memory import held_bytes
 from lorry.patching.originals import Originals
 from lorry.patching.resident import Resident
@@ -76,6 +78,7 @@ class AdapterState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _model=weakref.ref(state["_model"]))
+        self._settle(self._sides.modules, Undo())
 
     # --- on and off the model ---------------------------------------------------------------------------------
 
@@ -83,7 +86,7 @@ class AdapterState:
         """Put the state on its model."""
         undo.set_item(vars(self.model), "lorry", self)
         if takes_scale(self.model):
-            self._hooks = CallScale(self.scaled)
+            self._hooks = CallScale()
             self._hooks.put_on(self.model, undo)
 
     def _detach(self, undo: Undo) -> None:
@@ -132,6 +135,7 @@ class AdapterState:
         if before is None:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
         self._sides.add(self.model, resident, undo)
+        self._settle(resident.deltas, undo)
         if before is not None:
             self._sides.forget(name, undo)
             self._refresh(undo)
@@ -252,13 +256,42 @@ class AdapterState:
         finally:
             self.call_scale = scale_before
             self._sides.forget_copies(Undo())
-            if not self._sides.put_back(standing_before, standing):
-                with Undo() as undo:
+            with Undo() as undo:
+                if not self._sides.put_back(standing_before, standing):
                     self._refresh(undo)
+                keep_in_step(self.model, undo)
+
+    def follow(self, path: str, before: torch.device, now: torch.device) -> None:
+        """Let everything that is kept for one module, but parked adapters, go where the module has gone.
+
+        Args:
+            path: the module.
+            before: where it was.
+            now: where it is. Its buffers have moved with it.
+        """
+        self._sides.let_scenes_go()
+        for resident in self.adapters.values():
+            resident.follow(path, now)
+        self._weights.follow(path, before, now)
+
+    def _settle(self, paths: Iterable[str], undo: Undo) -> None:
+        """Let modules tell where they go."""
+        for path in paths:
+            attributes = vars(self._sides.modules[path])
+            home = attributes.get("lorry_home")
+            if home is None or not home.tells:
+                undo.set_item(attributes, "lorry_home", Home(path, self.follow))
 
     def park(self, names: Iterable[str], device: torch.device, undo: Undo) -> None:
-        """Move adapters' tensors to `device`; those that act keep working, from copies where their modules compute."""
-        moved = {name: self.adapters[name].moved(device) for name in names if name in self.adapters}
+        """Move adapters' tensors to `device`; those that act keep working, from copies where their modules compute.
+
+        One that was parked elsewhere and is moved to where its modules are follows them again.
+        """
+        moved = {
+            name: self.adapters[name].moved(device, self._sides.modules)
+            for name in names
+            if name in self.adapters
+        }
         undo.set_attribute(self, "adapters", {**self.adapters, **moved})
         for name in moved:
             self._sides.forget(name, undo)
@@ -349,6 +382,7 @@ class AdapterState:
             if self.enabled and name not in self.fused
         }
         self._sides.refresh(acting, self._weights, undo, for_call=for_call)
+        keep_in_step(self.model, undo)
 
     # --- for people -------------------------------------------------------------------------------------------
 

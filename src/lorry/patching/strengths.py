@@ -84,6 +84,18 @@ class StrengthVector:
             np.repeat(np.array(scale, dtype=np.float64), rank),
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all pieces are still views of the vector: offloading puts other memory under a module's buffers."""
+        pieces = iter(self.pieces.values())
+        for vector, sizes in zip(self._vectors, self._sizes, strict=True):
+            place = vector.data_ptr()
+            for size in sizes:
+                if next(pieces).data_ptr() != place:
+                    return False
+                place += size * vector.itemsize
+        return True
+
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
         """Write the strengths of the adapters into the vector."""
         for vector, values in zip(self._vectors, self._values(strengths), strict=True):
