@@ -53,7 +53,11 @@ class Keeper:
             return Saved(None)
         if self._where == "cpu":
             return Saved(original.to("cpu", copy=original.device.type == "cpu"))
-        return Saved(self._written(original), in_file=True) if self._where == "disk" else Saved(original, beside=True)
+        return (
+            Saved(self._written(original), in_file=True)
+            if self._where == "disk"
+            else Saved(original, beside=True)
+        )
 
     def _written(self, original: Tensor) -> Tensor:
         """Return a copy in a file without a name, which is gone when the last such tensor is."""
