@@ -255,7 +255,8 @@ def fused_loha(rows: int, width: int) -> dict[str, Tensor]:
 
 
 def fused_lokr(rows: int, width: int) -> dict[str, Tensor]:
-    return {"lokr_w1": torch.randn(2, 2), "lokr_w2": torch.randn(rows // 2, width // 2)}
+    whole = {"lokr_w1": torch.randn(2, 2), "lokr_w2": torch.randn(rows // 2, width // 2)}
+    return {**whole, "alpha": torch.tensor(9.0)}
 
 
 def fused_full(rows: int, width: int) -> dict[str, Tensor]:
