@@ -509,6 +509,25 @@ def test_whole_weights_of_norm_layers_are_refused() -> None:
     assert torch.equal(theirs.transformer.get_parameter(path), torch.full((16,), 3.0))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_adapter_that_is_not_finite_is_refused(
+    bad: float, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, mine = pair("sd")
+    tensors = {key: tensor.to(dtype) for key, tensor in only("conv_in").items()}
+    tensors[next(reversed(tensors))].view(-1)[0] = bad
+    before = oracle.snapshot(mine)
+    with pytest.raises(
+        errors.NotFiniteError, match=r"`unet\.conv_in`: the adapter's `\w+` holds a NaN or an infinity"
+    ):
+        mine.load_lora_weights(tensors)
+    oracle.check_same(oracle.snapshot(mine), before)
+    mine.load_lora_weights(tensors, strict=False)
+    assert "holds a NaN or an infinity" in caplog.text
+    theirs.load_lora_weights(dict(tensors))
+
+
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
