@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,12 +75,26 @@ def torchao(config: Callable[[Any], Any]) -> Callable[[torch.dtype], nn.Module]:
     return build
 
 
+def unpacked(packed: Tensor, bits: int) -> Tensor:
+    """The numbers that quanto has put into bytes: the first rows in the lowest bits."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+def without_compiler() -> None:
+    """Keep quanto from compiling its own code for that, which takes a compiler and a minute."""
+    from optimum.quanto.library.extensions.cpp import ext
+
+    if ext._lib is None:
+        ext._lib = SimpleNamespace(unpack=unpacked)
+
+
 def quanto(weights: str, frozen: bool = True) -> Callable[[torch.dtype], nn.Module]:
     def build(dtype: torch.dtype) -> nn.Module:
         needs("optimum.quanto")
         with noisy():
             from optimum import quanto
 
+            without_compiler()
             layer = nn.Sequential(linear(dtype))
             quanto.quantize(layer, weights=getattr(quanto, weights))
             if frozen:
