@@ -84,8 +84,8 @@ def without_compiler() -> None:
     """Keep quanto from compiling its own code for that, which takes a compiler and a minute."""
     from optimum.quanto.library.extensions.cpp import ext
 
-    if ext._lib is None:
-        ext._lib = SimpleNamespace(unpack=unpacked)
+    stand_in: Any = SimpleNamespace(unpack=unpacked)
+    ext._lib = ext._lib or stand_in
 
 
 def quanto(weights: str, frozen: bool = True) -> Callable[[torch.dtype], nn.Module]:
