@@ -70,7 +70,11 @@ LOADS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (of_another_shape, errors.ShapeMismatchError, r"the delta is \(\d+, \d+.*the weight is \(\d+, \d+"),
     (of_unlike_ranks, errors.FormatError, "`down` has rank 4, `up` has rank 8"),
     (with_an_unknown_module, errors.UnknownTargetError, r"2 of \d+ keys with no place.*Did you mean"),
-    (lambda: file_of("sdxl"), errors.LorryError, "Was the adapter made for another base model"),
+    (
+        lambda: file_of("sdxl"),
+        errors.LorryError,
+        "The adapter was made for another base model: it is for SDXL",
+    ),
     (lambda: file_of("flux"), errors.LorryError, "no place in this pipeline"),
     (lambda: "no/such/folder", errors.AdapterNotFoundError, "no/such/folder: there is no such file"),
 ]
