@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorry.adapters.matrices import SKETCHED_BELOW, decompose
+from lorry.adapters.matrices import SKETCHED_BELOW, decompose, square_of
 from lorry.adapters.svd import Svd, dense_svd, rank_for, sketch_svd
 from lorry.algebra import LokrDelta
 
@@ -20,7 +20,7 @@ def svd_to_energy(matrix: Tensor, energy: float, seed: int = 0) -> Svd:
     together have the squared norm of the matrix. Where that takes too many, the exact decomposition is made.
     """
     flat = matrix.flatten(1)
-    wanted = energy * float(flat.double().square().sum())
+    wanted = energy * square_of(flat)
     rank = FIRST_RANK
     while rank <= SKETCHED_BELOW * min(flat.shape):
         svd = sketch_svd(flat, rank, torch.Generator().manual_seed(seed), flat.dtype)

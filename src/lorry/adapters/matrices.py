@@ -12,6 +12,8 @@ from lorry.errors import UnsupportedAdapterError
 Matrix = LowRank | Tensor
 """Factors, or a tensor of the weight's shape."""
 
+BLOCK = 1 << 22
+"""Numbers that are widened at a time where a full matrix is only looked at."""
 SKETCHED_BELOW = 0.25
 """A sketch is taken for ranks up to this share of the shorter side; beyond it the exact decomposition is as fast."""
 
@@ -93,6 +95,11 @@ def inner(one: Matrix, two: Matrix) -> float:
         down = two.down.flatten(1).double()
         return float((one.flatten(1).double() @ down.T * two.up.double()).sum()) * two.scale
     return float((one.double() * two.double()).sum())
+
+
+def square_of(tensor: Tensor) -> float:
+    """Return the sum of a tensor's squares, in float64 and without a copy of the whole in it."""
+    return sum(float(block.double().square().sum()) for block in tensor.reshape(-1).split(BLOCK))
 
 
 def distance(one: Matrix, two: Matrix) -> float:

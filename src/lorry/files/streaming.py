@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from functools import cached_property
 from types import TracebackType
@@ -14,6 +15,10 @@ from lorry.errors import BrokenFileError
 from lorry.files._layout import Layout, Span
 from lorry.files.safetensors_reader import _open, _read_layout
 from lorry.files.tensor_file import TensorFile
+
+LARGE = 1 << 20
+"""Tensors from this size on, in bytes, are given pages of their own by the system. In the heap, small results that are
+kept would fill the holes that they leave, and the next large one would grow it, until gigabytes stood by."""
 
 
 @final
@@ -55,13 +60,16 @@ class TensorReader:
             BrokenFileError: the file was cut off since it was opened.
         """
         span = self._spans[key]
-        data = torch.empty(span.stop - span.start, dtype=torch.uint8)
+        size = span.stop - span.start
+        if size == 0:
+            return torch.empty(span.shape, dtype=span.dtype)
+        data = mmap.mmap(-1, size) if size >= LARGE else bytearray(size)
         self._file.seek(self._layout.data_start + span.start)
-        if self._file.readinto(data.numpy().data) != span.stop - span.start:
+        if self._file.readinto(data) != size:
             raise BrokenFileError(
                 f"{self.source}: `{key}`: the file ends before it. Was it changed meanwhile?"
             )
-        return data.view(span.dtype).view(span.shape)
+        return torch.frombuffer(data, dtype=span.dtype).view(span.shape)
 
     def close(self) -> None:
         """Close the file."""

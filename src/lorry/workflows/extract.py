@@ -16,7 +16,7 @@ from torch import Tensor
 from lorry.adapters import Adapter, Entry
 from lorry.adapters.adding import delta_of
 from lorry.adapters.approximating import nearest_kronecker, svd_to_energy
-from lorry.adapters.matrices import decompose
+from lorry.adapters.matrices import decompose, square_of
 from lorry.algebra import Delta, FullDelta, PartsDelta
 from lorry.binding import size_of
 from lorry.errors import ShapeMismatchError, StateError
@@ -231,7 +231,7 @@ def _extract(
     weight: Delta | None = None
     bias: Delta | None = None
     for parameter, change, share in _changes(first, second, target, parameters):
-        square = float(change.double().square().sum())
+        square = square_of(change)
         found.whole += square
         reason = _reason_to_leave_out(target, parameter, change, share, form)
         if square == 0:
@@ -245,8 +245,8 @@ def _extract(
             weight = (
                 _approximated(change, target, form, dtype) if change.ndim > 1 else FullDelta(change.to(dtype))
             )
-            got = weight.weight(dtype=torch.float32).reshape(change.shape)
-            found.errors.put(str(target), float((change - got).double().square().sum()), square)
+            left = weight.weight(dtype=torch.float32).reshape(change.shape).sub_(change)
+            found.errors.put(str(target), square_of(left), square)
     if bias is not None:
         found.entries.append(Entry(target, PartsDelta(weight, bias), ()))
     elif weight is not None:
@@ -262,10 +262,10 @@ def _changes(
         one = first.read(first.components[target.component][name])
         if not one.is_floating_point():
             continue
-        one = one.float()
-        change = second.read(second.components[target.component][name]).float() - one
-        norm = float(one.norm())
-        yield parameter, change, float(change.norm()) / norm if norm else float("inf")
+        change = second.read(second.components[target.component][name]).float().sub_(one)
+        norm = square_of(one)
+        del one  # what is yielded is worked on for a while, and no second copy shall stand by
+        yield parameter, change, (square_of(change) / norm) ** 0.5 if norm else float("inf")
 
 
 def _reason_to_leave_out(
