@@ -99,6 +99,7 @@ REFUSED = {
     "textual inversion": ["<toy>"],
     "textual inversion embedding": ["clip_l", "clip_g"],
     "textual": ["string_to_param.*"],
+    "MiniMax-H3 LoRA of DiffSynth": [f"blocks.0.attn.qkv_proj.lora_{side}.default.weight" for side in "AB"],
     "Nunchaku": ["transformer_blocks.0.mlp_fc1.lora_down", "transformer_blocks.0.mlp_fc1.lora_up"],
 }
 
@@ -110,6 +111,11 @@ def test_what_is_no_lora_is_refused_by_name(what: str) -> None:
     with pytest.raises(UnsupportedAdapterError, match=rf"test\.safetensors is .*{what}") as caught:
         read_adapter(file)
     assert any(key in str(caught.value) for key in REFUSED[what])
+
+
+def test_a_minimax_file_of_another_trainer_is_read() -> None:
+    file = make_file({f"diffusion_model.blocks.0.attn.qkv_proj.lora_{side}.weight": (2, 2) for side in "AB"})
+    assert len(read_adapter(file).entries) == 1
 
 
 def test_a_lora_under_a_checkpoints_prefix_is_a_lora() -> None:

@@ -73,6 +73,12 @@ REFUSALS = (
         (".mlp_fc", ".mlp_context_fc", ".qkv_proj.lora_"),
         "a LoRA packed for Nunchaku's kernels. Ask its author for the original",
     ),
+    Refusal(
+        re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.qkv_proj\.lora_[AB]\.\w+\.weight$"),
+        (".attn.qkv_proj.lora_",),
+        "a MiniMax-H3 LoRA of DiffSynth, whose rows of q, k and v are interleaved head by head, which lorry does not "
+        "sort out. Ask for the file in another trainer's form",
+    ),
     Refusal(re.compile("hypernet"), ("hypernet",), "a hypernetwork, which is no LoRA"),
 )
 """Source: `shared/FORMATS.md` of the project's workplace, sections 2 and 11."""
