@@ -10,20 +10,8 @@ from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
+from lorry.pipelines.architectures import SD15, SDXL
+
 ARCHITECTURES = {"SD 1.5": SD15, "SDXL": SDXL}
 FLUX: dict[str, Any] = {
     "in_channels": 64,

@@ -11,14 +11,14 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import nn
 
-from architectures import SD2, SD15, SDXL
+from architectures import SD2, SD15, SDXL, Config
 from lorry.binding import ModuleIndex
 from lorry.binding.original_names import sgm_names
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 from models import carriers, tiny_flux_transformer, tiny_text_encoder, tiny_unet
 
-CONFIGS: dict[str, dict[str, Any]] = {"sd15": SD15, "sd2": SD2, "sdxl": SDXL}
+CONFIGS: dict[str, Config] = {"sd15": SD15, "sd2": SD2, "sdxl": SDXL}
 
 
 @functools.cache

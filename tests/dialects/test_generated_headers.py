@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffusers
 import pytest
@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from architectures import SD15, SDXL
+from architectures import SD15, SDXL, Config
 from lorry.binding import bind, weight_shape
 from lorry.dialects import find_dialect, read_adapter
 from lorry.errors import NothingAppliedError
@@ -39,7 +39,7 @@ HIDREAM = {
     "llama_layers": [0, 1],
 }
 """It has no defaults for its sizes."""
-DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {
+DENOISERS: dict[str, tuple[str, Config]] = {
     "Stable Diffusion": ("UNet2DConditionModel", SD15),
     "SDXL": ("UNet2DConditionModel", {**SDXL, "transformer_layers_per_block": 1}),
     "Stable Diffusion 3": ("SD3Transformer2DModel", TWO),

@@ -2,8 +2,7 @@
 
 from lorry.files.finding import check_inside, find_weights
 from lorry.files.folders import write_folders
-from lorry.files.hashes import Hashes, hash_file
-from lorry.files.hashing import weights_hash
+from lorry.files.hashes import Hashes, hash_file, weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
 from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.replacing import replace_file

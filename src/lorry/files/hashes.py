@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
@@ -60,21 +62,37 @@ def hash_file(path: str | os.PathLike[str]) -> Hashes:
         BrokenFileError: a safetensors file's header does not describe it.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            old, whole = _old(file), _rest(file, 0)
-            length = int.from_bytes(_head(file), "little")
-            is_safe = path.suffix == ".safetensors"
-            data = _rest(file, LENGTH_BYTES + length) if is_safe else None
-    except OSError as error:
-        raise AdapterNotFoundError(f"{path}: the file cannot be opened: {error.strerror}.") from error
-    model, legacy = _of_kohya(path) if is_safe else (None, None)
+    with _opened(path) as file:
+        old, whole, start = _old(file), _rest(file, 0), _data_start(file)
+        data = _rest(file, start) if start else None
+    model, legacy = _of_kohya(path) if start else (None, None)
     return Hashes(old, whole[:10], whole, None if data is None else data[:12], model, legacy)
 
 
-def _head(file: io.BufferedIOBase) -> bytes:
+def weights_hash(path: str | os.PathLike[str]) -> str:
+    """Return AutoV3 in full, 64 digits: it stays the same when metadata are edited. Of a pickle, the whole file's hash.
+
+    Raises:
+        AdapterNotFoundError: the file cannot be opened.
+    """
+    with _opened(path) as file:
+        return _rest(file, _data_start(file))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise AdapterNotFoundError(f"{path}: the file cannot be opened: {error.strerror}.") from error
+
+
+def _data_start(file: io.BufferedIOBase) -> int:
+    """Return where the data of a safetensors file begin, or 0 for another file."""
     file.seek(0)
-    return file.read(LENGTH_BYTES)
+    head = file.read(LENGTH_BYTES + 1)
+    return LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "little") if head[LENGTH_BYTES:] == b"{" else 0
 
 
 def _old(file: io.BufferedIOBase) -> str:
@@ -94,5 +112,4 @@ def _of_kohya(path: Path) -> tuple[str, str]:
     found = read_safetensors(path)
     text = {key: value for key, value in found.metadata.items() if key.startswith("ss_")}
     file = io.BytesIO(safetensors.torch.save(dict(found.tensors), text))
-    length = int.from_bytes(_head(file), "little")
-    return _rest(file, LENGTH_BYTES + length), _old(file)
+    return _rest(file, _data_start(file)), _old(file)
