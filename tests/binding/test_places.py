@@ -13,7 +13,7 @@ from lorry.algebra import BoftDelta, Delta, DoraDelta, FullDelta, LokrDelta, Lor
 from lorry.binding import LoadReport, Plan, bind, weight_shape
 from lorry.errors import ShapeMismatchError, UnknownTargetError
 from lorry.names import Target
-from models import random_delta, tiny_flux_transformer, tiny_sd3_transformer
+from models import random_delta, tiny_flux_transformer, tiny_sd3_transformer, tiny_unet
 
 WIDTH = 32
 """Of the tiny Flux: 2 heads of 16."""
@@ -187,6 +187,18 @@ def test_after_unfusing_the_layers_are_addressed_by_themselves_again() -> None:
     model = fused_flux()
     model.unfuse_qkv_projections()
     assert list(planned(model, (Q, random_delta((WIDTH, WIDTH))))) == [Q]
+
+
+def test_a_unet_keeps_its_fused_layer_when_it_is_unfused_and_computes_without_it() -> None:
+    unet = tiny_unet()
+    q = next(path for path, _ in unet.named_modules() if path.endswith("attn1.to_q"))
+    entry = Entry(Target("unet", q), random_delta(weight_shape(unet.get_submodule(q)) or ()), ("down", "up"))
+    fused = q.replace("to_q", "to_qkv")
+    unet.fuse_qkv_projections()
+    assert list(bind(Adapter((entry,), "test"), {"unet": unet}).deltas["unet"]) == [fused]
+    unet.unfuse_qkv_projections()
+    assert fused in dict(unet.named_modules())
+    assert list(bind(Adapter((entry,), "test"), {"unet": unet}).deltas["unet"]) == [q]
 
 
 # --- two spellings of one layer ---------------------------------------------------------------------------------------

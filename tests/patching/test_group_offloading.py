@@ -122,5 +122,5 @@ def test_whatever_is_changed_between_calls_is_drawn(first: str, kind: str, strea
 def check_no_copies_left(model: nn.Module) -> None:
     """Raise where offloading still holds memory of adapters that are gone."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for group in group_copies._groups(model):
+    for group in group_copies.groups_by_stream(model):
         assert all(id(tensor) in own for tensor in group.cpu_param_dict)

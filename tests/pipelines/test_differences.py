@@ -469,34 +469,18 @@ def test_an_argument_that_nothing_knows_is_an_error(files: Files, caplog: pytest
         mine.load_lora_weights(files.get("sd"), adaptername="a")
 
 
-# --- what lorry does not do yet ---------------------------------------------------------------------------------
-
-
-def test_an_adapter_for_fewer_input_channels_is_refused() -> None:
+def test_an_adapter_for_fewer_input_channels_leaves_the_others_alone() -> None:
     parts = {**oracle.copied_parts("sd"), "unet": tiny_unet(in_channels=9)}
     cls = type(oracle.base("sd"))
     theirs, mine = (oracle.made(made, parts) for made in (cls, oracle.lorry_class(cls)))
-    message = r"`conv_in`: the delta is \(8, 4, 3, 3\), the weight is \(8, 9, 3, 3\)"
-    with pytest.raises(errors.ShapeMismatchError, match=message):
-        mine.load_lora_weights(only("conv_in"))
+    report = mine.load_lora_weights(only("conv_in"))
+    assert report.applied == report.key_count
+    mine.unload_lora_weights()
     with pytest.raises(RuntimeError, match="size mismatch"):
         theirs.load_lora_weights(only("conv_in"))  # diffusers pads for Flux only
 
 
-@pytest.mark.parametrize("features", [8, 32], ids=["regular file in a wider model", "control file"])
-def test_flux_control_files_are_refused(features: int) -> None:
-    parts = oracle.copied_parts("flux")
-    tensors = {
-        "transformer.x_embedder.lora_A.weight": torch.randn(4, features),
-        "transformer.x_embedder.lora_B.weight": torch.randn(32, 4),
-    }
-    cls = type(oracle.base("flux"))
-    theirs, mine = (oracle.made(made, parts) for made in (cls, oracle.lorry_class(cls)))
-    message = r"`x_embedder`: the delta is \(32, \d+\), the weight is \(32, 16\)"
-    with pytest.raises(errors.ShapeMismatchError, match=message):
-        mine.load_lora_weights(tensors)
-    theirs.load_lora_weights(dict(tensors))
-    assert theirs.transformer.config.in_channels == max(features, 16)  # zeros are added to delta or model
+# --- what lorry does not do yet ---------------------------------------------------------------------------------
 
 
 def test_whole_weights_of_norm_layers_are_refused() -> None:

@@ -30,6 +30,11 @@ def with_more_channels(tensor: Tensor, channels: int) -> Tensor:
     return torch.cat([tensor, more], dim=1)
 
 
+def with_fewer_channels(tensor: Tensor, channels: int) -> Tensor | None:
+    """Return a tensor without what is beyond `channels` of its second axis, or None where that is not all zeros."""
+    return None if bool(tensor[:, channels:].any()) else tensor[:, :channels].clone()
+
+
 def count_rows(spans: Spans) -> int:
     """Return how many rows `spans` hold."""
     return sum(last - first for first, last in spans)

@@ -114,6 +114,10 @@ class Delta(ABC):
         """The same delta for a weight of more input channels, the new ones untouched; None where that is not known."""
         return None
 
+    def narrowed(self, channels: int) -> Self | None:
+        """The inverse of `padded`: the delta of the first input channels, or None where it changes others too."""
+        return None
+
     def part(self, parameter: str) -> Delta | None:
         """The delta of one of the module's parameters, "weight" or "bias"; None for one that it leaves alone."""
         return self if parameter == "weight" else None

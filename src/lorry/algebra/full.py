@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import Spans, take_rows, trimmed, with_more_channels
+from lorry.algebra._shapes import Spans, take_rows, trimmed, with_fewer_channels, with_more_channels
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -68,3 +68,9 @@ class FullDelta(Delta):
         if own[:1] + own[2:] != shape[:1] + shape[2:] or len(own) < 2 or own[1] > shape[1]:
             return None
         return replace(self, diff=with_more_channels(self.diff, shape[1]))
+
+    def narrowed(self, channels: int) -> Self | None:
+        if self.diff.ndim < 2:
+            return self
+        diff = with_fewer_channels(self.diff, channels)
+        return None if diff is None else replace(self, diff=diff)

@@ -9,7 +9,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import Spans, take_rows, with_more_channels
+from lorry.algebra._shapes import Spans, take_rows, with_fewer_channels, with_more_channels
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import FormatError
 
@@ -116,3 +116,7 @@ class LoraDelta(Delta):
         if self.shape[:1] + self.shape[2:] != shape[:1] + shape[2:] or self.shape[1] > shape[1]:
             return None
         return replace(self, down=with_more_channels(self.down, shape[1]))
+
+    def narrowed(self, channels: int) -> Self | None:
+        down = with_fewer_channels(self.down, channels)
+        return None if down is None else replace(self, down=down)

@@ -99,3 +99,7 @@ class PartsDelta(Delta):
     def padded(self, shape: tuple[int, ...]) -> Self | None:
         on_weight = None if self.on_weight is None else self.on_weight.padded(shape)
         return None if on_weight is None else replace(self, on_weight=on_weight)
+
+    def narrowed(self, channels: int) -> Self | None:
+        on_weight = None if self.on_weight is None else self.on_weight.narrowed(channels)
+        return None if on_weight is None else replace(self, on_weight=on_weight)

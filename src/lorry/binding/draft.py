@@ -13,7 +13,7 @@ from lorry.adapters import Adapter, Entry, Ignored
 from lorry.algebra import Delta, Span
 from lorry.binding.embeddings import PlacedEmbeddings
 from lorry.binding.index import ModuleIndex
-from lorry.binding.places import Place, place_shapes, placed_delta, stack, whole_shape
+from lorry.binding.places import Place, other_inputs, place_shapes, placed_delta, stack, whole_shape
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch
 from lorry.binding.routes import Models
 from lorry.binding.targets import weight_shape
@@ -74,6 +74,8 @@ class Draft:
             parts = {
                 place: None if whole is None else placed_delta(entry.delta, place, whole) for place in places
             }
+            if len(places) == 1 and whole is not None and parts[places[0]] is None:
+                parts[places[0]] = other_inputs(entry.delta, places[0], whole, index.modules)
         except UnsupportedAdapterError as error:
             reason = str(error)
         found = {

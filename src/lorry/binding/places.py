@@ -10,7 +10,7 @@ from torch import nn
 
 from lorry.algebra import Delta, PartsDelta, Span, Spans, StackedDelta, cut_rows
 from lorry.binding.tables import Piece
-from lorry.binding.targets import weight_shape
+from lorry.binding.targets import INPUTS, weight_shape
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -108,6 +108,23 @@ def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...]) -> Delta | 
     if fitted is None or place.rows is None:
         return fitted
     return cut_rows(fitted, place.rows)
+
+
+def other_inputs(
+    delta: Delta, place: Place, whole: tuple[int, ...], modules: Mapping[str, nn.Module]
+) -> Delta | None:
+    """Return a delta for a model's first layer that takes another number of channels, or None for any other.
+
+    Where the layer takes more, they are left alone. Where the delta does, it is returned as it is: the layer is to be
+    made wider. That is done for linear layers, as in Flux's control LoRAs.
+    """
+    if place.path not in INPUTS or place != Place(place.path):
+        return None
+    narrow = delta.padded(whole)
+    if narrow is not None or not isinstance(modules[place.path], nn.Linear) or len(delta.shape) < 2:
+        return narrow
+    wide = (whole[0], delta.shape[1])
+    return delta.fitted(wide) if wide[1] > whole[1] and delta.padded(wide) is not None else None
 
 
 def stack(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> Delta:

@@ -10,6 +10,11 @@ _READ_ONLY = (NonDynamicallyQuantizableLinear,)
 """`nn.MultiheadAttention.out_proj`: its weight is read and its forward never called, so a side path would not act."""
 
 
+INPUTS = ("conv_in", "x_embedder", "img_in", "patch_embedding", "patch_embed.proj", "pos_embed.proj")
+"""The first layers of denoisers, whose number of channels differs between variants of one base: an inpainting model and
+Flux Fill take a picture beside the latents, and Flux's control LoRAs make a model take one."""
+
+
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Return the shape of the weight a delta on `module` must have, or None where it cannot carry one.
 

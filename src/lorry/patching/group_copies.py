@@ -20,7 +20,7 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
     """
     if layer_hooks(model) is None:
         return
-    for group in _groups(model):
+    for group in groups_by_stream(model):
         copies: dict[Tensor, Tensor] = group.cpu_param_dict
         here = {id(tensor) for tensor in _all_of(group)}
         kept = {tensor: copy for tensor, copy in copies.items() if id(tensor) in here}
@@ -30,7 +30,8 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
         undo.set_attribute(group, "cpu_param_dict", kept)
 
 
-def _groups(model: nn.Module) -> list[Any]:
+def groups_by_stream(model: nn.Module) -> list[Any]:
+    """Return the groups of layers of `model` that diffusers offloads by stream."""
     hooks = [
         hook for module in model.modules() for hook in getattr(layer_hooks(module), "hooks", {}).values()
     ]

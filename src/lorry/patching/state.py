@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any, final
 
 import torch
@@ -25,6 +26,7 @@ from lorry.patching.sharded import check_not_fully_sharded
 from lorry.patching.sides import SidePaths
 from lorry.patching.strength import Step, Strength
 from lorry.patching.undo import Undo
+from lorry.patching.widening import Widened
 
 
 def find_state(model: nn.Module | None) -> AdapterState | None:
@@ -64,6 +66,7 @@ class AdapterState:
         self._hooks: CallScale | None = None
         self._sides = SidePaths()
         self._weights = FusedWeights()
+        self._widened = Widened()
 
     @property
     def model(self) -> nn.Module:
@@ -114,7 +117,51 @@ class AdapterState:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
         known = self._sides.modules
         modules = known if deltas.keys() <= known.keys() else dict(self.model.named_modules())
+        self._make_room(self._widened.wanted(modules, deltas), undo)
         self._put(name, Resident.of(deltas, modules), undo)
+
+    def _make_room(self, wanted: Mapping[str, tuple[int, int]], undo: Undo) -> None:
+        """Widen the weights of layers to these shapes, and what is loaded there with them."""
+        for path, shape in wanted.items():
+            self._check_free(path)
+            self._widened.widen(self.model, path, shape[1], undo)
+            self._reshape(path, methodcaller("padded", shape), undo)
+
+    def _give_room_back(self, undo: Undo) -> None:
+        """Narrow the layers that nothing loaded needs wide."""
+        left: dict[str, list[Delta]] = {}
+        for resident in self.adapters.values():
+            for path, delta in resident.deltas.items():
+                left.setdefault(path, []).append(delta)
+        for path, inputs in self._widened.to_narrow(left).items():
+            self._check_free(path)
+            self._widened.narrow(self.model, path, undo)
+            self._reshape(path, methodcaller("narrowed", inputs), undo)
+            self._refresh(undo)
+
+    def _check_free(self, path: str) -> None:
+        fused = [name for name in self.fused if path in self.adapters[name].deltas]
+        if fused:
+            raise FuseError(
+                f"`{path}` changes its number of inputs, and {fused[0]!r} is fused into it. Call `unfuse_lora()` first."
+            )
+        if self._sides.room is not None:
+            raise StateError(
+                f"`{path}` changes its number of inputs, and the model is prepared for those it has."
+            )
+
+    def _reshape(self, path: str, change: Callable[[Delta], Delta | None], undo: Undo) -> None:
+        """Change every loaded delta of a layer."""
+        for name, resident in self.adapters.items():
+            if path not in resident.deltas:
+                continue
+            delta = None if resident.trainable else change(resident.deltas[path])
+            if delta is None:
+                raise StateError(f"`{path}`: {name!r} cannot follow this layer to another number of inputs.")
+            reshaped = Resident({**resident.deltas, path: delta}, parked=resident.parked)
+            undo.set_attribute(self, "adapters", {**self.adapters, name: reshaped})
+            self._sides.forget(name, undo)
+        self._sides.forget_copies(undo)
 
     def add_trainable(self, name: str, deltas: Mapping[str, Delta], undo: Undo) -> None:
         """Load an adapter whose tensors are parameters to be trained, inactive.
@@ -139,6 +186,7 @@ class AdapterState:
         if before is not None:
             self._sides.forget(name, undo)
             self._refresh(undo)
+            self._give_room_back(undo)
             self._sides.drop(before, undo)
 
     def remove(self, names: Iterable[str], undo: Undo) -> None:
@@ -152,6 +200,7 @@ class AdapterState:
         for name in leaving:
             self._sides.forget(name, undo)
         self._refresh(undo)
+        self._give_room_back(undo)
         for resident in leaving.values():
             self._sides.drop(resident, undo)
         self._weights.free_spare(undo)
