@@ -6,11 +6,16 @@ here=$(dirname "$0")
 .venv/bin/python -m pip --disable-pip-version-check install --quiet resvg-py==0.5.0
 sh "$here/fetch.sh" "$work"
 .venv/bin/python "$here/adapter_pictures.py" --work "$work"
-for name in line pixel neon zuzu; do
+train() {
     prior=
-    if [ "$name" = zuzu ]; then prior="--prior $work/pictures/zuzu-prior"; fi
+    if [ "$1" = zuzu ]; then prior="--prior $work/pictures/zuzu-prior"; fi
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS=1 .venv/bin/lorry train "$work/pictures/$name" --config "$here/adapters/$name.toml" $prior \
-        --out "$work/runs/$name"
-done
+    OMP_NUM_THREADS=1 .venv/bin/lorry train "$work/pictures/$1" --config "$here/adapters/$1.toml" $prior \
+        --out "$work/runs/$1"
+}
+# Two at a time: a model this small gains nothing from a second thread.
+(train line && train pixel) &
+train neon
+train zuzu
+wait $!
 echo "the adapters are in $work/runs/*/: compare them, then copy them to src/lorry/assets/loras"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import lorry
 from lorry.errors import CheckpointError, SettingsError, StateError, TrainingError
@@ -127,7 +129,45 @@ def test_the_file_says_how_it_was_made(sd: Path, data: Path, tmp_path: Path) -> 
     assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert said["lorry.base_sha256"] == model_hash(tiny_sd_pipeline().unet)
     assert json.loads(said["lora_adapter_metadata"])["unet.lora_alpha"] == 1.0
-    assert json.loads(said["lorry.settings"])["adapter"]["rank"] == 2
+    settings = json.loads(said["lorry.settings"])
+    assert settings["adapter"]["rank"] == 2
+    assert said["ss_sd_model_name"] == settings["run"]["base"] == "sd"
+    assert not [key for key, text in said.items() if str(tmp_path.parent) in text], "no paths of this machine"
+    content = result.adapter.read_bytes()
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert said["sshs_model_hash"] == digest
+    assert said["modelspec.hash_sha256"] == f"0x{digest}"
+
+
+@pytest.mark.parametrize(
+    ("width", "prediction", "architecture", "kohya", "v2"),
+    [
+        (768, "epsilon", "stable-diffusion-v1", "sd_v1", "False"),
+        (1024, "epsilon", "stable-diffusion-v2-512", "sd_v2", "True"),
+        (1024, "v_prediction", "stable-diffusion-v2-768-v", "sd_v2_v", "True"),
+    ],
+)
+def test_the_file_says_which_stable_diffusion_it_is_for(
+    width: int, prediction: str, architecture: str, kohya: str, v2: str, data: Path, tmp_path: Path
+) -> None:
+    pipeline = tiny_sd_pipeline()
+    pipeline.unet = type(pipeline.unet).from_config({**pipeline.unet.config, "cross_attention_dim": width})
+    pipeline.text_encoder = CLIPTextModel(
+        CLIPTextConfig(**{**pipeline.text_encoder.config.to_dict(), "hidden_size": width})
+    )
+    pipeline.scheduler.register_to_config(prediction_type=prediction)
+    pipeline.save_pretrained(tmp_path / "base")
+    said = read_header(run(data, tmp_path / "base", tmp_path / "run", steps=1).adapter).metadata
+    assert said["modelspec.architecture"] == f"{architecture}/lora"
+    assert said["ss_base_model_version"] == kohya
+    assert said["ss_v2"] == v2
+
+
+def test_the_file_says_its_title_and_the_words_that_call_it_up(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, steps=1, title="Two things", trigger_words=["zork", "plim"])
+    said = read_header(result.adapter).metadata
+    assert said["modelspec.title"] == "Two things"
+    assert said["modelspec.trigger_phrase"] == "zork, plim"
 
 
 def test_the_same_run_makes_the_same_bytes(sd: Path, data: Path, tmp_path: Path) -> None:

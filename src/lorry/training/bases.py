@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,6 +16,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from lorry.binding import Base as KnownBase
+from lorry.binding import base_of_models
 from lorry.errors import UnsupportedAdapterError
 from lorry.names import TEXT_ENCODERS
 
@@ -25,10 +28,10 @@ Text = Mapping[str, Tensor]
 class Base(ABC):
     """A pipeline to train adapters on."""
 
-    architecture: ClassVar[str]
-    """What `modelspec.architecture` calls it."""
-    kohya_version: ClassVar[str]
-    """What `ss_base_model_version` calls it."""
+    original: ClassVar[str]
+    """What `modelspec.architecture` calls the first model of this layout."""
+    original_kohya: ClassVar[str]
+    """What `ss_base_model_version` calls that."""
     denoiser_name: ClassVar[str]
 
     def __init__(self, pipeline: Any) -> None:
@@ -37,6 +40,21 @@ class Base(ABC):
     @property
     def denoiser(self) -> nn.Module:
         return getattr(self.pipeline, self.denoiser_name)
+
+    @cached_property
+    def known(self) -> KnownBase | None:
+        """The published base that this is, as far as its layers tell."""
+        return base_of_models({self.denoiser_name: self.denoiser})
+
+    @property
+    def architecture(self) -> str:
+        """What `modelspec.architecture` calls it; the first of its layout where its sizes are of no known base."""
+        return (self.known and self.known.modelspec) or self.original
+
+    @property
+    def kohya_version(self) -> str:
+        """What `ss_base_model_version` calls it, likewise."""
+        return (self.known and self.known.kohya) or self.original_kohya
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -106,8 +124,26 @@ class _UNetBase(Base):
 class StableDiffusion(_UNetBase):
     """Stable Diffusion 1.x and 2.x."""
 
-    architecture = "stable-diffusion-v1"
-    kohya_version = "sd_v1"
+    original, original_kohya = "stable-diffusion-v1", "sd_v1"
+
+    @property
+    def is_second(self) -> bool:
+        """Whether this is Stable Diffusion 2."""
+        return self.known is not None and self.known.name == "sd2"
+
+    @property
+    def architecture(self) -> str:
+        if not self.is_second:
+            return super().architecture
+        return "stable-diffusion-v2-768-v" if self._predicts_velocity else "stable-diffusion-v2-512"
+
+    @property
+    def kohya_version(self) -> str:
+        return super().kohya_version + ("_v" if self._predicts_velocity else "")
+
+    @property
+    def _predicts_velocity(self) -> bool:
+        return self.pipeline.scheduler.config.prediction_type == "v_prediction"
 
     def encode_text(self, captions: Sequence[str]) -> Text:
         return {"states": self.pipeline.encode_prompt(list(captions), self._device, 1, False)[0]}
@@ -120,8 +156,7 @@ class StableDiffusion(_UNetBase):
 class StableDiffusionXl(_UNetBase):
     """SDXL: two text encoders, and the sizes as a condition."""
 
-    architecture = "stable-diffusion-xl-v1-base"
-    kohya_version = "sdxl_base_v1-0"
+    original, original_kohya = "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"
 
     def encode_text(self, captions: Sequence[str]) -> Text:
         states, _, pooled, _ = self.pipeline.encode_prompt(
@@ -140,8 +175,7 @@ class StableDiffusionXl(_UNetBase):
 class StableDiffusion3(Base):
     """SD3 and SD3.5."""
 
-    architecture = "stable-diffusion-3"
-    kohya_version = "sd3m"
+    original, original_kohya = "stable-diffusion-3", "sd3m"
     denoiser_name = "transformer"
 
     @property
@@ -168,9 +202,12 @@ class StableDiffusion3(Base):
 class Flux(Base):
     """Flux.1: latents in packs of two by two; a guidance of 1 for the distilled `dev` model."""
 
-    architecture = "flux-1-dev"
-    kohya_version = "flux1"
+    original, original_kohya = "flux-1-dev", "flux1"
     denoiser_name = "transformer"
+
+    @property
+    def architecture(self) -> str:
+        return "flux-1-dev" if self.denoiser.config.guidance_embeds else "flux-1-schnell"  # type: ignore[union-attr]
 
     @property
     def denoiser_factor(self) -> int:

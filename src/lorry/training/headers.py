@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -38,13 +38,17 @@ class Story:
 def header(story: Story, step: int) -> dict[str, str]:
     """Return the metadata of an adapter after `step` steps: kohya's, modelspec's and lorry's own.
 
-    The times of day are left out, so that the same run makes the same file.
+    The times of day are left out, so that the same run makes the same file, and folders are named without the path to
+    them.
     """
     return {**_kohya(story, step), **_modelspec(story), **_own(story)}
 
 
 def write_with_hash(path: Path, file: TensorFile) -> Path:
-    """Write an adapter file with `modelspec.hash_sha256`: the hash of all that comes after the header."""
+    """Write an adapter file with the hash of all that comes after the header, by which other programs know it.
+
+    Source: AUTOMATIC1111's and Civitai's `sshs_model_hash` (the "AutoV3" hash); `modelspec.hash_sha256`.
+    """
     draft = path.with_name(f".{path.name}.hashing")
     try:
         write_safetensors(draft, file.tensors, file.metadata)
@@ -52,8 +56,9 @@ def write_with_hash(path: Path, file: TensorFile) -> Path:
         content = data[8 + int.from_bytes(data[:8], "little") :]
     finally:
         draft.unlink(missing_ok=True)
-    digest = f"0x{hashlib.sha256(content).hexdigest()}"
-    return write_safetensors(path, file.tensors, {**file.metadata, "modelspec.hash_sha256": digest})
+    digest = hashlib.sha256(content).hexdigest()
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    return write_safetensors(path, file.tensors, {**file.metadata, **hashes})
 
 
 def tag_frequency(items: Sequence[Item]) -> dict[str, dict[str, int]]:
@@ -75,7 +80,8 @@ def _kohya(story: Story, step: int) -> dict[str, str]:
         "network_alpha": float(s.rank if s.alpha is None else s.alpha),
         "network_args": _network_args(s),
         "base_model_version": story.base.kohya_version,
-        "sd_model_name": s.base,
+        "v2": story.base.architecture.startswith("stable-diffusion-v2"),
+        "sd_model_name": _unplaced(s.base),
         "learning_rate": s.rate,
         "unet_lr": s.rate,
         "text_encoder_lr": (s.rate if s.text_rate is None else s.text_rate) if s.text_encoder else None,
@@ -140,21 +146,29 @@ def _modelspec(story: Story) -> dict[str, str]:
         "sai_model_spec": "1.0.0",
         "architecture": f"{story.base.architecture}/lora",
         "implementation": "diffusers",
-        "title": story.name,
+        "title": story.settings.title or story.name,
         "resolution": f"{story.resolution}x{story.resolution}",
         "prediction_type": story.prediction,
     }
-    if story.settings.trigger:
-        found["trigger_phrase"] = story.settings.trigger
+    words = story.settings.trigger_words or (story.settings.trigger,)
+    if words != ("",):
+        found["trigger_phrase"] = ", ".join(words)
     return {f"modelspec.{name}": value for name, value in found.items()}
 
 
 def _own(story: Story) -> dict[str, str]:
+    s = story.settings
+    named = {name: _unplaced(getattr(s, name)) for name in ("base", "data", "out", "prior")}
     return {
         "format": "pt",
         "lorry.base_sha256": story.base_hash,
-        "lorry.settings": json.dumps(story.settings.tables(), sort_keys=True),
+        "lorry.settings": json.dumps(replace(s, **named).tables(), sort_keys=True),
     }
+
+
+def _unplaced(name: str) -> str:
+    """A folder without the path to it, which is nobody's business; the id of a model on the Hub as it is."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _text(value: object) -> str:

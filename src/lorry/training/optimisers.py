@@ -26,7 +26,7 @@ def make_optimiser(settings: Settings, groups: Sequence[dict[str, Any]]) -> torc
     common = {"betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay}
     match settings.optimiser:
         case "adamw":
-            return torch.optim.AdamW(list(groups), **common)
+            return torch.optim.AdamW(list(groups), fused=True, **common)  # one pass over all parameters
         case "adamw8bit":
             return needed("bitsandbytes", "The optimiser adamw8bit").optim.AdamW8bit(list(groups), **common)
         case "schedulefree":

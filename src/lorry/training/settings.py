@@ -35,6 +35,7 @@ class Settings:
     name: str = setting(
         "run", "", "The adapter's name, and its file's; that of the folder of pictures when empty."
     )
+    title: str = setting("run", "", "What the file says that it is called; the name when empty.")
     dialect: str = setting("run", "diffusers", "What the adapter is written as: diffusers, kohya, …")
     steps: int = setting("run", 1000, "Optimiser steps in all.")
     seed: int = setting("run", 0, "Of everything random.")
@@ -76,6 +77,11 @@ class Settings:
         "data", False, "Mirror every other picture. Not for text, faces or things with a left side."
     )
     trigger: str = setting("data", "", "A word put in front of every caption.")
+    trigger_words: tuple[str, ...] = setting(
+        "data",
+        (),
+        "What the file says that prompts are to hold, where captions have it; `trigger` when not given.",
+    )
     caption_dropout: float = setting("data", 0.05, "The share of captions left out.")
     prior: str = setting(
         "data", "", "A folder of pictures of the class, that the adapter is to leave as it was."
