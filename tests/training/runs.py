@@ -8,7 +8,8 @@ from typing import Any, final
 import numpy as np
 from PIL import Image
 
-from lorry.training.run import Result, train
+from lorry.training.loop import Result
+from lorry.training.run import train
 from lorry.training.settings import Settings
 from lorry.training.watching import Progress, Watcher
 

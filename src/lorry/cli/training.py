@@ -11,7 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from lorry.binding import size_of
 from lorry.cli.console import console, tell
 from lorry.errors import CheckpointError
-from lorry.training.run import SETTINGS, Result, train
+from lorry.training.folder import SETTINGS
+from lorry.training.loop import Result
+from lorry.training.run import train
 from lorry.training.settings import Settings
 from lorry.training.watching import Progress as Step
 from lorry.training.watching import Watcher

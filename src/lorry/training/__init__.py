@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorry.training.adapter_config import AdapterConfig
     from lorry.training.fresh import add_adapter
-    from lorry.training.run import Result, train
+    from lorry.training.loop import Result
+    from lorry.training.run import train
     from lorry.training.saving import get_adapter, get_adapter_metadata, get_adapter_state_dict
     from lorry.training.settings import Settings
     from lorry.training.watching import Progress, Silent, Watcher
@@ -33,7 +34,7 @@ __all__ = [
 _HOMES = {
     "AdapterConfig": "adapter_config",
     "Progress": "watching",
-    "Result": "run",
+    "Result": "loop",
     "Settings": "settings",
     "Silent": "watching",
     "Watcher": "watching",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -13,24 +12,12 @@ from torch import Tensor, nn
 
 from lorry.errors import TrainingError
 from lorry.training.bases import Base, Text
-from lorry.training.caches import TensorCache
+from lorry.training.material import Material
 from lorry.training.objectives import Objective
 from lorry.training.optimisers import make_optimiser, rate_factor, weights_to_use
-from lorry.training.order import Order, generator_of
-from lorry.training.preparing import Item, caption_key
+from lorry.training.order import generator_of
+from lorry.training.preparing import caption_key
 from lorry.training.settings import Settings
-
-
-@final
-@dataclass(frozen=True, eq=False, slots=True)
-class Material:
-    """What a run is fed with."""
-
-    items: Sequence[Item]
-    order: Order
-    cache: TensorCache
-    text_hash: str
-    """Of the text encoders, by which cached captions are found."""
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,106 @@
+"""The processes of a run, as accelerate was launched: how many, on which device, in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+
+from lorry.errors import SettingsError
+from lorry.training.extras import needed
+from lorry.training.settings import Settings
+from lorry.training.watching import Silent, Watcher
+
+LOGS: Final = "logs"
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Process:
+    """One process of a run: what it is told, which of them it is, and who watches it."""
+
+    settings: Settings
+    accelerator: Any
+    """Of accelerate."""
+    watcher: Watcher
+    """Silent in all processes but the main one."""
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return Path(self.settings.out)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def share(self) -> slice:
+        """Which of many things are this process's."""
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+
+    @property
+    def total_batch(self) -> int:
+        """Pictures a step, in all processes together."""
+        return self.settings.batch * self.settings.accumulate * self.accelerator.num_processes
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
+    """Take the place among the processes that accelerate gives this one.
+
+    Raises:
+        SettingsError: the processes are to share out a model in a way that lorry does not know.
+        MissingPackageError: accelerate or tensorboard is not installed.
+    """
+    needed("accelerate", "Training")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    trackers: Any = None
+    if settings.tensorboard:
+        needed("tensorboard", "TensorBoard logs (`tensorboard = false` does without)")
+        trackers = ["tensorboard"]
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=_mixed_precision(settings), log_with=trackers, project_dir=out / LOGS
+        )
+        _check_whole_base(accelerator)
+        if accelerator.is_main_process:
+            accelerator.init_trackers("lorry")
+        yield Process(settings, accelerator, watcher if accelerator.is_main_process else Silent())
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=False)  # another run may have another precision
+
+
+def _mixed_precision(settings: Settings) -> str:
+    mixed = {"auto": None, "float32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
+    if mixed is not None:
+        return mixed
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _check_whole_base(accelerator: Any) -> None:
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise SettingsError(
+            f"{accelerator.distributed_type.value} splits up the base's weights, which an adapter is put on: "
+            "`lorry train` runs on one process or on several with the whole base each. Choose multi-GPU in "
+            "`accelerate config`; `quantize` and `checkpointing` save memory."
+        )
