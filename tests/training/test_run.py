@@ -253,6 +253,18 @@ def test_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
     assert read_safetensors(whole.adapter).tensors.keys() == read_safetensors(resumed.adapter).tensors.keys()
 
 
+def test_a_finished_run_that_goes_on_writes_its_file_anew(sd: Path, data: Path, tmp_path: Path) -> None:
+    result = run(data, sd, tmp_path, steps=2)
+    before = read_safetensors(result.adapter).tensors
+    expected = {key: tensor.clone() for key, tensor in before.items()}
+    result.adapter.unlink()
+    again = run(data, sd, tmp_path, resume=True, steps=2, title="Another title")
+    assert again.finished
+    found = read_safetensors(again.adapter)
+    assert found.metadata["modelspec.title"] == "Another title"
+    assert all(torch.equal(found.tensors[key], tensor) for key, tensor in expected.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

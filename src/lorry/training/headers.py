@@ -12,11 +12,14 @@ from typing import Any, Final, final
 
 from lorry.files import TensorFile, write_safetensors
 from lorry.training.bases import Base
+from lorry.training.loading import SHIPPED
 from lorry.training.preparing import Item
 from lorry.training.settings import Settings
 
 _ALGORITHMS: Final = {"dora": "lora", "loha": "loha", "lokr": "lokr", "ia3": "ia3", "oft": "diag-oft"}
 """What LyCORIS calls the families that kohya's own module does not have."""
+TINYBASE: Final = "lorry tinybase"
+"""What the header calls the shipped base."""
 
 
 @final
@@ -81,7 +84,7 @@ def _kohya(story: Story, step: int) -> dict[str, str]:
         "network_args": _network_args(s),
         "base_model_version": story.base.kohya_version,
         "v2": story.base.architecture.startswith("stable-diffusion-v2"),
-        "sd_model_name": _unplaced(s.base),
+        "sd_model_name": TINYBASE if s.base == SHIPPED else _unplaced(s.base),
         "learning_rate": s.rate,
         "unet_lr": s.rate,
         "text_encoder_lr": (s.rate if s.text_rate is None else s.text_rate) if s.text_encoder else None,

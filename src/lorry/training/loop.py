@@ -30,13 +30,19 @@ class Result:
 
 
 def run_steps(outputs: Outputs, done: int) -> Result:
-    """Do the steps after step `done`; draw, save and tell in the main process."""
+    """Do the steps after step `done`; draw, save and tell in the main process.
+
+    Where there are none left the files are written anew: the run may have ended before they were, or is to be called
+    or spelled otherwise.
+    """
     process = outputs.process
     s, main = process.settings, process.is_main
     records = Records(process.out, done) if main else None
     first, seconds, stop = done, 0.0, False
     if main and s.sample_every and done == 0:
         outputs.sample(0)
+    if records is not None and done >= s.steps:
+        outputs.save(done, records)
     with asked_to_stop() as asked:
         while done < s.steps and not stop:
             began = time.perf_counter()
