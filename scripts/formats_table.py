@@ -9,6 +9,7 @@ here, with its source.
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +26,19 @@ from lorry.pipelines.architectures import ARCHITECTURES  # noqa: E402
 
 PAGE = ROOT / "docs" / "formats.md"
 TABLES = ROOT / "src" / "lorry" / "binding" / "tables"
-PATH = "mid_block.attentions.0.proj_in"
+PATH = "unet.mid_block.attentions.0.proj_in"
+PATHS = {
+    "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "xlabs": "transformer.double_blocks.0.img_attn.proj",
+}
+"""Of dialects that have names for some layers alone."""
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 
 ROWS: dict[str, tuple[str, str, str, str]] = {
     "lora": ("LoRA", "yes", "yes", "yes"),
+    "lora at scale 1": ("LoRA without an alpha", "yes", "yes", "yes"),
     "locon": ("LoCon (convolution)", "yes", "yes", "?"),
+    "locon at scale 1": ("LoCon without an alpha", "yes", "yes", "?"),
     "lora bias": ("LoRA with its own bias", "yes", "?", "?"),
     "lora diff_b": ("LoRA with `diff_b`", "no", "yes", "?"),
     "dora rows": ("DoRA of rows, `dora_scale`", "dropped in silence", "by another norm", "as if of columns"),
@@ -68,7 +76,8 @@ mixture of containers, paths and suffixes besides.
 
 def verdict(layer: Layer, dialect: str) -> str:
     """Write one layer in a dialect, read it back, and say what became of it."""
-    tensors = {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
+    path = PATHS.get(dialect, PATH)
+    tensors = {f"{path}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
     adapter = read_adapter(TensorFile(tensors))
     entry = adapter.entries[0]
     delta = entry.delta.fitted(layer.shape) or entry.delta
@@ -117,11 +126,14 @@ def page() -> str:
     """Return the whole page."""
     written = ", ".join(f"`{name}`" for name in WRITTEN)
     only_read = ", ".join(f"`{dialect.name}`" for dialect in DIALECTS if not dialect.is_written)
+    lists = textwrap.fill(f"Written are {written}; only read are {only_read}.", 120, break_on_hyphens=False)
     return f"""{HEAD}
 ## Families
 
-Written are {written}; only read are
-{only_read}. PEFT takes a LoKr whose
+{lists}
+
+`xlabs`, `attention-processors` and `lora-layers` have no alpha and take LoRAs whose alpha is their rank; the first two
+have names for attentions alone. PEFT takes a LoKr whose
 matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
 what one config cannot say of all is refused. The last three columns say whether those programs apply the family in
 the spelling that is usual for it: what diffusers does was measured, what the other two do was read in their sources;

@@ -67,6 +67,15 @@ def lora(shape: tuple[int, ...]) -> Layer:
     return Layer(*lora_parts(shape), shape)
 
 
+def at_scale_1(shape: tuple[int, ...]) -> Layer:
+    tensors, delta = lora_parts(shape)
+    return Layer(
+        {suffix: tensor for suffix, tensor in tensors.items() if suffix != "alpha"},
+        LoraDelta(delta.down, delta.up),
+        shape,
+    )
+
+
 def lora_with_a_scale() -> Layer:
     tensors, delta = lora_parts(LINEAR)
     scaled = LoraDelta(delta.down, delta.up, None, 0.25 * 2)
@@ -204,6 +213,8 @@ def norm(bias: bool) -> Layer:
 LAYERS: dict[str, Callable[[], Layer]] = {
     "lora": lambda: lora(LINEAR),
     "locon": lambda: lora(CONV),
+    "lora at scale 1": lambda: at_scale_1(LINEAR),
+    "locon at scale 1": lambda: at_scale_1(CONV),
     "lora a1111 scale": lora_with_a_scale,
     "lora diff_b": lambda: with_diff_b(lora(LINEAR)),
     "lora with a sparse difference": lora_with_sparse,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,10 +19,17 @@ from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
 
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
-PATH = "mid_block.attentions.0.proj_in"
+PATH = "unet.mid_block.attentions.0.proj_in"
+PATHS = {
+    "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "xlabs": "transformer.double_blocks.0.img_attn.proj",
+}
+"""Of dialects that have names for some layers alone."""
 
+SCALE_1 = ("lora at scale 1", "locon at scale 1")
 LYCORIS = (
-    "lora", "locon", "lora a1111 scale", "lora diff_b", "dora rows", "dora columns", "dora rows of a convolution",
+    "lora", "locon", *SCALE_1, "lora a1111 scale", "lora diff_b", "dora rows", "dora columns",
+    "dora rows of a convolution",
     "dora columns of a convolution", "dora of peft", "dora of older peft", "dora of peft's convolution",
     "dora of ai-toolkit", "dora of loha", "dora of lokr", "dora with diff_b", "dora of one row", "loha",
     "loha of a convolution", "loha tucker", "loha diff_b", "lokr whole", "lokr whole convolution",
@@ -34,12 +42,18 @@ LYCORIS = (
 IA3 = ("ia3 rows", "ia3 columns", "ia3 rows of a convolution")
 PACKED = ("oft packed", "oft packed and shared", "oft packed and scaled")
 PEFT_LORA = (
-    "lora", "locon", "lora a1111 scale", "lora bias", "lora bias, up", "dora rows", "dora rows of a convolution",
+    "lora", "locon", *SCALE_1, "lora a1111 scale", "lora bias", "lora bias, up", "dora rows",
+    "dora rows of a convolution",
     "dora of peft", "dora of older peft", "dora of peft's convolution", "dora of ai-toolkit", "dora of one row",
 )  # fmt: skip
 PEFT = (
     *PEFT_LORA, "loha", "loha of a convolution", "loha tucker", "lokr whole", "lokr whole convolution", "oft packed",
     "oft packed and shared", "boft of peft", "ia3 of peft, rows", "ia3 of peft, columns", "hra",
+)  # fmt: skip
+DOTTED = (
+    "lora", "locon", *SCALE_1, "lora a1111 scale", "dora rows", "dora columns", "dora rows of a convolution",
+    "dora columns of a convolution", "dora of peft", "dora of older peft", "dora of peft's convolution",
+    "dora of ai-toolkit", "dora of one row",
 )  # fmt: skip
 CARRIED: Mapping[str, tuple[str, ...]] = {
     "kohya": (*LYCORIS, *IA3, *PACKED),
@@ -47,12 +61,16 @@ CARRIED: Mapping[str, tuple[str, ...]] = {
     "comfyui": LYCORIS,
     "diffusers": PEFT_LORA,
     "peft": PEFT,
+    "dotted-kohya": DOTTED,
+    "lora-layers": SCALE_1,
+    "attention-processors": SCALE_1[:1],
+    "xlabs": SCALE_1[:1],
 }
 CASES = [(layer, dialect) for dialect in WRITTEN for layer in LAYERS]
 
 
-def adapter_of(layer: Layer, **kwargs: Any) -> Adapter:
-    tensors = {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
+def adapter_of(layer: Layer, path: str = PATH, **kwargs: Any) -> Adapter:
+    tensors = {f"{path}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
     return fitted(read_adapter(TensorFile(tensors, source="x.safetensors", **kwargs)), layer.shape)
 
 
@@ -95,9 +113,12 @@ def test_a_layer_comes_back_from_each_dialect_that_carries_it_and_is_refused_by_
     name: str, dialect: str
 ) -> None:
     layer = LAYERS[name]()
-    adapter = adapter_of(layer)
+    path = PATHS.get(dialect, PATH)
+    adapter = adapter_of(layer, path)
     if name not in CARRIED[dialect]:
-        with pytest.raises(UnsupportedAdapterError, match=rf"1 of 1 layers.*'{dialect}'.*unet\.{PATH} \("):
+        with pytest.raises(
+            UnsupportedAdapterError, match=rf"1 of 1 layers.*'{dialect}'.*{re.escape(path)} \("
+        ):
             get_dialect(dialect).write(adapter)
         return
     file = get_dialect(dialect).write(adapter)
@@ -159,13 +180,17 @@ def test_pefts_config_is_kept_as_it_is_while_it_tells_the_truth() -> None:
         metadata={"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in kept.items()})},
     )
     made = peft_config(stale)
-    assert (made["lora_alpha"], made["use_rslora"], made["target_modules"]) == (1.5, False, [PATH])
+    assert (made["lora_alpha"], made["use_rslora"], made["target_modules"]) == (
+        1.5,
+        False,
+        [PATH.removeprefix("unet.")],
+    )
 
 
 def two_layers(one: str, two: str) -> Adapter:
     first, second = LAYERS[one](), LAYERS[two]()
     tensors = {f"unet.conv_in.{suffix}": tensor for suffix, tensor in first.tensors.items()}
-    tensors |= {f"unet.{PATH}.{suffix}": tensor for suffix, tensor in second.tensors.items()}
+    tensors |= {f"{PATH}.{suffix}": tensor for suffix, tensor in second.tensors.items()}
     return fitted(read_adapter(TensorFile(tensors)), first.shape, second.shape)
 
 
@@ -207,7 +232,7 @@ def test_kohyas_oft_keeps_its_prefix_and_its_constraint_of_0() -> None:
 
 
 def test_a_header_that_names_an_alpha_is_not_left_beside_layers_without_one() -> None:
-    tensors = {f"unet.{PATH}.{s}": t for s, t in LAYERS["lora"]().tensors.items() if s != "alpha"}
+    tensors = {f"{PATH}.{s}": t for s, t in LAYERS["lora"]().tensors.items() if s != "alpha"}
     header = {
         "ss_network_dim": "2",
         "ss_network_alpha": "1",
@@ -228,8 +253,9 @@ def test_hashes_of_another_file_and_positions_are_not_kept() -> None:
         "unet:0:rank": "4",
         "unet": "[]",
     }
-    adapter = adapter_of(LAYERS["lora"](), metadata={**header, "modelspec.trigger_phrase": "zuzu"})
+    kept = {**header, "modelspec.trigger_phrase": "zuzu"}
     for dialect in WRITTEN:
+        adapter = adapter_of(LAYERS["lora at scale 1"](), PATHS.get(dialect, PATH), metadata=kept)
         metadata = get_dialect(dialect).write(adapter).metadata
         assert not metadata.keys() & header.keys()
         assert metadata["modelspec.trigger_phrase"] == "zuzu"

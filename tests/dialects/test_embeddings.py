@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dialects.conftest import Read
-from lorry.dialects import read_adapter
+from lorry.adapters import Embedding
+from lorry.dialects import get_dialect, read_adapter
 from lorry.errors import FormatError, UnsupportedAdapterError
 from lorry.files import TensorFile
 
@@ -66,3 +69,32 @@ def test_an_adapter_carries_its_embeddings_along() -> None:
     assert adapter.map_tensors(torch.Tensor.half).embeddings[0].vectors.dtype == torch.float16
     assert adapter.only("text_encoder_2").embeddings == adapter.embeddings
     assert not adapter.only("denoiser").embeddings
+
+
+@pytest.mark.parametrize("kind", ["clip_l", "clip_g", "t5", "emb_params", "string_to_param.*"])
+def test_kohyas_dialect_takes_tokens_along_under_the_names_they_came_with(kind: str) -> None:
+    tensors = {key: torch.randn(shape) for key, shape in LORA.items()}
+    file = TensorFile({**tensors, f"bundle_emb.a.b.{kind}": torch.randn(2, 8)})
+    written = get_dialect("kohya").write(read_adapter(file)).tensors
+    assert written.keys() == file.tensors.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in file.tensors.items())
+
+
+@pytest.mark.parametrize(("component", "kind"), [("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")])
+def test_tokens_from_elsewhere_are_named_after_their_text_encoder(component: str, kind: str) -> None:
+    adapter = replace(read_adapter(TensorFile({k: torch.ones(s) for k, s in LORA.items()})), embeddings=())
+    token = Embedding("<s1>", component, torch.ones(1, 8), "<s1>")
+    written = get_dialect("kohya").write(replace(adapter, embeddings=(token,))).tensors
+    assert f"bundle_emb.<s1>.{kind}" in written
+    lost = replace(adapter, embeddings=(replace(token, component="text_encoder_3"),))
+    with pytest.raises(UnsupportedAdapterError, match="'<s1>' is for `text_encoder_3`, which has no name"):
+        get_dialect("kohya").write(lost)
+
+
+def test_a_dialect_without_a_place_for_tokens_refuses_them() -> None:
+    tensors = {key: torch.ones(shape) for key, shape in LORA.items()}
+    adapter = read_adapter(TensorFile({**tensors, "bundle_emb.toy.clip_l": torch.ones(1, 8)}))
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"brings tokens along \('toy'\).*'lycoris' has no place.*`--to kohya`"
+    ):
+        get_dialect("lycoris").write(adapter)

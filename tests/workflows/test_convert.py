@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,22 @@ from models import (
 )
 
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
+ARCHITECTURES = ("sd15", "sdxl", "sd3", "flux", "wan")
+WITHOUT_ALPHA = ("lora-layers", "attention-processors", "xlabs")
+ATTENTIONS = r".*(attn\d|self_attn)\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)"
+FLUX_ATTENTIONS = r"(transformer_blocks.*\.attn\.|single_transformer_blocks.*\.(attn\.|proj_out)).*"
+NARROW: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "attention-processors": (("sd15", "sdxl"), ATTENTIONS),
+    "xlabs": (("flux",), FLUX_ATTENTIONS),
+}
+"""Dialects that have names for some architectures and layers alone."""
+CASES = [
+    (name, dialect, alpha)
+    for dialect in WRITTEN
+    for name in NARROW.get(dialect, (ARCHITECTURES,))[0]
+    for alpha in (None, 1.5)
+    if alpha is None or dialect not in WITHOUT_ALPHA
+]
 Models = Mapping[str, nn.Module]
 
 
@@ -64,13 +81,13 @@ def tiny(name: str) -> Models:
 
 
 def loras(
-    models: Models, component: str, alpha: float | None = 1.5, skip: str = "nothing"
+    models: Models, component: str, alpha: float | None = 1.5, skip: str = "nothing", only: str = ".*"
 ) -> dict[str, Tensor]:
     """LoRAs in diffusers' names with kohya's suffixes, on every layer with a weight of two axes or four."""
     tensors: dict[str, Tensor] = {}
     for path, module in models[component].named_modules():
         shape = weight_shape(module) or ()
-        if len(shape) not in (2, 4) or skip in path:
+        if len(shape) not in (2, 4) or skip in path or not re.fullmatch(only, path):
             continue
         parts, _ = lora_parts(shape, rank=2)
         if alpha is None:
@@ -120,15 +137,15 @@ def through(
     return out
 
 
-@pytest.mark.parametrize("alpha", [None, 1.5])
-@pytest.mark.parametrize("dialect", WRITTEN)
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "wan"])
+@pytest.mark.parametrize(("name", "dialect", "alpha"), CASES)
 def test_loras_come_back_bit_for_bit_from_every_dialect_on_every_architecture(
     name: str, dialect: str, alpha: float | None, tmp_path: Path
 ) -> None:
     models = tiny(name)
-    components = [part for part in models if dialect != "lycoris" or not part.startswith("text_encoder")]
-    tensors = {key: t for part in components for key, t in loras(models, part, alpha).items()}
+    no_text = dialect in ("lycoris", "xlabs")
+    components = [part for part in models if not no_text or not part.startswith("text_encoder")]
+    only = NARROW.get(dialect, ((), ".*"))[1]
+    tensors = {key: t for part in components for key, t in loras(models, part, alpha, only=only).items()}
     first = tmp_path / "diffusers.safetensors"
     convert_file(written(tmp_path, tensors), first, "diffusers", lambda _: models)
     (tmp_path / "there").mkdir()
@@ -429,7 +446,7 @@ def test_metadata_goes_there_and_back(tmp_path: Path) -> None:
     convert_file(written(tmp_path, tensors, header), first, "kohya", lambda _: models)
     assert read_safetensors(first).metadata == header
     for dialect in WRITTEN:
-        if dialect == "kohya":
+        if dialect in ("kohya", *WITHOUT_ALPHA):
             continue
         there = through(tmp_path, first, dialect, models)
         back = tmp_path / f"{dialect}-back.safetensors"
@@ -482,11 +499,11 @@ def test_a_report_says_what_was_done_and_what_was_left_out(tmp_path: Path) -> No
     json.dumps(report.as_dict())
 
 
-def test_a_file_that_brings_tokens_along_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_brings_tokens_along_is_refused_where_they_have_no_place(tmp_path: Path) -> None:
     models = tiny("sd15")
     tensors = {**loras(models, "unet"), "bundle_emb.zuzu.clip_l": torch.zeros(1, 32)}
     with pytest.raises(UnsupportedAdapterError, match=r"tokens along .'zuzu'.*would be lost"):
-        convert_file(written(tmp_path, tensors), tmp_path / "out.safetensors", "kohya", lambda _: models)
+        convert_file(written(tmp_path, tensors), tmp_path / "out.safetensors", "comfyui", lambda _: models)
 
 
 def test_nothing_is_written_where_it_fails(tmp_path: Path) -> None:
@@ -534,3 +551,27 @@ def test_shuffled_keys_change_no_bit(tmp_path: Path) -> None:
     one, two = (get_dialect("kohya").write(read_adapter(file)) for file in (TensorFile(tensors), shuffled))
     assert list(one.tensors) == list(two.tensors)
     assert one.metadata == two.metadata
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
+def test_processors_on_part_of_a_fused_layer_are_written_under_its_own_name(
+    dialect: str, tmp_path: Path
+) -> None:
+    models = tiny("flux")
+    tensors = loras(models, "transformer", None, only=FLUX_ATTENTIONS)
+    xlabs = through(tmp_path, written(tmp_path, tensors), "xlabs", models)
+    (tmp_path / "there").mkdir()
+    there = through(tmp_path / "there", xlabs, dialect, models)
+    assert any("linear1" in key for key in read_safetensors(there).tensors)
+    assert not any("transformer_blocks" in key for key in read_safetensors(there).tensors)
+    (tmp_path / "back").mkdir()
+    assert_same_file(xlabs, through(tmp_path / "back", there, "xlabs", models))
+
+
+def test_xlabs_names_have_no_place_for_the_mlp_beside_the_attention(tmp_path: Path) -> None:
+    models = tiny("flux")
+    tensors = loras(models, "transformer", None, only=r"single_transformer_blocks.*\.(attn\.to_q|proj_mlp)")
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"single_blocks\.0\.linear1 \(no name for this layer\)"
+    ):
+        through(tmp_path, written(tmp_path, tensors), "xlabs", models)

@@ -17,7 +17,7 @@ from lorry.binding import bind, weight_shape
 from lorry.dialects import read_adapter
 from lorry.files import read_adapter_file, read_safetensors, write_safetensors
 from lorry.workflows.convert import convert_file
-from models import tiny_sdxl_unet
+from models import tiny_sdxl_unet, tiny_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -254,3 +254,28 @@ def test_diffusers_reads_our_kohya_names_for_flux_as_what_they_were_made_of(tmp_
             changed += 1
             torch.testing.assert_close(up @ down, delta.weight(), rtol=1e-5, atol=1e-5)
     assert changed == len(found)
+
+
+@pytest.mark.parametrize("dialect", ["lora-layers", "attention-processors"])
+def test_diffusers_reads_the_spellings_it_had_before_peft(dialect: str, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    unet = tiny_unet()
+    only = [path for path, _ in unet.named_modules() if path.endswith(("to_q", "to_out.0"))]
+    tensors = {}
+    for path in only:
+        parts, _ = lora_parts(weight_shape(unet.get_submodule(path)) or (), rank=2)
+        tensors |= {f"unet.{path}.{suffix}": tensor for suffix, tensor in parts.items() if suffix != "alpha"}
+    source = write_safetensors(tmp_path / "in.safetensors", tensors)
+    old = tmp_path / "old.safetensors"
+    convert_file(source, old, dialect, lambda _: {"unet": unet})
+    read: Any = StableDiffusionPipeline.lora_state_dict(str(old))
+    theirs, alphas = read
+    loaded: Any = copy.deepcopy(unet)
+    StableDiffusionPipeline.load_lora_into_unet(theirs, alphas, loaded)
+    loaded.fuse_lora()
+    deltas = bind(read_adapter(read_adapter_file(source)), {"unet": unet}).deltas["unet"]
+    assert set(deltas) == set(only)
+    for path, delta in deltas.items():
+        change = loaded.get_submodule(path).base_layer.weight - unet.get_submodule(path).weight
+        torch.testing.assert_close(change, delta.weight(), rtol=1e-4, atol=1e-4)

@@ -151,15 +151,27 @@ class _Renaming:
         """Yield each delta under its original name, those of one original module together."""
         fused: dict[str, dict[str, Delta]] = {}
         for pieces, delta in found.items():
-            path = pieces[0].path
+            whole = self._whole_of(pieces)
             if pieces in self.by_pieces:
                 yield self.by_pieces[pieces], delta
-            elif path in self.by_path and len(pieces) == 1 and pieces[0].of == 1:
-                fused.setdefault(self.by_path[path], {})[path] = delta
+            elif whole is not None:
+                fused.setdefault(whole, {}).update(self._parts(pieces, delta))
             else:
-                yield path, delta
+                yield pieces[0].path, delta
         for name, parts in fused.items():
             yield name, self._fused(name, parts)
+
+    def _whole_of(self, pieces: Sequence[Piece]) -> str | None:
+        """The original module that fuses these layers, whole ones of the model, with others."""
+        names = {self.by_path.get(piece.path) for piece in pieces if piece.of == 1}
+        return names.pop() if len(names) == 1 and all(piece.of == 1 for piece in pieces) else None
+
+    def _parts(self, pieces: Sequence[Piece], delta: Delta) -> Iterator[tuple[str, Delta]]:
+        first = 0
+        for piece in pieces:
+            last = first + _rows(self.index, piece)
+            yield piece.path, delta if len(pieces) == 1 else cut_rows(delta, ((first, last),))
+            first = last
 
     def _fused(self, name: str, parts: Mapping[str, Delta]) -> Delta:
         pieces = self.index.original[name]

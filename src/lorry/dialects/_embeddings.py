@@ -21,6 +21,8 @@ KINDS = {
 """The last part of `bundle_emb.NAME.KIND`, and the text encoder that it is for. Source: Nerogar/OneTrainer,
 `modules/modelSaver/mixin/LoRASaverMixin.py`; AUTOMATIC1111/stable-diffusion-webui,
 `extensions-builtin/Lora/networks.py`."""
+WRITTEN_KINDS = ("clip_l", "clip_g")
+"""What a token that came under another name is written as."""
 BOOKKEEPING = ("string_to_token.*", "name", "step", "sd_checkpoint", "sd_checkpoint_name")
 """What A1111 saves beside the vectors."""
 
@@ -49,6 +51,27 @@ def read_bundle(file: TensorFile, keys: Iterable[str]) -> tuple[list[Embedding],
         else:
             unknown.append(key)
     return found, ignored, unknown
+
+
+def bundled(embeddings: Iterable[Embedding]) -> dict[str, Tensor]:
+    """Return embeddings by the keys that they have in a file: those that they came with, where these say whose.
+
+    Raises:
+        UnsupportedAdapterError: one is for a text encoder that has no name there.
+    """
+    return {f"{BUNDLE}{one.token}.{_kind(one)}": one.vectors for one in embeddings}
+
+
+def _kind(embedding: Embedding) -> str:
+    name, kind = _split(embedding.key.removeprefix(BUNDLE))
+    if name == embedding.token and KINDS.get(kind) == embedding.component:
+        return kind
+    found = {component: name for name, component in reversed(KINDS.items()) if name in WRITTEN_KINDS}
+    if embedding.component not in found:
+        raise UnsupportedAdapterError(
+            f"the token {embedding.token!r} is for `{embedding.component}`, which has no name among bundled embeddings."
+        )
+    return found[embedding.component]
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -35,6 +35,7 @@ ONETRAINER_SUFFIXES: Mapping[Role, str] = {"oft_R": "oft_R.weight", "scaled_oft"
 
 WORDS: Mapping[Role, str] = {
     "mid": "a Tucker core",
+    "alpha": "an alpha that is not its rank",
     "full_scale": "a scale on a delta without a rank",
     "dora_scale": "a DoRA magnitude of columns",
     "magnitude": "a DoRA magnitude",
@@ -99,13 +100,16 @@ def spelled(
     return tensors
 
 
-def check_writable(adapter: Adapter, obstacles: Mapping[str, str], dialect: str) -> None:
+def check_writable(
+    adapter: Adapter, obstacles: Mapping[str, str], dialect: str, has_tokens: bool = False
+) -> None:
     """Raise when a writer would lose something of an adapter.
 
     Args:
         adapter: what is to be written.
         obstacles: by target, what the dialect has no names for.
         dialect: its name.
+        has_tokens: whether the dialect has a place for tokens that an adapter brings along.
 
     Raises:
         UnsupportedAdapterError: names the first of what would be lost.
@@ -115,10 +119,11 @@ def check_writable(adapter: Adapter, obstacles: Mapping[str, str], dialect: str)
             f"{adapter.source} has {len(adapter.unknown)} keys that are not understood and would be lost: "
             f"{some(adapter.unknown, 3)}."
         )
-    if adapter.embeddings:
+    if adapter.embeddings and not has_tokens:
         tokens = some([repr(one.token) for one in adapter.embeddings], 3)
         raise UnsupportedAdapterError(
-            f"{adapter.source} brings tokens along ({tokens}), which lorry does not write and which would be lost."
+            f"{adapter.source} brings tokens along ({tokens}), which would be lost: the dialect {dialect!r} has no "
+            "place for them. Kohya's has one: `--to kohya`."
         )
     if obstacles:
         listed = some((f"{target} ({what})" for target, what in obstacles.items()), 3)

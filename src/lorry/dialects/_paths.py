@@ -9,22 +9,27 @@ _PROCESSOR = re.compile(
     r"\.(?P<rest>down\.weight|up\.weight|alpha)"
 )
 _UNET_LAYERS = {"to_out": "to_out.0"}
+_UNET_PROCESSORS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", **_UNET_LAYERS}
+_ATTENTIONS = ("attn1", "attn2", "self_attn")
 _CLIP_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 _XLABS = re.compile(
     r"(?P<block>.*\b(?:double|single)_blocks\.\d+)\.processor\.(?P<layer>(?:qkv|proj)_lora[12]?)"
     r"\.(?P<rest>down\.weight|up\.weight|alpha)"
 )
+ATTENTION_ROWS = "0-2"
+"""Parts 0 to 2 of the rows of `linear1`: q, k and v. It has those of the MLP too."""
 _XLABS_LAYERS = {
     "qkv_lora1": "img_attn.qkv",
     "proj_lora1": "img_attn.proj",
     "qkv_lora2": "txt_attn.qkv",
     "proj_lora2": "txt_attn.proj",
-    "qkv_lora": "linear1.0-2",  # parts 0 to 2 of its rows: `linear1` has those of the MLP too
+    "qkv_lora": f"linear1.{ATTENTION_ROWS}",
     "proj_lora": "linear2",
 }
 """Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`, the `…LoraProcessor` classes."""
 
+_BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
 _NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.set_weight)?$")
 
 _RESPELT = (
@@ -62,6 +67,27 @@ def plain_key(key: str) -> str:
         layer = layers.get(found["layer"], found["layer"])
         return f"{found['attention']}.{layer}.{_suffix(found['rest'])}"
     return key
+
+
+def processor_path(path: str, is_clip: bool) -> str | None:
+    """Return the path of an attention's projection as an old processor's key has it, or None where it is none.
+
+    `….attn1.to_out.0` becomes `….attn1.processor.to_out_lora`, CLIP's `….self_attn.q_proj` `….self_attn.to_q_lora`.
+    """
+    for layer, plain in (_CLIP_LAYERS if is_clip else _UNET_PROCESSORS).items():
+        attention, dot, rest = path.rpartition(f".{plain}")
+        if dot and not rest and attention.rpartition(".")[2] in _ATTENTIONS:
+            return f"{attention}.{layer}_lora" if is_clip else f"{attention}.processor.{layer}_lora"
+    return None
+
+
+def xlabs_path(path: str) -> str | None:
+    """Return the path of a block's layer as XLabs' key has it, or None where it has no name there."""
+    for layer, plain in _XLABS_LAYERS.items():
+        block = path.removesuffix(f".{plain}")
+        if block != path and _BLOCK.fullmatch(block):
+            return f"{block}.processor.{layer}"
+    return None
 
 
 def plain_path(path: str) -> str:

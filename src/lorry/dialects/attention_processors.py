@@ -10,11 +10,14 @@ Pattern: the component or nothing, the attention's path, `processor` on a UNet, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, Entry
 from lorry.dialects._named import read_named
-from lorry.dialects._paths import is_processor_key
+from lorry.dialects._naming import dotted, with_clip_root
+from lorry.dialects._paths import is_processor_key, processor_path
+from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 
@@ -31,3 +34,21 @@ class AttentionProcessors(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        return find_plain_obstacles(adapter, _name)
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file that diffusers from 0.17 on reads.
+
+        Raises:
+            UnsupportedAdapterError: the adapter holds more than LoRAs at scale 1 on attentions' projections, or
+                flattened names whose meaning only a model can tell.
+        """
+        return write_plain(adapter, self.obstacles(adapter), _name, self.name)
+
+
+def _name(entry: Entry) -> str | None:
+    target = with_clip_root(dotted(entry.target))
+    path = processor_path(target.path, target.component.startswith("text_encoder"))
+    return None if path is None or len(entry.delta.shape) > 2 else f"{target.component}.{path}"

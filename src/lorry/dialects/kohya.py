@@ -7,7 +7,8 @@
 Pattern: a prefix that stands for the component (`lora_unet_`, `lora_te1_`, … ; `lycoris_` for a denoiser that is not
 named, `oft_unet_` for kohya's OFT), the module's path with every `.` written as `_`, and one of `.lora_down.weight`,
 `.lora_up.weight`, `.lora_mid.weight` and `.alpha`, or the suffixes of another family (`.hada_w1_a`, `.lokr_w1`,
-`.dora_scale`, …). What a flattened path means is settled with the live model.
+`.dora_scale`, …). Tokens that were trained along stand under `bundle_emb.`, as OneTrainer writes them and A1111 reads
+them. What a flattened path means is settled with the live model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import ClassVar, final
 from lorry.adapters import Adapter, Entry
 from lorry.dialects._apart import take_apart
 from lorry.dialects._containers import FLAT, find_flat_target
+from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import (
     LYCORIS_SUFFIXES,
     ONETRAINER_SUFFIXES,
@@ -76,10 +78,11 @@ class Kohya(Dialect):
         Raises:
             UnsupportedAdapterError: the adapter holds what the dialect has no names for.
         """
-        check_writable(adapter, self.obstacles(adapter), self.name)
+        check_writable(adapter, self.obstacles(adapter), self.name, has_tokens=True)
         two = _has_two_text_encoders(adapter)
         is_oft = _is_kohyas_oft(adapter)
         tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, two, is_oft))
+        tensors |= bundled(adapter.embeddings)
         return TensorFile(tensors, kohya_header(adapter, OFT_MODULE if is_oft else None), adapter.source)
 
 

@@ -5,15 +5,18 @@
     text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight
 
 Pattern: the component, the module's dotted path, `lora` on a UNet and `lora_linear_layer` on a text encoder, and
-`down` or `up`. No alpha: scale 1.
+`down` or `up`. No alpha: scale 1. Source: huggingface/diffusers v0.22, `models/lora.py`, `loaders/lora.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, Entry
 from lorry.dialects._named import read_named
+from lorry.dialects._naming import dotted, with_clip_root
+from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 
@@ -30,3 +33,21 @@ class LoraLayers(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        return find_plain_obstacles(adapter, _name)
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file that diffusers from 0.20 on reads.
+
+        Raises:
+            UnsupportedAdapterError: the adapter holds more than LoRAs at scale 1, or flattened names whose meaning only
+                a model can tell.
+        """
+        return write_plain(adapter, self.obstacles(adapter), _name, self.name)
+
+
+def _name(entry: Entry) -> str:
+    target = with_clip_root(dotted(entry.target))
+    suffix = "lora_linear_layer" if target.component.startswith("text_encoder") else "lora"
+    return f"{target}.{suffix}"

@@ -13,12 +13,16 @@ Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, final
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, Entry
+from lorry.algebra import LoraDelta
 from lorry.dialects._named import read_named
-from lorry.dialects._paths import is_xlabs_key
-from lorry.dialects.base import Dialect
+from lorry.dialects._paths import ATTENTION_ROWS, is_xlabs_key, xlabs_path
+from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
+from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
 
 
@@ -27,6 +31,7 @@ class Xlabs(Dialect):
     """XLabs' processors on Flux."""
 
     name: ClassVar[str] = "xlabs"
+    block_names: ClassVar[BlockNames] = "original"
     before: ClassVar[tuple[str, ...]] = (
         "attention-processors",
         "comfyui",
@@ -40,3 +45,34 @@ class Xlabs(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        return find_plain_obstacles(_of_attention(adapter), _name)
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file of XLabs' processors, with Black Forest Labs' block names that the adapter has.
+
+        Raises:
+            UnsupportedAdapterError: the adapter holds more than LoRAs at scale 1 on the attentions of Flux's blocks.
+        """
+        return write_plain(_of_attention(adapter), self.obstacles(adapter), _name, self.name)
+
+
+def _name(entry: Entry) -> str | None:
+    return None if len(entry.delta.shape) > 2 else xlabs_path(entry.target.path)
+
+
+def _of_attention(adapter: Adapter) -> Adapter:
+    """An adapter with the attention's rows of each `linear1` alone, where its other rows are zeros."""
+    return replace(adapter, entries=tuple(map(_narrowed, adapter.entries)))
+
+
+def _narrowed(entry: Entry) -> Entry:
+    delta, target = entry.delta, entry.target
+    if not target.path.endswith(".linear1") or not isinstance(delta, LoraDelta):
+        return entry
+    rows = 3 * delta.shape[1]
+    if delta.up[rows:].any():
+        return entry
+    path = f"{target.path}.{ATTENTION_ROWS}"
+    return replace(entry, target=replace(target, path=path), delta=replace(delta, up=delta.up[:rows]))
