@@ -68,3 +68,10 @@ def test_inspect_tells_what_loading_would_do(tmp_path: Path) -> None:
         "Stable Diffusion 1",
     )
     assert "the delta is (640, 2048), the weight is (640, 768)" in support["mismatched"][0]
+
+
+def test_the_help_names_every_dialect_that_is_written() -> None:
+    from lorry.cli.converting import WRITTEN
+    from lorry.dialects import DIALECTS
+
+    assert set(WRITTEN) == {dialect.name for dialect in DIALECTS if dialect.is_written}

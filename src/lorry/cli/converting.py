@@ -11,6 +11,19 @@ from lorry.cli.debugging import Debug
 from lorry.cli.options import find_adapter
 from lorry.cli.workbench.options import AsJson, tell_report
 
+WRITTEN = (
+    "kohya",
+    "diffusers",
+    "peft",
+    "comfyui",
+    "lycoris",
+    "xlabs",
+    "dotted-kohya",
+    "lora-layers",
+    "attention-processors",
+)
+"""Named here, so that the help needs no torch; a test compares."""
+
 
 def convert(
     file: Annotated[
@@ -19,7 +32,7 @@ def convert(
     out: Annotated[
         Path, typer.Argument(help="Where to write: a .safetensors file; for peft a folder, without a suffix.")
     ],
-    to: Annotated[str, typer.Option(metavar="DIALECT", help="kohya, diffusers, peft, comfyui or lycoris.")],
+    to: Annotated[str, typer.Option(metavar="DIALECT", help=f"One of {', '.join(WRITTEN)}.")],
     base: Annotated[
         str | None,
         typer.Option(
