@@ -99,7 +99,7 @@ REFUSED = {
     "textual inversion": ["<toy>"],
     "textual inversion embedding": ["clip_l", "clip_g"],
     "textual": ["string_to_param.*"],
-    "MiniMax-H3 LoRA of DiffSynth": [f"blocks.0.attn.qkv_proj.lora_{side}.default.weight" for side in "AB"],
+    "MiniMax-H3 LoRA of which nothing says": [f"blocks.0.attn.qkv_proj.lora_{s}.other.weight" for s in "AB"],
     "Nunchaku": ["transformer_blocks.0.mlp_fc1.lora_down", "transformer_blocks.0.mlp_fc1.lora_up"],
 }
 

@@ -85,9 +85,17 @@ def test_a_folder_without_an_adapter_says_what_it_holds(tmp_path: Path) -> None:
         find_weights(tmp_path)
 
 
-def test_shards_are_refused(tmp_path: Path) -> None:
-    filled(tmp_path, "m-00001-of-00002.safetensors", "m.safetensors.index.json")
-    with pytest.raises(AdapterNotFoundError, match="several shards"):
+def test_an_index_stands_for_its_parts(tmp_path: Path) -> None:
+    filled(tmp_path, "m-00001-of-00002.safetensors", "m.safetensors.index.json", "readme.md")
+    assert find_weights(tmp_path) == tmp_path / "m.safetensors.index.json"
+    filled(tmp_path, "other-00001-of-00002.safetensors")
+    with pytest.raises(AdapterNotFoundError, match=r"'m.safetensors.index.json', 'other-00001-of-00002.saf"):
+        find_weights(tmp_path)
+
+
+def test_pickles_in_parts_are_refused(tmp_path: Path) -> None:
+    filled(tmp_path, "m-00001-of-00002.bin", "m.bin.index.json")
+    with pytest.raises(AdapterNotFoundError, match=r"several pickles \(m.bin.index.json\)"):
         find_weights(tmp_path)
 
 

@@ -40,8 +40,8 @@ DOTTED = {
     "clip_g": "text_encoder_2",
     "t5": "text_encoder_2",
 }
-"""First parts of dotted names. Source: `shared/FORMATS.md` of the project's workplace, section 2; the Open Model
-Initiative's names as in Nerogar/OneTrainer, `modules/util/convert/lora`."""
+"""First parts of dotted names. Source: Comfy-Org/ComfyUI, `comfy/lora.py`; the Open Model Initiative's names as in
+Nerogar/OneTrainer, `modules/util/convert/lora`."""
 
 COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_2"}
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a

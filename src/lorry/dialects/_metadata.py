@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lorry.dialects._header_alpha import find_header_alpha
 from lorry.dialects._kohya_rules import kohya_rules
 from lorry.dialects._peft_rules import PeftRules, check_config
 from lorry.dialects._rules import Rules
@@ -33,7 +34,7 @@ def find_rules(file: TensorFile, has_alphas: bool) -> Rules:
         for config in configs.values():
             check_config(config, file.source)
         return PeftRules(configs)
-    return kohya_rules(file.metadata, has_alphas)
+    return find_header_alpha(file, has_alphas) or kohya_rules(file.metadata, has_alphas)
 
 
 def _configs(file: TensorFile) -> dict[str | None, dict[str, Any]]:

@@ -74,14 +74,15 @@ REFUSALS = (
         "a LoRA packed for Nunchaku's kernels. Ask its author for the original",
     ),
     Refusal(
-        re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.qkv_proj\.lora_[AB]\.\w+\.weight$"),
+        re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.qkv_proj\.lora_[AB]\.(?!default\.)\w+\.weight$"),
         (".attn.qkv_proj.lora_",),
-        "a MiniMax-H3 LoRA of DiffSynth, whose rows of q, k and v are interleaved head by head, which lorry does not "
-        "sort out. Ask for the file in another trainer's form",
+        "a MiniMax-H3 LoRA of which nothing says whether its rows of q, k and v go head by head: DiffSynth's do, and "
+        "have `default` in their keys. If a trainer of DiffSynth's kind wrote it, rename the part after `lora_A` and "
+        "`lora_B` to `default`; if not, remove that part",
     ),
     Refusal(re.compile("hypernet"), ("hypernet",), "a hypernetwork, which is no LoRA"),
 )
-"""Source: `shared/FORMATS.md` of the project's workplace, sections 2 and 11."""
+"""Each kind by keys of published files of it, and of the code that writes them."""
 
 
 def find_refusal(file: TensorFile) -> str | None:

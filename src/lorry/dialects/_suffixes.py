@@ -60,7 +60,11 @@ OTHERS: dict[str, Role] = {
 """The suffixes of the other families. `weight` alone is LyCORIS's (IA)^3 where `on_input` stands beside it."""
 
 ROLES: dict[str, Role] = {**LORA, **OTHERS}
-"""All suffixes that are read. Source: `shared/FORMATS.md` of the project's workplace, section 3."""
+"""All suffixes that are read.
+
+Source: lycoris-lora 4.1.3, `lycoris/modules`; peft 0.21.2, `tuners`; kohya-ss/sd-scripts, `networks`;
+Comfy-Org/ComfyUI, `comfy/lora.py`.
+"""
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("oft_R", "oft_r"), "OFT of a PEFT before 0.16"),

@@ -4,7 +4,7 @@ It walked diffusers of early 2023: in a UNet the down blocks, the up blocks, and
 attentions before the resnets; in a transformer block attn1, ff, attn2, which later versions of diffusers reordered
 to attn1, attn2, ff. A test holds the walk against the shapes of a real file.
 
-Source: `shared/FORMATS.md` of the project's workplace, section 6a; huggingface/diffusers v0.11, `models/attention.py`
+Source: cloneofsimo/lora, `lora_diffusion/lora.py`; huggingface/diffusers v0.11, `models/attention.py`
 (`BasicTransformerBlock`), `models/unet_2d_blocks.py`, `models/resnet.py`.
 """
 

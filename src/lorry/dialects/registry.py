@@ -11,6 +11,7 @@ from lorry.dialects.base import Dialect
 from lorry.dialects.cloneofsimo import Cloneofsimo
 from lorry.dialects.cloneofsimo_pt import CloneofsimoPt
 from lorry.dialects.comfyui import Comfyui
+from lorry.dialects.diffsynth_h3 import DiffsynthH3
 from lorry.dialects.diffusers import Diffusers
 from lorry.dialects.dotted_kohya import DottedKohya
 from lorry.dialects.kohya import Kohya
@@ -26,6 +27,7 @@ DIALECTS: Sequence[Dialect] = (
     Kohya(),
     Peft(),
     Xlabs(),
+    DiffsynthH3(),
     AttentionProcessors(),
     Comfyui(),
     LoraLayers(),

@@ -1,5 +1,6 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
+from lorry.files._shards import part_paths
 from lorry.files.finding import check_inside, find_weights
 from lorry.files.folders import write_folders
 from lorry.files.hashes import Hashes, hash_file, weights_hash
@@ -19,6 +20,7 @@ __all__ = [
     "check_inside",
     "find_weights",
     "hash_file",
+    "part_paths",
     "read_adapter_file",
     "read_header",
     "read_pickle",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lorry.errors import AdapterNotFoundError, did_you_mean, some
+from lorry.files._shards import INDEX, without_parts
 
-SAFE = (".safetensors", ".sft")
+SAFE = (".safetensors", ".sft", INDEX)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 KNOWN_STEMS = ("pytorch_lora_weights", "adapter_model")
@@ -26,8 +27,8 @@ def choose_weights(names: Iterable[str], use_safetensors: bool | None, where: st
     Raises:
         AdapterNotFoundError: there is none, or more than one and none under a name that diffusers or PEFT gives.
     """
-    names = sorted(names)
-    _refuse_shards(names, where)
+    names = without_parts(sorted(names))
+    _refuse_pickled_parts(names, where)
     groups = {True: (SAFE,), False: (PICKLES[:1], PICKLES[1:]), None: (SAFE, PICKLES[:1], PICKLES[1:])}[
         use_safetensors
     ]
@@ -37,7 +38,7 @@ def choose_weights(names: Iterable[str], use_safetensors: bool | None, where: st
             for name in names
             if name.endswith(endings) and not any(part in name for part in NOT_ADAPTERS)
         ]
-        known = [name for stem in KNOWN_STEMS for name in found if name.rsplit(".", 1)[0] == stem]
+        known = [name for stem in KNOWN_STEMS for name in found if name in {stem + end for end in endings}]
         if known or len(found) == 1:
             return (known or found)[0]
         if found:
@@ -73,13 +74,11 @@ def check_pickle_wanted(name: str, use_safetensors: bool | None) -> None:
         )
 
 
-def _refuse_shards(names: Iterable[str], where: str) -> None:
-    index = next(
-        (name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))), None
-    )
+def _refuse_pickled_parts(names: Iterable[str], where: str) -> None:
+    index = next((name for name in names if name.endswith(".bin.index.json")), None)
     if index:
         raise AdapterNotFoundError(
-            f"{where} holds an adapter in several shards ({index}), which lorry does not read. Save it as one file."
+            f"{where} holds an adapter in several pickles ({index}), which lorry does not read. Save it as safetensors."
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from lorry.errors import AdapterNotFoundError
 from lorry.files._choice import PICKLES, SAFE, check_pickle_wanted, choose_weights, missing
 from lorry.files._hub import Repository
+from lorry.files._shards import is_index, part_names
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def find_weights(
 ) -> Path:
     """Return the path of an adapter's weights, downloaded from the Hub where they are not on this machine.
 
+    Of an adapter in several parts it is that of their index; the parts lie beside it.
+
     A path that exists here is never looked up on the network.
 
     Args:
@@ -59,6 +62,7 @@ def find_weights(
     Raises:
         AdapterNotFoundError: nothing, or more than one thing, answers to that (says what is there); or `weight_name` or
             `subfolder` leads out of the folder.
+        BrokenFileError: an index of parts is none.
     """
     for name, value in {"resume_download": resume_download, "proxies": proxies, "mirror": mirror}.items():
         if value:
@@ -112,6 +116,8 @@ def _in_folder(folder: Path, weight_name: str | None, use_safetensors: bool | No
 def _in_repository(repository: Repository, weight_name: str | None, use_safetensors: bool | None) -> Path:
     name = weight_name or repository.choose(use_safetensors)
     path = repository.get(name)
+    for part in part_names(path) if is_index(path) else ():
+        repository.get((PurePath(name).parent / part).as_posix())
     if path.name.startswith("adapter_model."):
         repository.find((Path(name).parent / CONFIG_NAME).as_posix())
     return path

@@ -24,6 +24,7 @@ import safetensors.torch
 
 from lorry.errors import AdapterNotFoundError
 from lorry.files._layout import LENGTH_BYTES
+from lorry.files._shards import is_index
 from lorry.files.safetensors_reader import read_safetensors
 
 CHUNK = 1 << 20
@@ -58,7 +59,7 @@ def hash_file(path: str | os.PathLike[str]) -> Hashes:
     """Return the hashes of an adapter file. The whole file is read.
 
     Raises:
-        AdapterNotFoundError: it cannot be opened.
+        AdapterNotFoundError: it cannot be opened, or is in several parts.
         BrokenFileError: a safetensors file's header does not describe it.
     """
     path = Path(path)
@@ -73,7 +74,7 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
     """Return AutoV3 in full, 64 digits: it stays the same when metadata are edited. Of a pickle, the whole file's hash.
 
     Raises:
-        AdapterNotFoundError: the file cannot be opened.
+        AdapterNotFoundError: the file cannot be opened, or is in several parts.
     """
     with _opened(path) as file:
         return _rest(file, _data_start(file))
@@ -81,6 +82,8 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
+    if is_index(Path(path)):
+        raise AdapterNotFoundError(f"{path} lists an adapter's parts, which have no hash of them all.")
     try:
         with Path(path).open("rb") as file:
             yield file

@@ -14,6 +14,7 @@ from torch import Tensor
 from lorry.errors import BrokenFileError
 from lorry.files._choice import PICKLES, SAFE
 from lorry.files._layout import LENGTH_BYTES
+from lorry.files._shards import is_index, read_parts, without_parts
 from lorry.files.finding import CONFIG_NAME, find_weights
 from lorry.files.pickles import read_pickle
 from lorry.files.safetensors_reader import read_header, read_safetensors
@@ -70,14 +71,18 @@ def read_weights(path: str | os.PathLike[str], *, header_only: bool = False) -> 
     """Read a file of tensors, whatever container it is in, with the `adapter_config.json` that belongs to it.
 
     Args:
-        path: of the file.
+        path: of the file, or of the index of a file in several parts, which are read as one.
         header_only: leave the weights of a safetensors file on the disk; see `read_header`.
 
     Raises:
-        AdapterNotFoundError: there is no such file.
+        AdapterNotFoundError: there is no such file, or no such part.
         BrokenFileError: it is neither a safetensors file nor a pickle of tensors.
     """
     path = Path(path)
+    if is_index(path):
+        return replace(
+            read_parts(path, read_header if header_only else read_safetensors), config=_config(path)
+        )
     if path.suffix in SAFE or _looks_safe(path):
         found = read_header(path) if header_only else read_safetensors(path)
     elif path.suffix in PICKLES:
@@ -111,10 +116,9 @@ def _config(weights: Path) -> Mapping[str, object] | None:
 
 
 def _owns_config(weights: Path) -> bool:
-    others = [
-        path for path in weights.parent.iterdir() if path.suffix in (*SAFE, *PICKLES) and path != weights
-    ]
-    return weights.stem == "adapter_model" or not others
+    names = [path.name for path in weights.parent.iterdir()]
+    others = [n for n in without_parts(names) if n.endswith((*SAFE, *PICKLES)) and n != weights.name]
+    return weights.name.startswith("adapter_model.") or not others
 
 
 def _component_folders(pretrained: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from lorry.binding import size_of
 from lorry.binding.kinds import kind_of
 from lorry.dialects import read_adapter
 from lorry.errors import FormatError, some
-from lorry.files import TensorFile, find_weights, read_weights
+from lorry.files import TensorFile, find_weights, part_paths, read_weights
 from lorry.workflows.training_facts import TrainingFacts, training_facts
 
 METADATA_LENGTH = 72
@@ -141,7 +141,8 @@ def inspect_file(path: str | os.PathLike[str]) -> FileReport:
         FileError: the file cannot be had, or is not what its name says.
     """
     weights = find_weights(path)
-    file, size = read_weights(weights, header_only=True), weights.stat().st_size
+    file = read_weights(weights, header_only=True)
+    size = sum(path.stat().st_size for path in part_paths(weights))
     try:
         adapter = read_adapter(file)
     except FormatError as problem:
