@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorry.errors import CheckpointError
+from lorry.files import read_safetensors
 from lorry.training import checkpoints
 from lorry.training.checkpoints import Checkpoint, check_same_run, find_checkpoint, save_checkpoint
 from lorry.training.records import Records
+from training.runs import run
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -80,3 +88,27 @@ def test_losses_after_the_checkpoint_and_half_lines_are_dropped(tmp_path: Path) 
         file.write("4,0.")
     assert [row[0] for row in Records(tmp_path, 2).rows] == [1, 2]
     assert (tmp_path / "losses.csv").read_text().splitlines() == ["step,loss,rate", "1,0.1,0.5", "2,0.2,0.5"]
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_was_not(
+    sd: Path, data: Path, tmp_path: Path
+) -> None:
+    words = {"steps": 12, "save_every": 2, "batch": 1, "rank": 2, "resolution": 16, "name": "toy"}
+    options = [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "lorry", "train", data, "--base", sd, "--out", tmp_path / "killed"]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*map(str, command), *options, "--no-tensorboard"], env=env)
+    while find_checkpoint(tmp_path / "killed") is None and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it has ended before it was killed"
+    left = find_checkpoint(tmp_path / "killed")
+    assert left is not None
+    assert left.step < 12
+    changes: dict[str, Any] = {**words, "rate": 1e-4, "targets": "blocks"}
+    resumed = run(data, sd, tmp_path / "killed", resume=True, **changes)
+    whole = run(data, sd, tmp_path / "whole", **changes)
+    for one, other in zip(
+        *(read_safetensors(result.adapter).tensors.values() for result in (resumed, whole)), strict=True
+    ):
+        assert torch.equal(one, other)

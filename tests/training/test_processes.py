@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
+from lorry.errors import SettingsError
+from lorry.files import read_safetensors
+from lorry.training import sharding
 from lorry.training.checkpoints import find_checkpoint
+from lorry.training.processes import started as started_as_process
+from lorry.training.settings import Settings
+from lorry.training.watching import Silent
 from training.runs import run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def started(*words: object, rank: int = 0, world: int = 1, port: int = 0) -> subprocess.Popen[bytes]:
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock,ResnetBlock2D",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` makes of a configuration file."""
+
+
+def started(
+    *words: object, rank: int = 0, world: int = 1, port: int = 0, **more: str
+) -> subprocess.Popen[bytes]:
     """Start the script as `accelerate launch` does."""
     together = {
         "RANK": str(rank),
@@ -26,7 +49,7 @@ def started(*words: object, rank: int = 0, world: int = 1, port: int = 0) -> sub
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
     }
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **(together if world > 1 else {})}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(together if world > 1 else {}), **more}
     return subprocess.Popen([sys.executable, SCRIPT, *map(str, words)], env=env, stderr=subprocess.PIPE)
 
 
@@ -52,3 +75,53 @@ def test_two_processes_with_batches_of_two_train_what_one_with_a_batch_of_four_d
     for key, tensor in one.weights.items():
         torch.testing.assert_close(two.weights[key], tensor, rtol=1e-3, atol=2e-5)
     assert (tmp_path / "two" / "losses.csv").read_text().count("\n") == 4, "one process alone writes"
+
+
+def test_two_processes_that_share_out_the_base_train_what_one_does(
+    sd: Path, data: Path, tmp_path: Path
+) -> None:
+    port, changes = free_port(), {"sample_every": 3, "sample_steps": 1, "sample_prompts": ["a thing"]}
+    words = (data, sd, tmp_path / "two", 2, json.dumps(changes))
+    both = [started(*words, rank=r, world=2, port=port, **FSDP) for r in range(2)]
+    one = run(data, sd, tmp_path / "one", steps=3, batch=4, caption_dropout=0.3, **changes)
+    told = []
+    for process in both:
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said.decode()[-2000:]
+        told.append(said.decode())
+    assert re.search(r"FSDP: each process has its part of [1-9]\d+ of the base's weights", told[0])
+    expected, found = (
+        read_safetensors(path).tensors for path in (one.adapter, tmp_path / "two" / one.adapter.name)
+    )
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=2e-3, atol=5e-5)
+    assert (tmp_path / "two" / "samples.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "Set `fsdp_version: 2`"),
+        ({}, {"family": "dora"}, "`family`: dora is trained on whole weights"),
+        ({}, {"quantize": "4bit"}, "`quantize` and FSDP do not go together"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(
+    asked: dict[str, str], changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**FSDP, **asked}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        sharding.check(Settings().changed(changes), SimpleNamespace(state=SimpleNamespace()))
+
+
+def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value="DEEPSPEED"))
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: accelerator)
+    settings = Settings().changed({"out": str(tmp_path), "tensorboard": False})
+    with (
+        pytest.raises(SettingsError, match="DEEPSPEED takes the model and its optimiser"),
+        started_as_process(settings, Silent()),
+    ):
+        pass

@@ -38,12 +38,15 @@ class Checkpoint:
 def save_checkpoint(out: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`.
 
-    It is written into a folder of another name, which is renamed when all of it is on the disk.
+    It is written into a folder of another name, which is renamed when all of it is on the disk. One of this step that
+    is there already stays.
 
     Returns:
         Its folder.
     """
     folder = out / FOLDER / f"step-{checkpoint.step:08}"
+    if folder.is_dir():
+        return folder
     draft = folder.with_name(f".draft-{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -53,7 +56,6 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, keep: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     (draft / _FACTS).write_text(json.dumps(dict(checkpoint.facts), indent=2), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     for old in _folders(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from lorry.assets import base_folder
-from lorry.errors import FileError
+from lorry.errors import FileError, SettingsError
 from lorry.training.bases import Base, get_base
 from lorry.training.extras import needed
 from lorry.training.settings import Settings
@@ -22,8 +22,8 @@ from lorry.training.settings import Settings
 SHIPPED = "shipped"
 
 
-def load_base(settings: Settings, device: torch.device) -> tuple[Base, torch.dtype]:
-    """Load the base model of a run on the CPU, frozen; the denoiser on `device`.
+def load_base(settings: Settings, device: torch.device, *, stay: bool = False) -> tuple[Base, torch.dtype]:
+    """Load the base model of a run on the CPU, frozen; the denoiser on `device`, unless it is to `stay`.
 
     Returns:
         The base, and the dtype of its weights.
@@ -31,15 +31,16 @@ def load_base(settings: Settings, device: torch.device) -> tuple[Base, torch.dty
     Raises:
         FileError: it cannot be had or read.
         UnsupportedAdapterError: it is of an architecture that lorry does not train.
+        SettingsError: it is to be quantized, and there is no GPU.
         MissingPackageError: it is to be quantized, and bitsandbytes is not installed.
     """
     source = str(base_folder()) if settings.base == SHIPPED else settings.base
     dtype = compute_dtype(settings, device)
     with quiet():
-        base = get_base(_from_pretrained(source, settings, dtype))
+        base = get_base(_from_pretrained(source, settings, dtype, device))
     for model in (base.denoiser, *base.text_encoders.values(), base.pipeline.vae):
         model.requires_grad_(False).eval()
-    if settings.quantize == "none":
+    if settings.quantize == "none" and not stay:
         base.denoiser.to(device)
     if settings.checkpointing:
         base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -62,11 +63,11 @@ def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype) -> Any:
+def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
     local = Path(source).is_dir()
     options: dict[str, Any] = {}
     if settings.quantize != "none":
-        options["quantization_config"] = _quantization(settings, dtype)
+        options["quantization_config"] = _quantization(settings, dtype, device)
     try:
         return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, local_files_only=local, **options)
     except (OSError, ValueError) as error:
@@ -77,7 +78,11 @@ def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype) -> Any
         ) from error
 
 
-def _quantization(settings: Settings, dtype: torch.dtype) -> Any:
+def _quantization(settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
+    if device.type == "cpu":
+        raise SettingsError(
+            "`quantize`: diffusers quantizes by bitsandbytes on a GPU only, and there is none here. Leave it at none."
+        )
     needed("bitsandbytes", f"A base in {settings.quantize}")
     from diffusers.quantizers import PipelineQuantizationConfig
 

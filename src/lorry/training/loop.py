@@ -36,10 +36,11 @@ def run_steps(outputs: Outputs, done: int) -> Result:
     or spelled otherwise.
     """
     process = outputs.process
-    s, main = process.settings, process.is_main
-    records = Records(process.out, done) if main else None
+    s = process.settings
+    records = Records(process.out, done) if process.is_main else None
+    draws = bool(s.sample_every) and (process.is_main or process.is_sharded)
     first, seconds, stop = done, 0.0, False
-    if main and s.sample_every and done == 0:
+    if draws and done == 0:
         outputs.sample(0)
     if records is not None and done >= s.steps:
         outputs.save(done, records)
@@ -52,7 +53,7 @@ def run_steps(outputs: Outputs, done: int) -> Result:
             if records is not None:
                 records.add(done, outcome.loss, outcome.rate)
                 _tell(process, done, outcome, records.average, (done - first) / seconds)
-            if main and s.sample_every and (done % s.sample_every == 0 or done == s.steps):
+            if draws and (done % s.sample_every == 0 or done == s.steps):
                 outputs.sample(done)
             if records is not None and (done % s.save_every == 0 or done == s.steps or stop):
                 outputs.save(done, records)

@@ -39,7 +39,7 @@ class Outputs:
         return self.process.out / f"{self.process.settings.name}.safetensors"
 
     def sample(self, step: int) -> None:
-        """Add a row to the contact sheet."""
+        """Add a row to the contact sheet; in other processes than the main one, only draw along."""
         s, base = self.process.settings, self.story.base
         captions = dict.fromkeys(item.picture.caption for item in self.story.items)
         base.pipeline.to(self.process.device)
@@ -47,13 +47,14 @@ class Outputs:
             sheet = draw_samples(
                 base.pipeline,
                 s.sample_prompts or tuple(captions)[:4],
-                self.process.out,
+                self.process.out if self.process.is_main else None,
                 step,
                 steps=s.sample_steps,
                 guidance=s.sample_guidance,
                 resolution=self.story.resolution,
             )
-        self.process.watcher.saved(sheet, step)
+        if sheet is not None:
+            self.process.watcher.saved(sheet, step)
 
     def save(self, step: int, records: Records) -> None:
         """Write a checkpoint, the adapter and the picture of the losses."""

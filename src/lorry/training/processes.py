@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import torch
 
 from lorry.errors import SettingsError
+from lorry.training import sharding
 from lorry.training.extras import needed
 from lorry.training.settings import Settings
 from lorry.training.watching import Silent, Watcher
@@ -42,6 +43,11 @@ class Process:
     def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.accelerator.is_main_process
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the denoiser's weights are shared out over the processes, so that only all of them can run it."""
+        return self.accelerator.num_processes > 1 and sharding.is_asked_for()
 
     @property
     def share(self) -> slice:
@@ -80,7 +86,7 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
         accelerator = Accelerator(
             mixed_precision=_mixed_precision(settings), log_with=trackers, project_dir=out / LOGS
         )
-        _check_whole_base(accelerator)
+        _check_kind(settings, accelerator)
         if accelerator.is_main_process:
             accelerator.init_trackers("lorry")
         yield Process(settings, accelerator, watcher if accelerator.is_main_process else Silent())
@@ -97,10 +103,12 @@ def _mixed_precision(settings: Settings) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _check_whole_base(accelerator: Any) -> None:
-    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+def _check_kind(settings: Settings, accelerator: Any) -> None:
+    kind = accelerator.distributed_type.value
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
         raise SettingsError(
-            f"{accelerator.distributed_type.value} splits up the base's weights, which an adapter is put on: "
-            "`lorry train` runs on one process or on several with the whole base each. Choose multi-GPU in "
-            "`accelerate config`; `quantize` and `checkpointing` save memory."
+            f"{kind} takes the model and its optimiser into its own hands, and an adapter is put on a model as it is. "
+            "Choose multi-GPU or FSDP 2 in `accelerate config`; `quantize` and `checkpointing` save memory."
         )
+    if sharding.is_asked_for():
+        sharding.check(settings, accelerator)

@@ -20,6 +20,7 @@ from lorry.training.objectives import get_objective
 from lorry.training.outputs import Outputs
 from lorry.training.processes import Process, started
 from lorry.training.settings import Settings
+from lorry.training.sharding import share_out
 from lorry.training.watching import Watcher
 
 
@@ -54,15 +55,18 @@ def _run(process: Process, resume: bool) -> Result:
     settings, accelerator = process.settings, process.accelerator
     data, prior = read_pictures(process)
     checkpoint = claim_folder(process, resume=resume)
-    base, _ = load_base(settings, process.device)
+    base, _ = load_base(settings, process.device, stay=process.is_sharded)
     objective = get_objective(base.pipeline.scheduler, settings.min_snr, settings.noise_offset)
     base_hash = model_hash(base.denoiser)
     material = prepare_material(process, base, data, prior)
     components = adapters.put_on(base, settings)
     adapters.check_can_be_written(components, settings.dialect)
+    parameters = adapters.named_parameters(components)
+    if process.is_sharded:
+        count = share_out(base.denoiser, parameters.values(), accelerator)
+        process.watcher.note(f"FSDP: each process has its part of {count} of the base's weights.")
     for model in components.values():
         model.to(process.device)  # text encoders in training: the denoiser is there already
-    parameters = adapters.named_parameters(components)
     engine = Engine(settings, base, objective, material, parameters, accelerator)
     facts = facts_of(process, base_hash, components, material)
     if checkpoint is not None:

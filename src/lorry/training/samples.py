@@ -21,29 +21,27 @@ _GAP: Final = 8
 def draw_samples(
     pipeline: Any,
     prompts: Sequence[str],
-    out: Path,
+    out: Path | None,
     step: int,
     *,
     steps: int,
     guidance: float,
     resolution: int,
-) -> Path:
+) -> Path | None:
     """Draw each prompt as the adapter is now, always from the same noise, and make the sheet anew.
 
     Args:
         pipeline: with the adapter active.
         prompts: a column each.
-        out: the folder of the run.
+        out: the folder of the run; None writes nothing.
         step: how many steps are done: the row's name.
         steps: of denoising.
         guidance: how closely to follow the prompts.
         resolution: the pictures' side.
 
     Returns:
-        The sheet.
+        The sheet, where it was written.
     """
-    folder = out / FOLDER
-    folder.mkdir(exist_ok=True)
     wanted = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
@@ -57,8 +55,10 @@ def draw_samples(
     for column, prompt in enumerate(prompts):
         noise = torch.Generator("cpu").manual_seed(column)
         image = pipeline(prompt, generator=noise, **arguments).images[0]
-        image.save(folder / f"step-{step:08}-{column}.png")
-    return make_sheet(out, prompts)
+        if out is not None:
+            (out / FOLDER).mkdir(exist_ok=True)
+            image.save(out / FOLDER / f"step-{step:08}-{column}.png")
+    return None if out is None else make_sheet(out, prompts)
 
 
 def make_sheet(out: Path, prompts: Sequence[str]) -> Path:
