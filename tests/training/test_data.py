@@ -91,6 +91,24 @@ def test_a_picture_without_a_caption_is_named_and_takes_the_trigger(tmp_path: Pa
     assert with_trigger.pictures[0].caption == "zork"
 
 
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
+def test_a_text_that_is_not_utf_8_is_named_and_refused(name: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1, caption=None)
+    (tmp_path / name).write_bytes('{"file_name": "a.png", "text": "Löwe"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=f"{name}: is no text in UTF-8"):
+        read_data(tmp_path)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
+    assert open_picture(tmp_path / "a.gif").getpixel((8, 8)) == (255, 0, 0)
+
+
+def test_a_picture_smaller_than_the_training_size_is_enlarged() -> None:
+    assert fit(Image.new("RGB", (5, 4), "red"), (24, 16)).image.size == (24, 16)
+
+
 @pytest.mark.parametrize("make", ["nothing", "no folder", "texts only"])
 def test_nothing_to_train_on_is_refused(make: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"

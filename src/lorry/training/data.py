@@ -152,15 +152,19 @@ def _caption_beside(path: Path, otherwise: str) -> str:
     for suffix in _CAPTION_SUFFIXES:
         text = path.with_suffix(suffix)
         if text.is_file():
-            try:
-                return " ".join(text.read_text(encoding="utf-8-sig").split())
-            except ValueError as error:
-                raise DataError(f"{text.name}: is no text in UTF-8.") from error
+            return " ".join(_text_of(text).split())
     return otherwise
 
 
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"{path.name}: is no text in UTF-8.") from error
+
+
 def _listed(folder: Path, listing: Path) -> Iterator[tuple[Path, str, int, str]]:
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text_of(listing).splitlines(), 1):
         if not line.strip():
             continue
         try:
