@@ -575,3 +575,39 @@ def test_xlabs_names_have_no_place_for_the_mlp_beside_the_attention(tmp_path: Pa
         UnsupportedAdapterError, match=r"single_blocks\.0\.linear1 \(no name for this layer\)"
     ):
         through(tmp_path, written(tmp_path, tensors), "xlabs", models)
+
+
+@pytest.mark.parametrize("dialect", ["lora-layers", "attention-processors"])
+def test_a_scale_that_has_no_place_is_refused_or_multiplied_in_without_error_where_it_is_a_power_of_two(
+    dialect: str, tmp_path: Path
+) -> None:
+    models = tiny("sd15")
+    odd = loras(models, "unet", alpha=1.5, only=ATTENTIONS)
+    halved = {key: t / 3 if key.endswith("alpha") else t for key, t in odd.items()}
+    for tensors, most in ((odd, 1e-6), (halved, 0.0)):
+        first = written(tmp_path, tensors)
+        with pytest.raises(UnsupportedAdapterError, match="LoRA: an alpha that is not its rank"):
+            through(tmp_path, first, dialect, models)
+        approximator = Approximator()
+        out = through(tmp_path, first, dialect, models, approximator)
+        assert len(approximator.made) == len(tensors) / 3
+        assert approximator.errors.total().total <= most
+        assert_same_effect(first, out, models)
+        out.unlink()
+
+
+@pytest.mark.parametrize("dialect", [*WITHOUT_ALPHA[:2], "comfyui", "dotted-kohya"])
+@pytest.mark.parametrize("alpha", [2.0, None])
+def test_a_header_gives_layers_without_an_alpha_no_other_strength(
+    dialect: str, alpha: float | None, tmp_path: Path
+) -> None:
+    models = tiny("sd15")
+    header = {"ss_network_dim": "2", "ss_network_alpha": "1", "ss_network_args": '{"conv_alpha": "1"}'}
+    tensors = loras(models, "unet", only=ATTENTIONS)
+    known = {key: torch.tensor(2.0) if key.endswith("alpha") else t for key, t in tensors.items()}
+    first = written(tmp_path, known, header if alpha else None)
+    if alpha is None:
+        plain = {key: t for key, t in tensors.items() if not key.endswith("alpha")}
+        first = written(tmp_path, plain, {**header, "ss_network_alpha": "2", "ss_network_args": "{}"})
+    out = through(tmp_path, first, dialect, models)
+    assert {entry.delta.rank_scale for entry in read_adapter(read_adapter_file(out)).entries} == {1.0}

@@ -54,8 +54,14 @@ def plain_header(adapter: Adapter) -> dict[str, str]:
     header = kept_text(adapter.metadata)
     config = header.pop(METADATA_KEY, None) or header.pop(KEPT_CONFIG, None)
     header = header if config is None else {**header, KEPT_CONFIG: config}
-    has_glora = any(isinstance(_plain(entry.delta), GloraDelta) for entry in adapter.entries)
-    return _without_args(header, "rs_lora") if has_glora else header  # it is written into their alphas
+    if any(isinstance(_plain(entry.delta), GloraDelta) for entry in adapter.entries):
+        header = _without_args(header, "rs_lora")  # it is written into their alphas
+    return header if _has_alphas(adapter) else _without_alphas(header)
+
+
+def header_without_alphas(adapter: Adapter) -> dict[str, str]:
+    """Return the header of a file in which every layer has scale 1 without saying so."""
+    return _without_alphas(plain_header(adapter))
 
 
 def config_header(adapter: Adapter, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

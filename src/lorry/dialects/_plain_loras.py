@@ -9,7 +9,7 @@ from lorry.adapters import Adapter, Entry
 from lorry.algebra import Delta, LoraDelta
 from lorry.dialects._apart import Roles, take_apart
 from lorry.dialects._exporting import check_writable, find_obstacles, spelled
-from lorry.dialects._headers import plain_header
+from lorry.dialects._headers import header_without_alphas
 from lorry.dialects._suffixes import Role
 from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
@@ -37,7 +37,7 @@ def write_plain(adapter: Adapter, obstacles: Mapping[str, str], name_of: NameOf,
     """
     check_writable(adapter, obstacles, dialect)
     tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _named(entry, name_of), _take_apart)
-    return TensorFile(tensors, plain_header(adapter), adapter.source)
+    return TensorFile(tensors, header_without_alphas(adapter), adapter.source)
 
 
 def _named(entry: Entry, name_of: NameOf) -> str:

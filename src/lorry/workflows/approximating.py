@@ -79,7 +79,7 @@ class Approximator:
         Raises:
             UnsupportedAdapterError: a layer depends on base weights that are not at hand.
         """
-        for step in (self._rounded, self._lora):
+        for step in (self._rounded, self._at_scale_1, self._lora):
             obstacles = dialect.obstacles(adapter)
             entries = [step(entry) if str(entry.target) in obstacles else entry for entry in adapter.entries]
             adapter = replace(adapter, entries=tuple(entries))
@@ -88,6 +88,11 @@ class Approximator:
     def _rounded(self, entry: Entry) -> Entry:
         other = _rounded(entry.delta)
         return entry if other is None else self._replaced(entry, other, "the same, rounded")
+
+    def _at_scale_1(self, entry: Entry) -> Entry:
+        if not isinstance(entry.delta, LoraDelta) or entry.delta.rank_scale == 1:
+            return entry
+        return self._replaced(entry, _at_scale_1(entry.delta), "LoRA at scale 1, rounded")
 
     def _lora(self, entry: Entry) -> Entry:
         exact = self._without_base(entry)
