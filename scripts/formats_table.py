@@ -8,15 +8,18 @@ here, with its source.
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
 import torch  # noqa: E402
+from scripts.formats_matrix import FAMILIES, RECORD  # noqa: E402
 
 from dialects.layers import LAYERS, Layer  # noqa: E402  # pyright: ignore[reportMissingImports]
 from lorry.dialects import DIALECTS, get_dialect, read_adapter  # noqa: E402
@@ -34,36 +37,54 @@ PATHS = {
 """Of dialects that have names for some layers alone."""
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 
+CONTROL = "in Flux's control files"
 ROWS: dict[str, tuple[str, str, str, str]] = {
     "lora": ("LoRA", "yes", "yes", "yes"),
     "lora at scale 1": ("LoRA without an alpha", "yes", "yes", "yes"),
-    "locon": ("LoCon (convolution)", "yes", "yes", "?"),
-    "locon at scale 1": ("LoCon without an alpha", "yes", "yes", "?"),
-    "lora bias": ("LoRA with its own bias", "yes", "?", "?"),
-    "lora diff_b": ("LoRA with `diff_b`", "no", "yes", "?"),
+    "locon": ("LoCon (convolution)", "yes", "yes", "yes"),
+    "locon at scale 1": ("LoCon without an alpha", "yes", "yes", "yes"),
+    "lora bias": ("LoRA with its own bias", "yes", CONTROL, CONTROL),
+    "lora diff_b": ("LoRA with `diff_b`", "no", "yes", "without the bias, logged"),
     "dora rows": ("DoRA of rows, `dora_scale`", "dropped in silence", "by another norm", "as if of columns"),
-    "dora columns": ("DoRA of columns", "dropped in silence", "?", "yes"),
-    "dora of peft": ("DoRA, `lora_magnitude_vector`", "yes", "dropped in silence", "?"),
-    "dora of loha": ("DoRA over LoHa", "no", "?", "?"),
+    "dora columns": ("DoRA of columns", "dropped in silence", "yes", "yes"),
+    "dora of peft": ("DoRA, `lora_magnitude_vector`", "yes", "dropped, logged", "for Krea 2"),
+    "dora of loha": ("DoRA over LoHa", "no", "rows by another norm", "an error"),
     "loha": ("LoHa", "no", "yes", "yes"),
-    "loha tucker": ("LoHa with Tucker cores", "no", "in 2-d convolutions", "?"),
+    "loha tucker": ("LoHa with Tucker cores", "no", "in 2-d convolutions", "in 2-d convolutions"),
     "lokr whole": ("LoKr, two whole matrices", "Z-Image, Flux.2", "yes", "yes"),
     "lokr w2 of factors": ("LoKr of factors", "Z-Image, Flux.2", "yes", "yes"),
-    "lokr tucker": ("LoKr with a Tucker core", "no", "in 2-d convolutions", "?"),
+    "lokr tucker": ("LoKr with a Tucker core", "no", "in 2-d convolutions", "in 2-d convolutions"),
     "glora": ("GLoRA", "no", "yes", "no"),
     "oft": ("Diag-OFT", "no", "without `rescale`", "no"),
     "boft": ("BOFT", "no", "with an alpha only", "no"),
-    "oft packed": ("OFT of PEFT and OneTrainer", "no", "?", "no"),
+    "oft packed": ("OFT of PEFT and OneTrainer", "no", "no", "no"),
     "boft of peft": ("BOFT of PEFT", "no", "no", "no"),
-    "ia3 rows": ("(IA)^3 of LyCORIS", "no", "no", "?"),
-    "ia3 of peft, rows": ("(IA)^3 of PEFT", "no", "no", "?"),
-    "hra": ("HRA", "no", "no", "?"),
+    "ia3 rows": ("(IA)^3 of LyCORIS", "no", "no", "of linear layers"),
+    "ia3 of peft, rows": ("(IA)^3 of PEFT", "no", "no", "no"),
+    "hra": ("HRA", "no", "no", "no"),
+    "vera": ("VeRA", "no", "no", "no"),
     "full": ("full difference", "no", "yes", "yes"),
-    "norm": ("norm layers", "no", "yes", "?"),
+    "norm": ("norm layers", "no", "yes", "yes"),
+    "lora with a sparse difference": (
+        "LoRA with a sparse difference", "no", "without it, logged", "takes it for a bias"
+    ),
+    "replacement": ("a whole weight in its place", "no", "`set_weight`", "norms of Flux's control files"),
+}  # fmt: skip
+"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI 0.3.64, InvokeAI 6.14.0-alpha). Those of diffusers were
+measured on a tiny UNet; the others read in Comfy-Org/ComfyUI at a125cd84, `comfy/lora.py`, `comfy/lora_convert.py` and
+`comfy/weight_adapter/*`, and invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
+SHORT = {
+    "lycoris": "lycoris",
+    "kohya": "kohya",
+    "peft": "peft",
+    "xlabs": "xlabs",
+    "attention-processors": "att.-proc.",
+    "comfyui": "comfyui",
+    "lora-layers": "lora-layers",
+    "dotted-kohya": "dotted",
+    "diffusers": "diffusers",
 }
-"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI, InvokeAI), ? where nobody looked. Those of diffusers were
-measured on a tiny UNet; the others read in Comfy-Org/ComfyUI, `comfy/weight_adapter/*`, and invoke-ai/InvokeAI,
-`invokeai/backend/patches/*`."""
+"""Heads of the columns of the second table."""
 
 HEAD = """# Which files are read and written
 
@@ -96,7 +117,7 @@ def verdict(layer: Layer, dialect: str) -> str:
 
 def families() -> str:
     """Return the table of families by dialect."""
-    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI", "InvokeAI"]
+    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI 0.3.64", "InvokeAI 6.14.0-alpha"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, (title, *others) in ROWS.items():
         torch.manual_seed(0)
@@ -104,6 +125,22 @@ def families() -> str:
         cells = [title, *(verdict(layer, dialect) for dialect in WRITTEN), *others]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_architecture() -> str:
+    """Return the table of the record: on how many architectures each dialect carries each family."""
+    record: dict[str, dict[str, dict[str, str]]] = json.loads(RECORD.read_text("utf-8"))
+    heads = ["family", *(SHORT[name] for name in WRITTEN)]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for family in FAMILIES:
+        verdicts = [Counter(found[family][name] for found in record.values()) for name in WRITTEN]
+        lines.append(f"| {' | '.join([family, *map(_counts, verdicts)])} |")
+    return "\n".join(lines)
+
+
+def _counts(verdicts: Counter[str]) -> str:
+    exact, apart = verdicts["exact"], verdicts["apart"]
+    return f"{exact} + {apart}" if apart else str(exact or "–")
 
 
 def architectures() -> str:
@@ -127,6 +164,7 @@ def page() -> str:
     written = ", ".join(f"`{name}`" for name in WRITTEN)
     only_read = ", ".join(f"`{dialect.name}`" for dialect in DIALECTS if not dialect.is_written)
     lists = textwrap.fill(f"Written are {written}; only read are {only_read}.", 120, break_on_hyphens=False)
+    count = len(json.loads(RECORD.read_text("utf-8")))
     return f"""{HEAD}
 ## Families
 
@@ -136,10 +174,19 @@ def page() -> str:
 have names for attentions alone. PEFT takes a LoKr whose
 matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
 what one config cannot say of all is refused. The last three columns say whether those programs apply the family in
-the spelling that is usual for it: what diffusers does was measured, what the other two do was read in their sources;
-? is where nobody looked.
+the spelling that is usual for it: what diffusers does was measured, what the other two do was read in their sources.
+"Logged" is a line in the log and no error.
 
 {families()}
+
+## Families, dialects and architectures
+
+On how many of {count} architectures files of a family go into a dialect and back, with shuffled keys, bit for bit. Of
+two numbers, the second is of those where layers are refused that the original checkpoint has fused and diffusers' model
+has not (a LoKr of `to_q` and one of `to_k` are no LoKr of `qkv`), and other layers are carried. Each single verdict is
+in [formats.json](formats.json), which `scripts/formats_matrix.py` writes.
+
+{by_architecture()}
 
 ## Base models
 

@@ -21,6 +21,7 @@ from lorry.algebra import (
     LoraDelta,
     OftDelta,
     PartsDelta,
+    ReplaceDelta,
     SparseDelta,
 )
 
@@ -106,6 +107,11 @@ def lora_with_sparse() -> Layer:
     size = torch.tensor([8, 54], dtype=torch.int16)
     more = {"bias_indices": indices, "bias_values": values, "bias_size": size}
     return Layer({**tensors, **more}, SparseDelta(delta, values, indices.long()), CONV)
+
+
+def replacement() -> Layer:
+    value = rand(*LINEAR)
+    return Layer({"set_weight": value}, ReplaceDelta(value), LINEAR)
 
 
 def hra() -> Layer:
@@ -217,6 +223,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "locon at scale 1": lambda: at_scale_1(CONV),
     "lora a1111 scale": lora_with_a_scale,
     "lora diff_b": lambda: with_diff_b(lora(LINEAR)),
+    "replacement": replacement,
     "lora with a sparse difference": lora_with_sparse,
     "lora bias": lambda: lora_with_bias("lora_B.bias"),
     "lora bias, up": lambda: lora_with_bias("lora_up.bias"),

@@ -40,6 +40,7 @@ LYCORIS = (
     "norm of a bias alone",
 )  # fmt: skip
 IA3 = ("ia3 rows", "ia3 columns", "ia3 rows of a convolution")
+SPARSE = ("lora with a sparse difference",)
 PACKED = ("oft packed", "oft packed and shared", "oft packed and scaled")
 PEFT_LORA = (
     "lora", "locon", *SCALE_1, "lora a1111 scale", "lora bias", "lora bias, up", "dora rows",
@@ -56,9 +57,9 @@ DOTTED = (
     "dora of ai-toolkit", "dora of one row",
 )  # fmt: skip
 CARRIED: Mapping[str, tuple[str, ...]] = {
-    "kohya": (*LYCORIS, *IA3, *PACKED),
-    "lycoris": (*LYCORIS, *IA3),
-    "comfyui": LYCORIS,
+    "kohya": (*LYCORIS, *IA3, *SPARSE, *PACKED),
+    "lycoris": (*LYCORIS, *IA3, *SPARSE),
+    "comfyui": (*LYCORIS, "replacement"),
     "diffusers": PEFT_LORA,
     "peft": PEFT,
     "dotted-kohya": DOTTED,
@@ -141,9 +142,7 @@ def test_every_layer_that_a_dialect_carries_is_a_layer_of_ours(dialect: str) -> 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_is_carried_by_some_dialect_or_known_to_be_carried_by_none(name: str) -> None:
     carried = {layer for layers in CARRIED.values() for layer in layers}
-    assert (name in carried) != (
-        name in ("vera", "lora with a sparse difference", "lora extracted with a sparse difference")
-    )
+    assert (name in carried) != (name in ("vera",))
 
 
 def test_a_dtype_is_kept_and_an_alpha_has_that_of_its_factors() -> None:
@@ -259,3 +258,16 @@ def test_hashes_of_another_file_and_positions_are_not_kept() -> None:
         metadata = get_dialect(dialect).write(adapter).metadata
         assert not metadata.keys() & header.keys()
         assert metadata["modelspec.trigger_phrase"] == "zuzu"
+
+
+def test_the_scale_of_a_norm_has_the_name_that_comfyui_knows_it_by() -> None:
+    key = "double_blocks.0.img_attn.norm.key_norm.scale"
+    file = TensorFile({key: torch.ones(8), "double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(2, 6),
+                       "double_blocks.0.img_attn.proj.lora_B.weight": torch.ones(8, 2)})  # fmt: skip
+    written = get_dialect("comfyui").write(read_adapter(file))
+    assert f"diffusion_model.{key}.set_weight" in written.tensors
+    again = read_adapter(written)
+    assert not again.unknown
+    assert {str(e.target): e.delta.family for e in again.entries} == {
+        str(e.target): e.delta.family for e in read_adapter(file).entries
+    }

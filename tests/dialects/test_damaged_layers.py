@@ -121,6 +121,7 @@ TRANSPOSED = [(name, suffix) for name, suffix in NEEDED if LAYERS[name]().tensor
 SYMMETRIC = {
     "ia3_l",
     "diff",
+    "set_weight",
     "lokr_w1",
     "lokr_w2",
     "a1.weight",

@@ -227,3 +227,12 @@ def test_ranks_by_layer_and_components(base: Path, baked: Path) -> None:
 def test_requests_without_sense_are_refused(base: Path, tmp_path: Path, make: Any, said: str) -> None:
     with pytest.raises((StateError, LorryError), match=said):
         make(base, tmp_path)
+
+
+def test_tokens_are_told_as_what_no_checkpoint_holds(base: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "lora.safetensors", 1)
+    tensors = {**read_safetensors(lora).tensors, "bundle_emb.zuzu.clip_l": torch.ones(2, 32)}
+    source = write_safetensors(tmp_path / "with_token.safetensors", tensors)
+    report = bake_files(base, [(source, 1.0)], tmp_path / "out")
+    assert "ignored, the token 'zuzu', which is in no checkpoint: bundle_emb.zuzu.clip_l" in str(report)
+    json.dumps(report.as_dict())

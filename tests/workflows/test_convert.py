@@ -611,3 +611,20 @@ def test_a_header_gives_layers_without_an_alpha_no_other_strength(
         first = written(tmp_path, plain, {**header, "ss_network_alpha": "2", "ss_network_args": "{}"})
     out = through(tmp_path, first, dialect, models)
     assert {entry.delta.rank_scale for entry in read_adapter(read_adapter_file(out)).entries} == {1.0}
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
+def test_doras_of_rows_go_onto_a_fused_layer_and_come_apart_again(dialect: str, tmp_path: Path) -> None:
+    models = tiny("flux")
+    tensors = loras(models, "transformer")
+    scales = {
+        key.replace("lora_up.weight", "dora_scale"): torch.rand(t.shape[0], 1) + 1
+        for key, t in tensors.items()
+        if key.endswith("lora_up.weight")
+    }
+    first = tmp_path / "diffusers.safetensors"
+    convert_file(written(tmp_path, tensors | scales), first, "diffusers", lambda _: models)
+    (tmp_path / "there").mkdir()
+    there = through(tmp_path / "there", first, dialect, models)
+    (tmp_path / "back").mkdir()
+    assert_same_file(first, through(tmp_path / "back", there, "diffusers", models))

@@ -145,3 +145,15 @@ def test_a_broken_file_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(BrokenFileError, match="web page"):
         inspect_file(path)
+
+
+def test_tokens_that_a_file_brings_along_are_listed(tmp_path: Path) -> None:
+    tensors = {
+        "lora_unet_a.lora_down.weight": torch.ones(2, 6),
+        "lora_unet_a.lora_up.weight": torch.ones(8, 2),
+        "bundle_emb.zuzu.clip_g": torch.ones(3, 8),
+    }
+    report = inspect_file(write_safetensors(tmp_path / "x.safetensors", tensors))
+    assert report.tokens == (("zuzu", "text_encoder_2", 3),)
+    assert "text_encoder_2: the token 'zuzu' of 3 vectors" in str(report)
+    assert report.as_dict()["tokens"] == (("zuzu", "text_encoder_2", 3),)

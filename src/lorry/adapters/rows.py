@@ -37,8 +37,10 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     """Return the layers' own LoRAs that `join_rows` made a LoRA of, or None where it was made otherwise.
 
     It is undone where each column of `up` has numbers in the rows of one layer alone, and where a layer has no rank at
-    all (None in the result). Those of a LoRA that was trained fused share `down`.
+    all (None in the result). Those of a LoRA that was trained fused share `down`. A DoRA of rows is undone as its LoRA.
     """
+    if isinstance(delta, DoraDelta):
+        return None if delta.on_input else _split_doras(delta, rows)
     if not isinstance(delta, LoraDelta) or delta.mid is not None or delta.up.is_meta:
         return None
     blocks = delta.up.flatten(1).split(list(rows))
@@ -46,6 +48,19 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     if not used.any() or (used.sum(dim=0) > 1).any():
         return _without_empty(delta, rows, used)
     return [_own(delta, block, columns) for block, columns in zip(blocks, used, strict=True)]
+
+
+def _split_doras(delta: DoraDelta, rows: Rows) -> list[Delta | None] | None:
+    inner = split_blocks(delta.inner, rows)
+    if inner is None or None in inner:
+        return None
+    magnitudes = delta.magnitude.flatten().split(list(rows))
+    rest = [1] * (delta.magnitude.ndim - 1)
+    return [
+        DoraDelta(part, magnitude.reshape(-1, *rest).contiguous(), False)
+        for part, magnitude in zip(inner, magnitudes, strict=True)
+        if part is not None
+    ]
 
 
 def _without_empty(delta: LoraDelta, rows: Rows, used: Tensor) -> list[Delta | None] | None:

@@ -22,6 +22,8 @@ from lorry.algebra import (
     LoraDelta,
     OftDelta,
     PartsDelta,
+    ReplaceDelta,
+    SparseDelta,
 )
 from lorry.dialects._suffixes import Role
 from lorry.dialects._turning_builders import NEUMANN_TERMS
@@ -130,11 +132,21 @@ def _dora(delta: DoraDelta) -> Roles:
     return {**inner, "dora_scale": delta.magnitude if has_axes else delta.magnitude.reshape(along)}
 
 
+def _sparse(delta: SparseDelta) -> Roles:
+    """LyCORIS counts in 16 bits, which a wide layer's columns do not fit into."""
+    size = torch.tensor([delta.shape[0], torch.Size(delta.shape[1:]).numel()])
+    dtype = torch.int16 if int(size.max()) <= torch.iinfo(torch.int16).max else torch.int64
+    numbers = {"bias_indices": delta.indices.to(dtype), "bias_size": size.to(dtype)}
+    return {**take_apart(delta.inner), **numbers, "bias_values": delta.values}
+
+
 def _parts(delta: PartsDelta) -> Roles:
     bias = delta.on_bias
     if isinstance(bias, Ia3Delta):  # PEFT's (IA)^3 scales the bias with the output, by the same vector
         return {"ia3_l": bias.vector} if delta.on_weight is None else {"ia3_l": _vector(delta.on_weight)}
     weight = {} if delta.on_weight is None else take_apart(delta.on_weight)
+    if isinstance(bias, ReplaceDelta):
+        return {**weight, "saved_bias": bias.value}
     if not isinstance(bias, FullDelta):
         return {**weight, f"a bias by {bias.family}": next(iter(bias.tensors().values()))}
     if bias.scale != 1:
@@ -158,4 +170,6 @@ _TAKERS: dict[type[Delta], Callable[[Any], Roles]] = {
     LoraDelta: _lora,
     OftDelta: _oft,
     PartsDelta: _parts,
+    ReplaceDelta: lambda delta: {"saved_weight": delta.value},
+    SparseDelta: _sparse,
 }

@@ -26,6 +26,7 @@ LYCORIS_SUFFIXES: Mapping[Role, str] = {
     "ia3_weight": "weight",
     "on_input": "on_input",
     **{name: name for name in ("diff", "diff_b", "w_norm", "b_norm")},
+    **{name: name for name in ("bias_indices", "bias_values", "bias_size")},
 }
 """The suffixes of LyCORIS, which kohya's trainers and ComfyUI took over. Source: KohakuBlueleaf/LyCORIS,
 `lycoris/modules/*.py`, `weight_list`."""
@@ -42,6 +43,9 @@ WORDS: Mapping[Role, str] = {
     "lora_bias": "a bias with the scale of its LoRA",
     "diff_b": "a bias without the scale of its LoRA",
     "b_norm": "a bias",
+    "saved_weight": "a whole weight",
+    "saved_bias": "a whole bias",
+    "bias_indices": "which adds single numbers of a weight",
     "oft_R": "an OFT of the input side",
     "oft_R_of_a_config": "an OFT of the input side with the options of a config",
     "boft_R": "a BOFT of the input side",

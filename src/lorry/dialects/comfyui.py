@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
+from lorry.algebra import ReplaceDelta
 from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import plain_header
 from lorry.dialects._named import read_named
@@ -29,10 +30,12 @@ from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
 from lorry.names import DENOISERS
 
-UNREAD = ("ia3_weight", "on_input")
-"""LyCORIS's (IA)^3, which ComfyUI does not apply."""
+UNREAD = ("ia3_weight", "on_input", "bias_indices", "bias_values", "bias_size")
+"""LyCORIS's (IA)^3 and sparse differences, which ComfyUI does not apply."""
 SUFFIXES = {role: suffix for role, suffix in LYCORIS_SUFFIXES.items() if role not in UNREAD}
-SUFFIXES |= {"w_norm": "diff", "b_norm": "diff_b"}
+SUFFIXES |= {"w_norm": "diff", "b_norm": "diff_b", "saved_weight": "set_weight"}
+NORM_SCALES = ("query_norm", "key_norm")
+"""Norms whose parameter Flux's original checkpoint calls `scale`, which ComfyUI's names of whole tensors end in."""
 CONTAINERS = ("diffusion_model.", "text_encoders.")
 T5_ROOT = "encoder.block."
 
@@ -68,7 +71,8 @@ class Comfyui(Dialect):
 def _name(entry: Entry) -> str:
     target = with_clip_root(dotted(entry.target))
     if target.component in (*DENOISERS[:2], "prior"):
-        return f"diffusion_model.{target.path}"
+        is_scale = isinstance(entry.delta, ReplaceDelta) and target.path.endswith(NORM_SCALES)
+        return f"diffusion_model.{target.path}{'.scale' if is_scale else ''}"
     encoders = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     name = "t5xxl" if target.path.startswith(T5_ROOT) else encoders.get(target.component)
     if name is None:

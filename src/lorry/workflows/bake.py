@@ -7,13 +7,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from lorry.adapters import Adapter, Ignored
 from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind, size_of
 from lorry.dialects import read_adapter
@@ -110,6 +111,14 @@ def bake_files(
     )
 
 
+def _without_tokens(adapter: Adapter) -> Adapter:
+    """The adapter without the tokens that it brings along, which need a tokenizer of their own beside the weights."""
+    left = [
+        Ignored(one.key, f"the token {one.token!r}, which is in no checkpoint") for one in adapter.embeddings
+    ]
+    return replace(adapter, embeddings=(), ignored=(*adapter.ignored, *left))
+
+
 def _plan(
     checkpoint: Checkpoint,
     models: Mapping[str, nn.Module],
@@ -119,7 +128,7 @@ def _plan(
     terms: dict[Path, Terms],
 ) -> tuple[LoadReport, float]:
     """Put what one adapter adds into `terms`."""
-    plan = bind(read_adapter(read_adapter_file(source)), models, strict=strict)
+    plan = bind(_without_tokens(read_adapter(read_adapter_file(source))), models, strict=strict)
     for component, deltas in plan.deltas.items():
         places = checkpoint.components[component]
         for path, delta in deltas.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from lorry.adapters import Adapter, Ignored
+from lorry.adapters import Adapter, Embedding, Ignored
 from lorry.algebra import Delta, LoraDelta
 from lorry.binding import size_of
 from lorry.binding.kinds import kind_of
@@ -74,6 +74,8 @@ class FileReport:
     ignored: tuple[Ignored, ...] = ()
     unknown: tuple[str, ...] = ()
     """Keys that the dialect cannot read; every key, where no dialect reads the file."""
+    tokens: tuple[tuple[str, str, int], ...] = ()
+    """The tokens that it brings along: (token, component, how many vectors)."""
     problem: FormatError | None = None
     """Why lorry cannot apply the file; None where it can."""
 
@@ -108,6 +110,8 @@ class FileReport:
         yield f"  tensors: {self.tensors} ({_counted(self.dtypes)}), {size_of(self.nbytes)}"
         for part in self.parts:
             yield from (f"  {line}" for line in str(part).splitlines())
+        for token, component, count in self.tokens:
+            yield f"  {component}: the token {token!r} of {count} vectors"
         yield from (f"  {line}" for line in self._leftovers())
         if not self.training.is_empty:
             yield from (f"  {line}" for line in str(self.training).splitlines())
@@ -163,8 +167,13 @@ def _report(file: TensorFile, size: int, adapter: Adapter | None, problem: Forma
         metadata=dict(file.metadata),
         ignored=() if adapter is None else adapter.ignored,
         unknown=tuple(file.tensors) if adapter is None else adapter.unknown,
+        tokens=() if adapter is None else tuple(map(_token, adapter.embeddings)),
         problem=problem,
     )
+
+
+def _token(embedding: Embedding) -> tuple[str, str, int]:
+    return embedding.token, embedding.component, embedding.vectors.shape[0]
 
 
 def _parts(adapter: Adapter) -> Iterator[PartReport]:
