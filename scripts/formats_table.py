@@ -62,7 +62,6 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
     "ia3 rows": ("(IA)^3 of LyCORIS", "no", "no", "of linear layers"),
     "ia3 of peft, rows": ("(IA)^3 of PEFT", "no", "no", "no"),
     "hra": ("HRA", "no", "no", "no"),
-    "vera": ("VeRA", "no", "no", "no"),
     "full": ("full difference", "no", "yes", "yes"),
     "norm": ("norm layers", "no", "yes", "yes"),
     "lora with a sparse difference": (

@@ -271,3 +271,10 @@ def test_the_scale_of_a_norm_has_the_name_that_comfyui_knows_it_by() -> None:
     assert {str(e.target): e.delta.family for e in again.entries} == {
         str(e.target): e.delta.family for e in read_adapter(file).entries
     }
+
+
+def test_transformers_have_no_attention_processors() -> None:
+    path = "transformer.blocks.0.attn1.to_out.0"
+    adapter = adapter_of(LAYERS["lora at scale 1"](), path)
+    with pytest.raises(UnsupportedAdapterError, match=rf"{re.escape(path)} \(no name for this layer\)"):
+        get_dialect("attention-processors").write(adapter)

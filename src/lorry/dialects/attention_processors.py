@@ -20,6 +20,7 @@ from lorry.dialects._paths import is_processor_key, processor_path
 from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
+from lorry.names import TEXT_ENCODERS
 
 
 @final
@@ -50,5 +51,6 @@ class AttentionProcessors(Dialect):
 
 def _name(entry: Entry) -> str | None:
     target = with_clip_root(dotted(entry.target))
-    path = processor_path(target.path, target.component.startswith("text_encoder"))
+    is_text = target.component in TEXT_ENCODERS
+    path = processor_path(target.path, is_text) if is_text or target.component == "unet" else None
     return None if path is None or len(entry.delta.shape) > 2 else f"{target.component}.{path}"
