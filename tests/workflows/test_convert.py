@@ -628,3 +628,31 @@ def test_doras_of_rows_go_onto_a_fused_layer_and_come_apart_again(dialect: str, 
     there = through(tmp_path / "there", first, dialect, models)
     (tmp_path / "back").mkdir()
     assert_same_file(first, through(tmp_path / "back", there, "diffusers", models))
+
+
+def mixture(models: Models, component: str) -> dict[str, Tensor]:
+    """Another family on each linear layer in turn; LoRAs on those that an original checkpoint may have fused."""
+    tensors: dict[str, Tensor] = {}
+    kinds = (fused_lora, fused_dora, fused_loha, fused_full, fused_lokr)
+    paths = [path for path, m in models[component].named_modules() if len(weight_shape(m) or ()) == 2]
+    for number, path in enumerate(paths):
+        rows, width = weight_shape(models[component].get_submodule(path)) or (0, 0)
+        is_plain = re.search(r"(_[qkv]|_[qkv]_proj|proj_mlp)$", path) or rows % 2 or width % 2
+        parts = (fused_lora if is_plain else kinds[number % len(kinds)])(rows, width)
+        has_bias = models[component].get_submodule(path).bias is not None
+        parts = {suffix: t for suffix, t in parts.items() if suffix != "diff_b" or has_bias}
+        tensors |= {f"{component}.{path}.{suffix}": tensor for suffix, tensor in parts.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "wan"])
+def test_whole_files_of_mixed_families_come_back_bit_for_bit(name: str, dialect: str, tmp_path: Path) -> None:
+    models = tiny(name)
+    tensors = mixture(models, next(iter(models)))
+    first = through(tmp_path, written(tmp_path, tensors), "lycoris", models)
+    there = through(tmp_path, first, dialect, models)
+    families = {entry.delta.family.split()[0] for entry in read_adapter(read_adapter_file(there)).entries}
+    assert families == {"LoRA", "DoRA", "LoHa", "LoKr", "full"}
+    (tmp_path / "back").mkdir()
+    assert_same_file(first, through(tmp_path / "back", there, "lycoris", models))
