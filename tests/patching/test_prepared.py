@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorry.algebra import Delta, FullDelta
+from lorry.algebra import Delta, FullDelta, PartsDelta
 from lorry.errors import StateError
 from lorry.patching import AdapterState, Strength, Undo, find_state, get_state
 from models import random_deltas, tiny_text_encoder
@@ -176,3 +176,13 @@ def test_more_room_can_be_made_later() -> None:
     prepared(model, 8)
     check_near(model(x), exact, 2e-6)
     assert model.get_buffer("out.lorry_down").shape[0] == 8
+
+
+def test_what_acts_by_factors_and_a_bias_beside_them_acts_in_slots_and_copies_too() -> None:
+    model, x = Small(), small_input()
+    lora = random_deltas(model, 1, ("to_q",), rank=2)["block.to_q"]
+    deltas = {"block.to_q": PartsDelta(lora, FullDelta(torch.ones(5)))}
+    do(model, lambda s, u: (s.add("toy", deltas, u), act(toy=0.5)(s, u)))
+    expected = model(x)
+    for rank in (0, ROOM, 1):
+        check_near(prepared(model, rank)(x), expected, 1e-6)

@@ -72,6 +72,7 @@ class SidePaths:
         undo.set_attribute(self, "_prepared", tuple(paths))
         undo.set_attribute(self, "room", room)
         undo.set_attribute(self, "_scenes", {})
+        self.forget_copies(undo)  # what acted by factors beside them may act through them now
 
     def unprepare(self, undo: Undo) -> None:
         """Leave the layers to adapters alone. What stands in them is put in order by the next refresh."""

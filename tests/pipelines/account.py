@@ -1,0 +1,170 @@
+"""A plain account of what was done to a pipeline, and of what its layers must then compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorry.algebra import Delta
+from pipelines.of_every_family import TARGETS, Path2Delta
+
+KEYS = ("weight", "bias")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Strong:
+    """A strength: a number, and a factor on the layers that have a segment in their path."""
+
+    value: float = 1.0
+    segment: str = ""
+    factor: float = 1.0
+
+    def at(self, path: str) -> float:
+        return self.value * (self.factor if self.segment in path.split(".") else 1.0)
+
+    def times(self, scale: float) -> Strong:
+        return Strong(self.value * scale, self.segment, self.factor)
+
+    def on(self, paths: Iterable[str]) -> Strong:
+        """The same on a component that has these modules."""
+        met = any(self.segment in path.split(".") for path in paths)
+        return self if met and self.factor != 1.0 else Strong(self.value)
+
+
+@final
+@dataclass(slots=True)
+class Component:
+    """What one model carries."""
+
+    loaded: dict[str, Path2Delta] = field(default_factory=dict)
+    strengths: dict[str, Strong] = field(default_factory=dict)
+    active: list[str] = field(default_factory=list)
+    fused: dict[str, Strong] = field(default_factory=dict)
+    enabled: bool = True
+    prepared: bool = False
+
+    def exists(self) -> bool:
+        return bool(self.loaded) or self.prepared
+
+    def put(self, name: str, deltas: Path2Delta) -> None:
+        self.loaded[name] = deltas
+        self.strengths.setdefault(name, Strong())
+
+    def may_choose(self, chosen: Mapping[str, Strong]) -> bool:
+        return all(n not in self.fused or self.strengths[n] == s for n, s in chosen.items())
+
+    def choose(self, chosen: Mapping[str, Strong]) -> None:
+        here = {name: strength for name, strength in chosen.items() if name in self.loaded}
+        self.active = list(here)
+        self.strengths |= here
+
+    def fuse(self, names: Iterable[str], scale: float) -> None:
+        self.fused |= {n: self.strengths[n].times(scale) for n in names if n not in self.fused}
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            for known in (self.loaded, self.strengths, self.fused):
+                known.pop(name, None)
+        self.active = [name for name in self.active if name in self.loaded]
+        self.enabled = self.enabled or not self.exists()
+
+    def acting(self, scale: float = 1.0) -> dict[str, Strong]:
+        """Who changes what is computed, and how strongly."""
+        if not self.enabled:
+            return {}
+        beside = {name: self.strengths[name].times(scale) for name in self.active if name not in self.fused}
+        return self.fused | beside
+
+    def fused_paths(self) -> set[str]:
+        """Where the parameters themselves are changed."""
+        return {path for name in self.fused for path in self.loaded[name]} if self.enabled else set()
+
+
+@final
+class Dense:
+    """What layers compute by the sum of all deltas, worked out from scratch in float64."""
+
+    def __init__(self, kind: str, pipeline: Any) -> None:
+        """Take down what the layers are without adapters."""
+        self._paths = TARGETS[kind]
+        self.base: dict[tuple[str, str, str], Tensor] = {}
+        self._deltas: dict[tuple[Delta, float], Tensor] = {}
+        self.take_down(pipeline)
+
+    def take_down(self, pipeline: Any) -> None:
+        """Take what the layers are now for their base."""
+        self._deltas = {}
+        for component, paths in self._paths.items():
+            for path in paths:
+                layer = getattr(pipeline, component).get_submodule(path)
+                for key in KEYS:
+                    if layer._parameters.get(key) is not None:
+                        self.base[component, path, key] = layer._parameters[key].detach().clone()
+
+    def parameter(self, component: str, path: str, key: str, who: Component, scale: float) -> Tensor | None:
+        """What a parameter is in effect, in float64."""
+        base = self.base.get((component, path, key))
+        total = None if base is None else base.double()
+        for name, strength in who.acting(scale).items():
+            part = None
+            if path in who.loaded[name]:
+                part = who.loaded[name][path].part(key)
+            if part is not None:
+                start = torch.zeros(part.shape, dtype=torch.float64) if total is None else total
+                total = start + self._full(part, base, strength.at(path))
+        return total
+
+    def _full(self, delta: Delta, base: Tensor | None, strength: float) -> Tensor:
+        if (delta, strength) not in self._deltas:
+            wide = delta.with_tensors({name: tensor.double() for name, tensor in delta.tensors().items()})
+            start = None if base is None else base.double()
+            self._deltas[delta, strength] = wide.weight(start, torch.float64, strength)
+        return self._deltas[delta, strength]
+
+    @torch.no_grad()
+    def check(
+        self, pipeline: Any, component: str, who: Component, tolerance: float, scale: float = 1.0
+    ) -> None:
+        """Raise where a layer of a component does not compute what it must, for a fixed input."""
+        for path in self._paths.get(component, ()):
+            layer = getattr(pipeline, component).get_submodule(path)
+            weight, bias = (self.parameter(component, path, key, who, scale) for key in KEYS)
+            if weight is None:
+                raise AssertionError(f"`{component}.{path}` has no weight")
+            x = _input(layer, weight).to(layer.weight.dtype)
+            got, expected = layer(x).double(), _output(layer, x.double(), weight, bias)
+            own = _output(
+                layer, x.double(), *(_double(self.base.get((component, path, key))) for key in KEYS)
+            )
+            error = float((got - expected).abs().max()) / float(
+                torch.stack([own, expected - own]).abs().max()
+            )
+            assert error <= tolerance, f"`{component}.{path}` is off by {error:.1e}, allowed {tolerance:.0e}"
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
+
+
+def _input(layer: nn.Module, weight: Tensor) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    if isinstance(layer, nn.Conv2d | nn.GroupNorm):
+        return torch.randn(1, weight.shape[weight.ndim > 1], 4, 4, generator=random)
+    return torch.randn(3, weight.shape[-1], generator=random)
+
+
+def _output(layer: nn.Module, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return functional.conv2d(x, weight, bias, layer.stride, layer.padding)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if isinstance(layer, nn.GroupNorm):
+        return functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    if isinstance(layer, nn.LayerNorm):
+        return functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    assert weight is not None
+    return functional.linear(x, weight, bias)
