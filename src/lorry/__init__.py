@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         StableDiffusionXLLoraLoaderMixin,
         Strengths,
         attach,
+        fuse_support,
         is_supported,
         prepare,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "attach",
     "convert",
     "errors",
+    "fuse_support",
     "get_adapter_metadata",
     "get_adapter_state_dict",
     "is_supported",
@@ -56,6 +58,7 @@ _HOMES = {
     "add_adapter": "lorry.training",
     "attach": "lorry.pipelines",
     "convert": "lorry.jobs",
+    "fuse_support": "lorry.pipelines",
     "get_adapter_metadata": "lorry.training",
     "get_adapter_state_dict": "lorry.training",
     "is_supported": "lorry.pipelines",

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorry.algebra import Delta, FullDelta, PartsDelta
 from lorry.patching import AdapterState, find_state, following, resident
 from lorry.patching.following import bring, device_of
+from models import random_deltas
 from small import PATHS, Small, changing, check_near, put, small_input, state_of
 
 META = torch.device("meta")
@@ -151,3 +153,43 @@ def test_strengths_set_after_a_cast_there_and_back_are_the_ones_that_act(dtype: 
     with changing(fresh) as (state, undo):
         state.set_active({"a": state.strengths["b"], "b": state.strengths["a"]}, undo)
     check_near(model(x), fresh(x), 1e-6)
+
+
+def mixed(model: nn.Module) -> dict[str, Delta]:
+    """A LoRA, one beside a bias, and a family without factors: all three ways of acting."""
+    deltas = random_deltas(model, 3, ("conv", "grouped", "to_q"), rank=2)
+    deltas["block.to_q"] = PartsDelta(deltas["block.to_q"], FullDelta(torch.randn(5)))
+    return {**deltas, "out": FullDelta(torch.randn(7, 5))}
+
+
+@pytest.mark.parametrize("room", [None, 4, 0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_is_not_rounded_by_a_cast_of_its_model_there_and_back(
+    dtype: torch.dtype, room: int | None
+) -> None:
+    model, fresh, x = Small().to(dtype).float(), Small().to(dtype).float(), small_input()
+    deltas = mixed(model)
+    for one in (model, fresh):
+        put(one, "a", 0.5, deltas=deltas)
+        put(one, "b", -0.25, seed=1)
+        if room is not None:
+            with changing(one) as (state, undo):
+                state.prepare(room, undo)
+    expected = fresh(x)
+    model.to(dtype).to(torch.float32)
+    check_near(model(x), expected, 0.0)
+    model.to(dtype)
+    half = Small().to(dtype)
+    put(half, "a", 0.5, deltas=deltas)
+    put(half, "b", -0.25, seed=1)
+    if room is not None:
+        with changing(half) as (state, undo):
+            state.prepare(room, undo)
+    check_near(model(x.to(dtype)), half(x.to(dtype)), 0.0)
+
+
+def test_an_adapter_that_was_loaded_on_a_half_precision_model_has_its_own_bits_when_that_is_cast_up() -> None:
+    model, fresh, x = Small().half(), Small().half().float(), small_input()
+    for one in (model, fresh):
+        put(one, "a", 0.5)
+    check_near(model.float()(x), fresh(x), 0.0)

@@ -25,11 +25,12 @@ from torch import Tensor
 import lorry
 from faults import FAULTS, InjectedError
 from lorry.errors import DuplicateAdapterError, FuseError, LorryError, StateError, UnknownAdapterError
-from lorry.patching import find_state
+from lorry.patching import Strength, find_state
 from lorry.pipelines.components import components_of
 from pipelines import oracle
 from pipelines.account import Component, Dense, Strong
 from pipelines.of_every_family import DTYPES, KINDS, TARGETS, WHERE, FilesOfEveryFamily, Spec
+from small import changing, check_near
 from snapshots import check_same, snapshot
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -467,7 +468,7 @@ class Machine:
         for component, one in self.account.items():
             replay(fresh.models[component], one)
         for got, expected in zip(all_outputs(self.pipe), all_outputs(fresh.pipe), strict=True):
-            assert torch.equal(got, expected), float((got - expected).abs().max())
+            check_near(got, expected, TOLERANCE[self.dtype])
         fresh.pipe.unload_lora_weights()
         fresh.check()
         fresh.give_back()
@@ -554,8 +555,6 @@ def run_sequence(kind: str, dtype: torch.dtype, seed: int, steps: int = 15) -> C
 
 def replay(model: Any, account: Component) -> None:
     """Bring a model on which nothing was ever loaded to what an account says, by the shortest way."""
-    from lorry.patching import Strength
-    from small import changing
 
     def strength(one: Strong) -> Strength:
         by_path = {p: one.at(p) for p, _ in model.named_modules() if one.at(p) != one.value}

@@ -2,6 +2,7 @@
 
 from lorry.patching.call_scale import take_scale
 from lorry.patching.finite import find_not_finite
+from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
 from lorry.patching.locks import exclusive
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
@@ -11,6 +12,7 @@ from lorry.patching.undo import Undo
 
 __all__ = [
     "AdapterState",
+    "LayersOfAKind",
     "Originals",
     "Strength",
     "TokenRows",
@@ -20,6 +22,7 @@ __all__ = [
     "find_not_finite",
     "find_state",
     "get_state",
+    "layers_by_kind",
     "remove_rows",
     "take_scale",
     "unknown_adapter",

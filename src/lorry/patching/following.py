@@ -1,4 +1,4 @@
-"""Adapters follow their layers to another device, as a layer's own parameters do."""
+"""Adapters follow their layers to another device and into another dtype, as a layer's own parameters do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Home:
         return self._tell is not None
 
     def moved(self, before: torch.device, now: torch.device) -> None:
-        """Say that the module was on `before` and is on `now`."""
+        """Say that the module was on `before` and is on `now`; where these are one, that it was cast."""
         tell = None if self._tell is None else self._tell()
         if tell is not None:
             tell(self._path, before, now)
@@ -47,17 +47,20 @@ def device_of(module: nn.Module) -> torch.device | None:
     return None if weight is None else weight.device
 
 
-def say_moved(module: nn.Module, before: torch.device | None) -> None:
-    """Tell a module's home that its weight was on `before`, where that is not where it is now."""
-    home, now = vars(module).get("lorry_home"), device_of(module)
-    if (
-        home is not None
-        and before is not None
-        and now is not None
-        and now != before
-        and now.type not in NOWHERE
-    ):
-        home.moved(before, now)
+def kept_in(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Return where the module's weight is, and in which dtype; None where it has none."""
+    weight = module._parameters.get("weight")
+    return None if weight is None else (weight.device, weight.dtype)
+
+
+def say_moved(module: nn.Module, before: tuple[torch.device, torch.dtype] | None) -> None:
+    """Tell a module's home that its weight was kept in another place or dtype before."""
+    home, now = vars(module).get("lorry_home"), kept_in(module)
+    if home is not None and before is not None and now is not None and now[0].type not in NOWHERE:
+        if now[0] != before[0]:
+            home.moved(before[0], now[0])
+        if now[1] != before[1]:
+            home.moved(now[0], now[0])
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ class LayerKind(ABC):
     name: ClassVar[str]
     refusal: ClassVar[str | None] = (
         "keeps its {key} as {held}, into which nothing can be fused without loss. Leave the adapter unfused: its side "
-        "path loses nothing."
+        "path loses nothing. To fuse, dequantize the base first, or load it in bfloat16 or float16."
     )
     """Why an adapter is not fused into this kind, and what to do; None where fusing is exact (rounded once)."""
 

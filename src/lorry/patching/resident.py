@@ -37,6 +37,10 @@ class Resident:
         """Copy `deltas` to where their modules compute."""
         return cls(own_copy(deltas, {path: module_device(modules[path]) for path in deltas}))
 
+    def only(self, path: str) -> Resident:
+        """Return the part of it that is for one module, over the same tensors."""
+        return Resident({path: self.deltas[path]}, self.parked, self.trainable)
+
     def factors(self, path: str, device: torch.device, dtype: torch.dtype) -> LowRank | None:
         """Return the factors for a module that computes on `device` in `dtype`; None where the family has none."""
         cached = self._factors.get(path)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorry.algebra import Delta
-from lorry.patching.following import device_of, say_moved
+from lorry.patching.following import kept_in, say_moved
 from lorry.patching.layer_kinds import computes_from_packed
 from lorry.patching.placement import layer_hooks
 from lorry.patching.sharded import add_sharded, is_sharded
@@ -72,7 +72,7 @@ class SidePath(nn.Module):
         shared = [key for key in ("weight", "bias") if shares(self, key)]
         self._buffers.update({f"lorry_{key}": None for key in shared})  # not moved twice
         exact = {name: tensor for name in names if (tensor := self._buffers[name]) is not None}
-        before = device_of(self)
+        before = kept_in(self)
         super()._apply(fn, recurse)
         self._buffers.update({f"lorry_{key}": cast(Tensor, self._parameters[key]).data for key in shared})
         for name, tensor in exact.items():

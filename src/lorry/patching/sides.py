@@ -13,9 +13,10 @@ from lorry.binding import weight_shape
 from lorry.patching.copies import NONE, Acting, Copies
 from lorry.patching.fused import FusedWeights
 from lorry.patching.patches import mark_filled, patch, unpatch
+from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
-from lorry.patching.side_path import BUFFERS, SCALE, SidePath
+from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.slots import share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
@@ -159,6 +160,30 @@ class SidePaths:
             self._copies.refresh(scene, joined, self.modules, weights, undo)
             if self.room is not None:
                 share_parameters(self.modules, scene.copied, undo)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def recast(self, path: str, acting: Mapping[str, Acting], weights: FusedWeights) -> None:
+        """Make what stands in one module anew, in the dtype that it computes in now, from the bits of the files.
+
+        Under hooks of diffusers that cast at each call nothing was rounded, and nothing is done.
+        """
+        module = self.modules[path]
+        here = {
+            name: Acting(one.resident.only(path), one.strength)
+            for name, one in acting.items()
+            if path in one.resident.deltas and not one.resident.trainable
+        }
+        if not here or layer_hooks(module) is not None:
+            return
+        scene = build_scene(
+            {name: one.resident for name, one in here.items()}, {path: module}, None, self.room
+        )
+        for buffers, tensors in scene.rows.values():
+            buffers.update({DOWN: tensors[DOWN], UP: tensors[UP]})
+        Copies().refresh(scene, here, {path: module}, weights, Undo())
+        if self.room is not None:
+            share_parameters({path: module}, scene.copied, Undo())
 
     def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> Scene:
         """Make the scene of `acting` stand, at their strengths."""

@@ -316,8 +316,12 @@ class AdapterState:
         Args:
             path: the module.
             before: where it was.
-            now: where it is. Its buffers have moved with it.
+            now: where it is. Its buffers have moved with it. Where both are one, it was cast, and what stands in it,
+                rounded now, is made anew from the bits of the files.
         """
+        if before == now:
+            self._sides.recast(path, self._acting(), self._weights)
+            return
         self._sides.let_scenes_go()
         for resident in self.adapters.values():
             resident.follow(path, now)
@@ -425,13 +429,16 @@ class AdapterState:
 
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
-        acting = {
+        self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
+        keep_in_step(self.model, undo)
+
+    def _acting(self) -> dict[str, Acting]:
+        """Return who acts through the side path, and how strongly now."""
+        return {
             name: Acting(self.adapters[name], self.strengths[name].in_step(self.step).times(self.call_scale))
             for name in self.active
             if self.enabled and name not in self.fused
         }
-        self._sides.refresh(acting, self._weights, undo, for_call=for_call)
-        keep_in_step(self.model, undo)
 
     # --- for people -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
+from typing import final
 
 from torch import nn
 
@@ -29,20 +31,41 @@ from lorry.pipelines.tokens import put_tokens, tokenizers_of
 log = logging.getLogger("lorry")
 
 
+@final
+class _Pauses:
+    """The contexts of all threads in which the collector is to be still: the last to leave turns it on again."""
+
+    _lock, _open, _was_enabled = Lock(), 0, False
+
+    @classmethod
+    def begin(cls) -> None:
+        with cls._lock:
+            if not cls._open:
+                cls._was_enabled = gc.isenabled()
+            gc.disable()
+            cls._open += 1
+
+    @classmethod
+    def end(cls) -> None:
+        with cls._lock:
+            cls._open -= 1
+            if not cls._open and cls._was_enabled:
+                gc.enable()
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Keep Python's cyclic garbage collector still inside the context.
 
     Reading an adapter makes thousands of small objects and no garbage. The collector would look at them, and at
-    everything else of torch and diffusers, dozens of times meanwhile, which is a third of the time of a load.
+    everything else of torch and diffusers, dozens of times meanwhile, which is a third of the time of a load. It is the
+    process's, and on again when no thread is in such a context any more.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
+    _Pauses.begin()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        _Pauses.end()
 
 
 def load_adapter(
