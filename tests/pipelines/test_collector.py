@@ -11,9 +11,16 @@ from lorry.pipelines.loading import collector_paused
 
 
 def test_it_is_on_again_after_an_error() -> None:
-    with pytest.raises(KeyError, match="x"), collector_paused():
-        assert not gc.isenabled()
-        raise KeyError("x")
+    seen = []
+
+    def fail() -> None:
+        with collector_paused():
+            seen.append(gc.isenabled())
+            raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        fail()
+    assert seen == [False]
     assert gc.isenabled()
 
 
