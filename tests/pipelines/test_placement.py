@@ -1,0 +1,178 @@
+"""Whole pipelines whose models are kept elsewhere than where they compute: the pictures are those of a plain one.
+
+No accelerator is needed: the CPU is what is computed on, and what is kept in between lies on the `meta` device, on
+disk, in other memory of the CPU, or in a smaller dtype. Streams are simulated.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from torch import Tensor, nn
+
+from patching.test_group_offloading import a_machine_with_streams, offload
+from pipelines import oracle
+from pipelines.conftest import Files
+
+__all__ = ["a_machine_with_streams"]
+
+CPU = torch.device("cpu")
+
+
+def models_of(pipe: Any) -> list[nn.Module]:
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def model_offload(pipe: Any, folder: Path) -> None:
+    """What `enable_model_cpu_offload` does after it has made sure that there is an accelerator."""
+    hook = None
+    for model in models_of(pipe):
+        _, hook = accelerate.cpu_offload_with_hook(model, CPU, prev_module_hook=hook)
+
+
+def sequential(pipe: Any, folder: Path) -> None:
+    for model in models_of(pipe):
+        accelerate.cpu_offload(model, execution_device=CPU, offload_buffers=len(model._parameters) > 0)
+
+
+def device_map(pipe: Any, folder: Path) -> None:
+    for model in models_of(pipe):
+        accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+
+
+def device_map_with_disk(pipe: Any, folder: Path) -> None:
+    denoiser = oracle.denoiser_of(pipe)
+    parts = {name: "disk" if name.endswith("blocks") else "cpu" for name, _ in denoiser.named_children()}
+    accelerate.dispatch_model(denoiser, parts, main_device=CPU, offload_dir=folder, force_hooks=True)
+
+
+def group(kind: str) -> Callable[[Any, Path], None]:
+    def place(pipe: Any, folder: Path) -> None:
+        for model in models_of(pipe):
+            blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+            apply_group_offloading(model, CPU, CPU, offload_type=kind, **blocks)
+
+    return place
+
+
+def by_stream(pipe: Any, folder: Path) -> None:
+    offload(oracle.denoiser_of(pipe), "leaf_level", stream=True)
+
+
+def layerwise_casting(pipe: Any, folder: Path) -> None:
+    apply_layerwise_casting(oracle.denoiser_of(pipe), torch.bfloat16, torch.float32)
+
+
+PLACEMENTS: dict[str, Callable[[Any, Path], None]] = {
+    "model offload": model_offload,
+    "sequential": sequential,
+    "device map": device_map,
+    "device map with disk": device_map_with_disk,
+    "group, block": group("block_level"),
+    "group, leaf": group("leaf_level"),
+    "group, leaf, by stream": by_stream,
+    "layerwise casting": layerwise_casting,
+}
+
+
+def fresh(family: str) -> Any:
+    """A pipeline whose weights are numbers of bfloat16, so that casting does not change them."""
+    pipe = oracle.ours(family)
+    denoiser = oracle.denoiser_of(pipe)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    oracle.drawn(pipe)  # diffusers puts a registry of hooks on at the first call
+    return pipe
+
+
+def hooks_of(pipe: Any) -> list[Any]:
+    """Every hook of accelerate's and diffusers', and every forward that they have put in."""
+    found: list[Any] = []
+    for model in models_of(pipe):
+        for module in model.modules():
+            attributes = vars(module)
+            found.append(attributes.get("_hf_hook"))
+            registry = attributes.get("_diffusers_hook")
+            found += [] if registry is None else [registry, *registry.hooks.values(), *registry._fn_refs]
+    return found
+
+
+def life(pipe: Any, files: Files, family: str, place: Callable[[Any], object], first: str) -> list[Tensor]:
+    """The pictures of a pipeline to which most things are done, placed before or in the middle of it."""
+    pictures = []
+
+    def look(**kwargs: Any) -> None:
+        pictures.append(oracle.drawn(pipe, **kwargs))
+
+    if first == "placed":
+        place(pipe)
+        look()
+    hooks = hooks_of(pipe)
+    pipe.load_lora_weights(files.get(family, "a"), adapter_name="a")
+    pipe.set_adapters("a", 0.5)
+    if first == "loaded":
+        place(pipe)
+    look()
+    if first == "loaded":  # by stream, diffusers itself takes off a hook in the first call
+        hooks = hooks_of(pipe)
+    pipe.load_lora_weights(files.get(family, "b"), adapter_name="b")
+    look()
+    pipe.set_adapters(["a", "b"], [0.5, -0.75])
+    look()
+    look(**{oracle.scale_argument(pipe): {"scale": 0.5}})
+    look()
+    pipe.disable_lora()
+    look()
+    pipe.enable_lora()
+    pipe.set_lora_device(["a"], "cpu")
+    pipe.delete_adapters("b")
+    look()
+    pipe.unload_lora_weights()
+    look()
+    after = hooks_of(pipe)
+    assert len(after) == len(hooks)
+    assert all(one is other for one, other in zip(after, hooks, strict=True)), (
+        "hooks of others were made anew"
+    )
+    return pictures
+
+
+@functools.cache
+def plain_life(family: str, files: Files, first: str) -> list[Tensor]:
+    return life(fresh(family), files, family, lambda pipe: None, first)
+
+
+CASES = [("sd", name) for name in PLACEMENTS] + [("flux", name) for name in ("sequential", "group, leaf")]
+
+
+@pytest.mark.parametrize("first", ["placed", "loaded"])
+@pytest.mark.parametrize(("family", "placement"), CASES)
+def test_the_pictures_are_those_of_a_pipeline_that_stays_where_it_is(
+    family: str, placement: str, first: str, files: Files, tmp_path: Path
+) -> None:
+    place = PLACEMENTS[placement]
+    plain = plain_life(family, files, first)
+    placed = life(fresh(family), files, family, lambda pipe: place(pipe, tmp_path), first)
+    for got, expected in zip(placed, plain, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "placement", ["model offload", "group, leaf", "group, leaf, by stream", "device map"]
+)
+def test_what_was_fused_before_is_drawn_fused(placement: str, files: Files, tmp_path: Path) -> None:
+    pair = [fresh("sd"), fresh("sd")]
+    for pipe in pair:
+        pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+        pipe.fuse_lora(lora_scale=0.7)
+    PLACEMENTS[placement](pair[0], tmp_path)
+    assert torch.equal(oracle.drawn(pair[0]), oracle.drawn(pair[1]))
+    assert torch.equal(oracle.drawn(pair[0]), oracle.drawn(pair[1]))
