@@ -49,14 +49,14 @@ def device_map(pipe: Any, folder: Path) -> None:
 
 def device_map_with_disk(pipe: Any, folder: Path) -> None:
     denoiser = oracle.denoiser_of(pipe)
-    parts = {name: "disk" if name.endswith("blocks") else "cpu" for name, _ in denoiser.named_children()}
+    parts: Any = {name: "disk" if name.endswith("blocks") else "cpu" for name, _ in denoiser.named_children()}
     accelerate.dispatch_model(denoiser, parts, main_device=CPU, offload_dir=folder, force_hooks=True)
 
 
 def group(kind: str) -> Callable[[Any, Path], None]:
     def place(pipe: Any, folder: Path) -> None:
         for model in models_of(pipe):
-            blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+            blocks: dict[str, Any] = {"num_blocks_per_group": 1} if kind == "block_level" else {}
             apply_group_offloading(model, CPU, CPU, offload_type=kind, **blocks)
 
     return place
