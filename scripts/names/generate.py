@@ -9,7 +9,9 @@ the live model on the meta device at full width and few blocks.
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -48,7 +50,10 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "model": checkpoint.model,
         "source": source,
-        "names": dict(sorted((patterns(landed) | typed).items())),
+        "names": {
+            name: _with_shares(row, model, checkpoint.blocks)
+            for name, row in sorted((patterns(landed) | typed).items())
+        },
     }
 
 
@@ -77,6 +82,20 @@ def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
 def _rows(typed: str) -> list[tuple[str, str]]:
     lines = [line.split(" -> ") for line in typed.splitlines() if line.strip()]
     return [(name.strip(), row.strip()) for name, row in lines]
+
+
+def _with_shares(row: str, model: Any, blocks: int) -> str:
+    """Write into a row how many of the original's rows each piece has, where these are not the same."""
+    pieces = [Piece.parse(text) for text in row.split(" + ")]
+    shapes = [weight_shape(model.get_submodule(_block_of(piece.path, blocks))) for piece in pieces]
+    rows = [(shape or (1,))[0] // piece.of for shape, piece in zip(shapes, pieces, strict=True)]
+    unit = math.gcd(*rows)
+    shared = (replace(piece, share=count // unit) for piece, count in zip(pieces, rows, strict=True))
+    return " + ".join(map(str, shared))
+
+
+def _block_of(pattern: str, blocks: int) -> str:
+    return pattern.replace("*", "0").replace("$", str(blocks - 1))
 
 
 def _paths(row: str) -> str:

@@ -14,14 +14,23 @@ from torch import Tensor
 import lorry
 from cli.runs import write_lora
 from lorry.binding import weight_shape
+from lorry.binding.renaming import in_original_names
 from lorry.errors import FileError, LorryError, ShapeMismatchError, StateError
 from lorry.files import read_header, read_safetensors, write_safetensors
 from lorry.workflows.bake import bake_files
 from lorry.workflows.checkpoints import open_checkpoint
 from lorry.workflows.extract import Form, extract_files
 from lorry.workflows.rules import Rule
-from models import carriers, tiny_sd_pipeline
-from workflows.test_checkpoints import single_file
+from lorry.workflows.storing import write_adapter
+from models import (
+    as_adapter,
+    carriers,
+    random_delta,
+    tiny_flux_transformer,
+    tiny_sd3_transformer,
+    tiny_sd_pipeline,
+)
+from workflows.test_checkpoints import original_state, single_file
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +124,60 @@ def test_a_single_file_is_baked_under_its_own_names(tmp_path: Path, sdxl: bool) 
         torch.testing.assert_close(after[key], value)
     assert set(read_header(tmp_path / "baked.safetensors").tensors) == set(read_header(path).tensors)
     assert sum(not torch.equal(after[key], before[key]) for key in before) == len(tensors) / 2
+
+
+@pytest.mark.parametrize("build", [tiny_flux_transformer, tiny_sd3_transformer])
+def test_a_single_file_transformer_is_baked_and_extracted_in_its_own_and_in_diffusers_names(
+    tmp_path: Path, build: Any
+) -> None:
+    model = build()
+    path = write_safetensors(tmp_path / "base.safetensors", original_state(model))
+    chosen = {**carriers(model, ("to_q", "add_v_proj", "proj_mlp", "norm_out.linear", "proj_out"))}
+    shapes = {name: weight_shape(module) or (0,) for name, module in chosen.items()}
+    adapter = as_adapter(
+        {name: random_delta(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}, "transformer"
+    )
+    own = in_original_names(adapter, {"transformer": model})
+    assert {entry.target.path for entry in own.entries}.isdisjoint(
+        entry.target.path for entry in adapter.entries if entry.target.path.endswith("to_q")
+    )
+    baked = []
+    for name, written, dialect in (("diffusers", adapter, "diffusers"), ("own", own, "comfyui")):
+        lora = write_adapter(written, tmp_path / f"{name}-lora.safetensors", dialect)
+        out = tmp_path / f"{name}.safetensors"
+        bake_files(path, [(lora, 0.5)], out)
+        baked.append(weights(out))
+        assert set(read_header(out).tensors) == set(read_header(path).tensors)
+    before = weights(path)
+    for name, delta in ((entry.target.path, entry.delta) for entry in adapter.entries):
+        wanted = before[f"transformer.{name}.weight"] + 0.5 * delta.weight()
+        for after in baked:
+            torch.testing.assert_close(after[f"transformer.{name}.weight"], wanted)
+    assert sum(not torch.equal(baked[0][key], before[key]) for key in before) == len(shapes)
+    report = extract_files(
+        path, tmp_path / "own.safetensors", tmp_path / "x.safetensors", Form(rank=4), dialect="diffusers"
+    )
+    assert report.targets == {"transformer": len(shapes)}
+    assert report.errors.total < 1e-3
+    bake_files(path, [(tmp_path / "x.safetensors", 1.0)], tmp_path / "again.safetensors")
+    for key, value in weights(tmp_path / "again.safetensors").items():
+        torch.testing.assert_close(value, baked[1][key], rtol=1e-2, atol=1e-3)
+
+
+def test_a_pickle_is_baked_into_a_safetensors_file(tmp_path: Path) -> None:
+    path, _ = single_file(tmp_path / "model.safetensors", sdxl=False)
+    torch.save({"state_dict": dict(read_safetensors(path).tensors)}, tmp_path / "model.ckpt")
+    delta = random_delta((4, 8, 3, 3))
+    lora = write_adapter(as_adapter({"conv_out": delta}), tmp_path / "a.safetensors", "diffusers")
+    for name in ("model.safetensors", "model.ckpt"):
+        bake_files(tmp_path / name, [(lora, 0.5)], tmp_path / f"baked-{Path(name).suffix[1:]}.safetensors")
+    one, two = (
+        weights(tmp_path / "baked-ckpt.safetensors"),
+        weights(tmp_path / "baked-safetensors.safetensors"),
+    )
+    assert all(torch.equal(one[key], two[key]) for key in two)
+    with pytest.raises(FileError, match=r"is written as a safetensors file"):
+        bake_files(tmp_path / "model.ckpt", [(lora, 0.5)], tmp_path / "baked.ckpt")
 
 
 def test_an_adapter_that_does_not_fit_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:

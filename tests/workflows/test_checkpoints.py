@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from scripts.names.generate import CHECKPOINTS, build
 from torch import Tensor
 
 from lorry.binding.original_names import sgm_names
-from lorry.errors import AdapterNotFoundError, UnsupportedAdapterError
-from lorry.files import write_safetensors
-from lorry.workflows.checkpoints import open_checkpoint, skeleton_of
-from models import tiny_sd_pipeline, tiny_sdxl_pipeline, tiny_unet
+from lorry.binding.tables import original_names
+from lorry.errors import AdapterNotFoundError, BrokenFileError
+from lorry.files import read_safetensors, write_safetensors
+from lorry.workflows.checkpoints import Place, open_checkpoint, skeleton_of
+from lorry.workflows.checkpoints.single_file import sort_single_file
+from models import (
+    tiny_flux_transformer,
+    tiny_sd3_transformer,
+    tiny_sd_pipeline,
+    tiny_sdxl_pipeline,
+    tiny_unet,
+)
 
 SD_BLOCKS: dict[str, Any] = {
     "block_out_channels": (8, 8, 16, 16),
@@ -115,6 +124,61 @@ def test_a_single_file_has_every_parameter_of_its_pipeline(tmp_path: Path, sdxl:
         assert list(checkpoint.components) == components
 
 
+def test_a_pickle_has_every_parameter_of_its_pipeline(tmp_path: Path) -> None:
+    path, pipeline = single_file(tmp_path / "model.safetensors", sdxl=False)
+    torch.save({"state_dict": dict(read_safetensors(path).tensors), "epoch": 3}, tmp_path / "model.ckpt")
+    for component in ("unet", "text_encoder"):
+        check_has(tmp_path / "model.ckpt", component, getattr(pipeline, component).state_dict())
+
+
+def original_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A transformer's parameters under the names of its original checkpoint, with the rows of fused layers together."""
+    names = original_names(model, [path for path, _ in model.named_modules() if path])
+    state, pieces = dict(model.state_dict()), {piece.path for found in names.values() for piece in found}
+    original = {key: value for key, value in state.items() if key.rpartition(".")[0] not in pieces}
+    for name, found in names.items():
+        for parameter in ("weight", "bias"):
+            parts = [
+                state[key].chunk(piece.of)[piece.part]
+                for piece in found
+                if (key := f"{piece.path}.{parameter}") in state
+            ]
+            called = "scale" if name.endswith("_norm") and parameter == "weight" else parameter
+            original |= {f"{name}.{called}": torch.cat(parts)} if parts else {}
+    return original
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("build", [tiny_flux_transformer, tiny_sd3_transformer])
+def test_a_single_file_has_every_parameter_of_a_transformer(tmp_path: Path, build: Any, prefix: str) -> None:
+    model = build()
+    state = {f"{prefix}{key}": value for key, value in original_state(model).items()}
+    assert len(state) < len(model.state_dict())
+    path = write_safetensors(tmp_path / "model.safetensors", state)
+    check_has(path, "transformer", model.state_dict())
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.classes == {"transformer": type(model).__name__}
+
+
+def test_a_single_file_with_diffusers_names_keeps_them(tmp_path: Path) -> None:
+    model = tiny_flux_transformer()
+    path = write_safetensors(tmp_path / "model.safetensors", dict(model.state_dict()))
+    check_has(path, "transformer", model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed:FutureWarning:diffusers")
+@pytest.mark.parametrize("name", [checkpoint.model for checkpoint in CHECKPOINTS])
+def test_the_shapes_of_every_known_transformer_are_told_from_its_original_checkpoint(name: str) -> None:
+    model = build(next(checkpoint for checkpoint in CHECKPOINTS if checkpoint.model == name))
+    tensors = original_state(model)
+    places = sort_single_file(Path("file"), tensors)[0]["transformer"]
+    got = {key: tuple(place.of(tensors[place.key]).shape) for key, place in places.items()}
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert got == shapes
+    own = sort_single_file(Path("file"), model.state_dict())[0]["transformer"]
+    assert own == {key: Place(Path("file"), key) for key in shapes}
+
+
 def test_a_folder_has_every_parameter_of_its_pipeline_and_so_has_a_components(tmp_path: Path) -> None:
     pipeline = tiny_sdxl_pipeline()
     pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -141,6 +205,6 @@ def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "no.safetensors")
     with pytest.raises(AdapterNotFoundError, match="no weights in it"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.ckpt").write_bytes(b"x")
-    with pytest.raises(UnsupportedAdapterError, match="safetensors only"):
+    torch.save({"state_dict": {"x": torch.ones(2)}, "hook": print}, tmp_path / "model.ckpt")
+    with pytest.raises(BrokenFileError, match="one that would run"):
         open_checkpoint(tmp_path / "model.ckpt")

@@ -5,6 +5,7 @@ live model its rows are, in their order:
 
     "double_blocks.*.img_mlp.0": "transformer_blocks.*.ff.net.0.proj"
     "double_blocks.*.img_attn.qkv": "….attn.to_q + ….attn.to_k + ….attn.to_v"              fused in the original
+    "single_blocks.*.linear1": "….to_q + ….to_k + ….to_v + 4 ….proj_mlp"                    4 rows for 1 of the others
     "final_layer.adaLN_modulation.1": "norm_out.linear[1/2] + norm_out.linear[0/2]"         halves exchanged
 
 A `*` is a block's number, the same on both sides, and `$` that of the last block, where it differs from the others.
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import final
@@ -25,7 +26,7 @@ from typing import final
 from torch import nn
 
 FOLDER = Path(__file__).with_name("tables")
-_PART = re.compile(r"(?P<path>[^\[]+)\[(?P<part>\d+)/(?P<of>\d+)\]")
+_PIECE = re.compile(r"(?:(?P<share>\d+) )?(?P<path>[^\[]+)(?:\[(?P<part>\d+)/(?P<of>\d+)\])?")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -37,19 +38,24 @@ class Piece:
     path: str
     part: int = 0
     of: int = 1
+    share: int = 1
+    """How many rows it has for each row of a piece of share 1 beside it."""
 
     @classmethod
     def parse(cls, text: str) -> Piece:
         """Read a piece as the tables write it."""
-        found = _PART.fullmatch(text)
-        return cls(found["path"], int(found["part"]), int(found["of"])) if found else cls(text)
+        found = _PIECE.fullmatch(text)
+        if found is None:
+            return cls(text)
+        return cls(found["path"], int(found["part"] or 0), int(found["of"] or 1), int(found["share"] or 1))
 
     def at_block(self, number: str) -> Piece:
         """Return the piece of one block, of a pattern's."""
-        return Piece(_filled(self.path, number), self.part, self.of)
+        return replace(self, path=_filled(self.path, number))
 
     def __str__(self) -> str:
-        return self.path if self.of == 1 else f"{self.path}[{self.part}/{self.of}]"
+        share = "" if self.share == 1 else f"{self.share} "
+        return f"{share}{self.path}" + ("" if self.of == 1 else f"[{self.part}/{self.of}]")
 
 
 Names = Mapping[str, tuple[Piece, ...]]
@@ -61,18 +67,13 @@ def original_names(model: nn.Module, paths: Iterable[str]) -> Names:
 
     A name is left out where a piece of it is not among `paths`, as the text stream of a last block.
     """
-    table = next((found for cls in type(model).__mro__ if (found := _table(cls.__name__))), {})
+    table = next((found for cls in type(model).__mro__ if (found := _by_path(cls.__name__))), {})
     if not table:
         return {}
     known = set(paths)
-    numbered = {path: found for path in known if (found := _NUMBER.search(path))}
-    last: dict[str, int] = {}
-    for path, found in numbered.items():
-        start = path[: found.start()]
-        last[start] = max(last.get(start, 0), int(found[0]))
     names: dict[str, tuple[Piece, ...]] = {}
-    for path in known:
-        for key, number in _patterns(path, numbered.get(path), last):
+    for _, patterns in _patterns(known):
+        for key, number in patterns:
             for original, pieces in table.get(key, ()):
                 there = tuple(piece.at_block(number) for piece in pieces)
                 if all(piece.path in known for piece in there):
@@ -80,13 +81,47 @@ def original_names(model: nn.Module, paths: Iterable[str]) -> Names:
     return names
 
 
-def _patterns(path: str, number: re.Match[str] | None, last: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the patterns of a path that a table may have, the narrowest first, each with the block's number."""
-    if number is None:
-        return [(path, "")]
-    start, rest = path[: number.start()], path[number.end() :]
-    marks = ("$", "*") if int(number[0]) == last[start] else ("*",)
-    return [(path, ""), *((f"{start}{mark}{rest}", number[0]) for mark in marks)]
+def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
+    """Return the class of model that a checkpoint is of, told from its modules' original names, and what these are.
+
+    Names that the class's table does not have are left out: they are the same in the model, or of no module. Some
+    tables have all names of another one and more: first comes a table that is there to the last name, then that which
+    most is there of. Variants lack up to a third of their table. None where no table fits.
+    """
+    patterns = list(_patterns(set(originals)))
+    best: tuple[tuple[bool, int], str, Names] | None = None
+    for model in sorted(path.stem for path in FOLDER.glob("*.json")):
+        table = dict(_rows(model))
+        hits = {
+            name: hit for name, keys in patterns if (hit := next((k for k in keys if k[0] in table), None))
+        }
+        used = len({key for key, _ in hits.values()})
+        unused = len(table) - used
+        fit = (unused == 0, used - unused)
+        if used >= 2 * unused and (best is None or fit > best[0]):
+            names = {
+                name: tuple(piece.at_block(number) for piece in table[key])
+                for name, (key, number) in hits.items()
+            }
+            best = (fit, model, names)
+    return None if best is None else best[1:]
+
+
+def _patterns(paths: set[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield each path with the patterns of it that a table may have, the narrowest first, and the block's number."""
+    numbered = {path: found for path in paths if (found := _NUMBER.search(path))}
+    last: dict[str, int] = {}
+    for path, found in numbered.items():
+        start = path[: found.start()]
+        last[start] = max(last.get(start, 0), int(found[0]))
+    for path in paths:
+        number = numbered.get(path)
+        if number is None:
+            yield path, [(path, "")]
+            continue
+        start, rest = path[: number.start()], path[number.end() :]
+        marks = ("$", "*") if int(number[0]) == last[start] else ("*",)
+        yield path, [(path, ""), *((f"{start}{mark}{rest}", number[0]) for mark in marks)]
 
 
 def _filled(pattern: str, number: str) -> str:
@@ -94,13 +129,21 @@ def _filled(pattern: str, number: str) -> str:
 
 
 @cache
-def _table(name: str) -> dict[str, list[tuple[str, tuple[Piece, ...]]]]:
-    """Return the table of a class of model, by the path of each name's first piece."""
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        return {}
+def _by_path(model: str) -> dict[str, list[tuple[str, tuple[Piece, ...]]]]:
+    """Return the table of a class of model by the path of each name's first piece."""
     by_path: dict[str, list[tuple[str, tuple[Piece, ...]]]] = {}
-    for original, row in json.loads(path.read_text("utf-8"))["names"].items():
-        pieces = tuple(Piece.parse(text) for text in row.split(" + "))
+    for original, pieces in _rows(model):
         by_path.setdefault(pieces[0].path, []).append((original, pieces))
     return by_path
+
+
+@cache
+def _rows(model: str) -> tuple[tuple[str, tuple[Piece, ...]], ...]:
+    """Return the rows of the table of a class of model; none where it has no table."""
+    path = FOLDER / f"{model}.json"
+    if not path.exists():
+        return ()
+    names = json.loads(path.read_text("utf-8"))["names"]
+    return tuple(
+        (original, tuple(Piece.parse(text) for text in row.split(" + "))) for original, row in names.items()
+    )

@@ -9,12 +9,13 @@ from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.replacing import replace_file
 from lorry.files.safetensors_reader import read_header, read_safetensors
 from lorry.files.safetensors_writer import size_on_disk, stream_safetensors, write_safetensors
-from lorry.files.streaming import TensorReader
+from lorry.files.streaming import PickleReader, TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
     "Hashes",
     "LIST_MARKER",
+    "PickleReader",
     "TensorFile",
     "TensorReader",
     "check_inside",

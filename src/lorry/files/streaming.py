@@ -1,4 +1,4 @@
-"""Read the tensors of a safetensors file one at a time, into memory that is given back with them."""
+"""Read the tensors of a file one at a time, into memory that is given back with them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorry.errors import BrokenFileError
 from lorry.files._layout import Layout, Span
+from lorry.files.pickles import read_pickle
 from lorry.files.safetensors_reader import _open, _read_layout
 from lorry.files.tensor_file import TensorFile
 
@@ -74,6 +75,49 @@ class TensorReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class PickleReader:
+    """A pickle of tensors under the face of a `TensorReader`. It has no header, so that all of it is in memory."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read the file, as `read_pickle` does.
+
+        Raises:
+            AdapterNotFoundError: there is no such file.
+            BrokenFileError: it holds anything but tensors and numbers.
+        """
+        self._file = read_pickle(path)
+
+    @cached_property
+    def outline(self) -> TensorFile:
+        """The file with every tensor on the meta device."""
+        outlines = {
+            key: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            for key, tensor in self._file.tensors.items()
+        }
+        return TensorFile(outlines, self._file.metadata, self._file.source)
+
+    def read(self, key: str) -> Tensor:
+        """Return one tensor, in memory of its own.
+
+        Raises:
+            KeyError: the file has none of that name.
+        """
+        return self._file.tensors[key].clone(memory_format=torch.contiguous_format)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._file = TensorFile({}, {}, self._file.source)
 
     def __enter__(self) -> Self:
         return self

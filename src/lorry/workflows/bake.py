@@ -19,15 +19,16 @@ from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind, size_of
 from lorry.dialects import read_adapter
 from lorry.errors import FileError, StateError
-from lorry.files import TensorReader, read_adapter_file, stream_safetensors
+from lorry.files import read_adapter_file, stream_safetensors
 from lorry.patching.fusing import fused_parameter
-from lorry.workflows.checkpoints import Checkpoint, Place, open_checkpoint, skeleton_of
+from lorry.workflows.checkpoints import Checkpoint, Place, Reader, open_checkpoint, skeleton_of
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.storing import get_dtype
 
 Terms = dict[str, list[tuple[Place, Delta, float]]]
 """{key of a file: what is added to its tensor, and where in it}."""
 BAKED_KEY = "lorry.baked"
+SAFE = ".safetensors"
 
 
 @final
@@ -87,6 +88,10 @@ def bake_files(
     out, chosen = Path(out), get_dtype(dtype)
     if out.exists():
         raise FileError(f"{out} is there already. Choose another name, or remove it first.")
+    if Path(base).is_file() and out.suffix != SAFE:
+        raise FileError(
+            f"{out}: a single file is written as a safetensors file. Let its name end in `{SAFE}`."
+        )
     with open_checkpoint(base) as checkpoint:
         models = {name: skeleton_of(checkpoint, name) for name in checkpoint.components}
         terms: dict[Path, Terms] = {file: {} for file in checkpoint.readers}
@@ -144,7 +149,7 @@ def _plan(
 
 
 def _write(
-    reader: TensorReader,
+    reader: Reader,
     to: Path,
     terms: Terms,
     text: Mapping[str, str],
@@ -175,8 +180,7 @@ def _with_terms(tensor: Tensor, terms: Sequence[tuple[Place, Delta, float]]) -> 
     for place, delta, strength in terms:
         by_place.setdefault(place, []).append((delta, strength))
     for place, deltas in by_place.items():
-        part = place.of(tensor)
-        part.copy_(fused_parameter(part.clone(), deltas))
+        place.put(tensor, fused_parameter(place.of(tensor).clone(), deltas))
     return tensor
 
 

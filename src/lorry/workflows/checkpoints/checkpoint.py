@@ -8,9 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
-from lorry.files import TensorReader
+from lorry.files import PickleReader, TensorReader
+
+Span = tuple[int, int]
+"""The first row, and one past the last."""
 
 
 @final
@@ -20,16 +24,26 @@ class Place:
 
     file: Path
     key: str
-    rows: tuple[int, int] | None = None
-    """The first row, and one past the last; None for all."""
+    spans: tuple[Span, ...] = ()
+    """The rows that are its, in its order; none for all of them."""
     transposed: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return the parameter as a view of the tensor that it lies in."""
-        part = tensor if self.rows is None else tensor[self.rows[0] : self.rows[1]]
+        """Return the parameter of the tensor that it lies in: a view where its rows are in a row, else a copy."""
+        parts = [tensor[first:last] for first, last in self.spans] or [tensor]
+        part = parts[0] if len(parts) == 1 else torch.cat(parts)
         return part.T if self.transposed else part
 
+    def put(self, tensor: Tensor, parameter: Tensor) -> None:
+        """Write a new parameter into the tensor that it lies in."""
+        rows = parameter.T if self.transposed else parameter
+        row = 0
+        for first, last in self.spans or ((0, len(tensor)),):
+            tensor[first:last] = rows[row : row + last - first]
+            row += last - first
 
+
+Reader = TensorReader | PickleReader
 Places = Mapping[str, Place]
 """{parameter of a component: where it lies}."""
 CLIP_ROOT = "text_model."
@@ -46,7 +60,7 @@ class Checkpoint:
     """By pipeline attribute: `unet`, `text_encoder`, …"""
     classes: Mapping[str, str]
     """The class of each component, where the files tell it."""
-    readers: Mapping[Path, TensorReader]
+    readers: Mapping[Path, Reader]
     """Every file of weights that the components lie in."""
 
     @property

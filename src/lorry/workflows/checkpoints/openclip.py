@@ -52,7 +52,7 @@ def _places(name: str, whole: Place, rows: int) -> Iterator[tuple[str, Place]]:
     elif match := _IN_PROJECTION.fullmatch(name):
         third = rows // 3
         for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
-            place = Place(whole.file, whole.key, (number * third, (number + 1) * third))
+            place = Place(whole.file, whole.key, ((number * third, (number + 1) * third),))
             yield f"encoder.layers.{match[1]}.self_attn.{part}.{match[2]}", place
     elif (match := _LAYER.fullmatch(name)) and match[2] in _INSIDE:
         yield f"encoder.layers.{match[1]}.{_INSIDE[match[2]]}.{match[3]}", whole

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lorry.errors import AdapterNotFoundError, UnsupportedAdapterError, some
-from lorry.files import TensorReader
+from lorry.errors import AdapterNotFoundError, some
+from lorry.files import PickleReader, TensorReader
 from lorry.names import DENOISERS, TEXT_ENCODERS
 from lorry.workflows.checkpoints.checkpoint import CLIP_ROOT, Checkpoint, Place
 from lorry.workflows.checkpoints.single_file import sort_single_file
@@ -24,29 +24,22 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a pipeline's folder, a component's folder, or a single-file checkpoint. Only headers are read.
 
     Args:
-        path: of the folder or of the safetensors file.
+        path: of the folder or of the file. A pickle (`.ckpt`, `.pt`) has no header: it is read whole, tensors only.
 
     Raises:
         AdapterNotFoundError: there is no such file or folder, or no weights in it.
-        BrokenFileError: a header does not describe its file.
-        UnsupportedAdapterError: it is a pickle.
+        BrokenFileError: a header does not describe its file, or a pickle holds more than tensors and numbers.
     """
     source = Path(path).expanduser()
     if source.is_dir():
         return _open_folder(source)
     if not source.is_file():
-        raise AdapterNotFoundError(
-            f"{source}: there is no such checkpoint: expected a folder or a safetensors file."
-        )
-    if source.suffix != SAFE:
-        raise UnsupportedAdapterError(
-            f"{source}: checkpoints are read from safetensors only, one tensor at a time. Convert it first."
-        )
+        raise AdapterNotFoundError(f"{source}: there is no such checkpoint: expected a folder or a file.")
     with ExitStack() as stack:
-        reader = stack.enter_context(TensorReader(source))
-        components = sort_single_file(source, reader.outline.tensors)
+        reader = stack.enter_context(TensorReader(source) if source.suffix == SAFE else PickleReader(source))
+        components, classes = sort_single_file(source, reader.outline.tensors)
         stack.pop_all()
-    return Checkpoint(source, components, {}, {source: reader})
+    return Checkpoint(source, components, classes, {source: reader})
 
 
 def _open_folder(source: Path) -> Checkpoint:
