@@ -25,6 +25,7 @@ from lorry.workflows.accuracy import Errors, ErrorSum
 from lorry.workflows.checkpoints import Checkpoint, open_checkpoint
 from lorry.workflows.combine import ranks_of
 from lorry.workflows.matching import Layer, common_name
+from lorry.workflows.memory import trim_heap
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.rules import Rule, check_rules, number_for
 from lorry.workflows.storing import DTYPES, get_dtype, write_adapter
@@ -156,6 +157,7 @@ def extract_files(
         found = _Found()
         for target in progress(list(layers), "extracting"):
             _extract(first, second, target, layers[target], form, chosen, found)
+            trim_heap()
     if not found.entries:
         raise StateError(
             f"{first.source} and {second.source} do not differ in any layer that an adapter can change."
