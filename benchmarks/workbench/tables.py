@@ -27,11 +27,13 @@ from benchmarks.workbench.memory import peak_of
 from lorry.adapters.svd import dense_svd, factor_svd, sketch_svd
 from lorry.dialects import read_adapter
 from lorry.files import read_adapter_file, read_safetensors, write_safetensors
+from lorry.names import DENOISER, Target
 from lorry.workflows.combine import combine_files
 from lorry.workflows.extract import Form, extract_files
-from lorry.workflows.matching import match
+from lorry.workflows.matching import common_name, match
 from lorry.workflows.recipes import Recipe
 from lorry.workflows.resize import Budget, resize_file
+from lorry.workflows.sgm import SDXL
 
 Contest = tuple[str, Callable[[], Any], Callable[[], Any], Mapping[str, Tensor]]
 """An operation, lorry's and kohya's function for it, which write `ours` and `theirs`, and what is exact."""
@@ -90,12 +92,15 @@ def _contests(folder: Path, ours: Path, theirs: Path, kohya: Checkout) -> Iterat
         {name: 0.7 * full + 0.5 * second[name] for name, full in first.items()},
     )
     before, after = read_safetensors(base).tensors, read_safetensors(tuned).tensors
-    changes = {key: after[key].float() - before[key].float() for key in before}
     yield (
         f"extract {count} layers at rank {NEW_RANK}",
         lambda: extract_files(base, tuned, ours, Form(rank=NEW_RANK)),
         lambda: kohya.extract(base, tuned, theirs, NEW_RANK),
-        dict(zip(first, (changes[f"model.diffusion_model.{name}.weight"] for name in layers()), strict=True)),
+        {
+            common_name(Target(DENOISER, name), SDXL): after[key].float() - before[key].float()
+            for name in layers()
+            for key in [f"model.diffusion_model.{name}.weight"]
+        },
     )
 
 

@@ -52,6 +52,8 @@ class Base:
     """`modelspec.architecture`, before `/lora`."""
     diffusers_names: bool = False
     """Whether kohya's trainers name its blocks as diffusers does, and not as its original checkpoint."""
+    transformer: str | None = None
+    """The class of its transformer in diffusers, where its original checkpoint has other names for the modules."""
 
 
 def _mark(pattern: str, *sizes: int, axis: int = 1) -> Mark:
@@ -93,6 +95,7 @@ BASES = (
         "sd35-large",
         "Stable Diffusion 3.5 Large",
         (_mark(r"^(joint_blocks_|transformer_blocks_\d+_(attn|norm1|ff)_)", 2432),),
+        transformer="SD3Transformer2DModel",
     ),
     Base(
         "sd3",
@@ -100,6 +103,7 @@ BASES = (
         (_mark("^joint_blocks_", 1536), _mark(r"^transformer_blocks_\d+_attn_(to|add)_.*", 1536)),
         "sd3m",
         "stable-diffusion-3-medium",
+        transformer="SD3Transformer2DModel",
     ),
     Base(
         "flux2",
@@ -110,8 +114,9 @@ BASES = (
             _mark(r"^(double|single)_blocks_\d+_", 6144),
             _mark(r"^(single_)?transformer_blocks_\d+_attn_", 6144),
         ),
+        transformer="Flux2Transformer2DModel",
     ),
-    Base("chroma", "Chroma", (_mark("^distilled_guidance_layer_"),)),
+    Base("chroma", "Chroma", (_mark("^distilled_guidance_layer_"),), transformer="ChromaTransformer2DModel"),
     Base(
         "hunyuan-video",
         "HunyuanVideo",
@@ -121,6 +126,7 @@ BASES = (
             _mark(r"^single_transformer_blocks_3[89]_"),
             _mark("^context_embedder_token_refiner_"),
         ),
+        transformer="HunyuanVideoTransformer3DModel",
     ),
     Base(
         "qwen-image",
@@ -140,24 +146,33 @@ BASES = (
         ),
         "flux1",
         "flux-1-dev",
+        transformer="FluxTransformer2DModel",
     ),
     Base(
         "wan-1.3b",
         "Wan 2.1 1.3B",
         (_mark(r"^blocks_\d+_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1536),),
+        transformer="WanTransformer3DModel",
     ),
     Base(
         "wan",
         "Wan 14B",
         (_mark(r"^blocks_\d+_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv]|ffn_\w+)$", 5120, 13824),),
+        transformer="WanTransformer3DModel",
     ),
     Base(
         "ltx-video",
         "LTX-Video",
         (_mark(r"^transformer_blocks_\d+_attn[12]_to_[qkv]$", 2048),),
+        transformer="LTXVideoTransformer3DModel",
     ),
-    Base("z-image", "Z-Image", (_mark(r"^layers_\d+_(attention|feed_forward)_", 3840),)),
-    Base("lumina2", "Lumina 2", (_mark(r"^layers_\d+_", 2304),)),
+    Base(
+        "z-image",
+        "Z-Image",
+        (_mark(r"^layers_\d+_(attention|feed_forward)_", 3840),),
+        transformer="ZImageTransformer2DModel",
+    ),
+    Base("lumina2", "Lumina 2", (_mark(r"^layers_\d+_", 2304),), transformer="Lumina2Transformer2DModel"),
 )
 """The bases that are known, in the order in which their marks are looked for.
 

@@ -28,6 +28,7 @@ from torch import nn
 FOLDER = Path(__file__).with_name("tables")
 _PIECE = re.compile(r"(?:(?P<share>\d+) )?(?P<path>[^\[]+)(?:\[(?P<part>\d+)/(?P<of>\d+)\])?")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_FLAT_NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
 
 
 @final
@@ -105,6 +106,29 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
             }
             best = (fit, model, names)
     return None if best is None else best[1:]
+
+
+def find_pieces(model: str, name: str) -> tuple[Piece, ...] | None:
+    """Return the pieces that an original module's rows are in a class of model; None where its table has no such name.
+
+    Args:
+        model: the class.
+        name: of the module, dotted or flattened. That of a last block which differs from the others is not known.
+    """
+    flat = name.replace(".", "_")
+    number = _FLAT_NUMBER.search(flat)
+    table = _by_flat_name(model)
+    if flat in table:
+        return table[flat]
+    if number is None:
+        return None
+    found = table.get(f"{flat[: number.start()]}*{flat[number.end() :]}")
+    return None if found is None else tuple(piece.at_block(number[0]) for piece in found)
+
+
+@cache
+def _by_flat_name(model: str) -> dict[str, tuple[Piece, ...]]:
+    return {original.replace(".", "_"): pieces for original, pieces in _rows(model)}
 
 
 def _patterns(paths: set[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:

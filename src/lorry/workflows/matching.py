@@ -11,6 +11,7 @@ from lorry.adapters import Adapter, Entry
 from lorry.algebra import Delta, LohaDelta, LokrDelta
 from lorry.binding.kinds import kind_of
 from lorry.names import DENOISER, Target
+from lorry.workflows.original_layers import with_common_layers
 from lorry.workflows.sgm import UnetLayout, diffusers_path, is_sgm, layout_of
 
 _ROOTS = ("text_model_", "model_")
@@ -37,10 +38,11 @@ class Layer:
 def match(adapters: Sequence[Adapter]) -> list[Layer]:
     """Return every module that any of the adapters changes, in the order in which they name them.
 
-    A LoHa or LoKr of a convolution gets the kernel that its name tells: see `with_kernel`.
+    Where some have the names of a transformer's original checkpoint and others those of diffusers, fused layers are
+    taken apart. A LoHa or LoKr of a convolution gets the kernel that its name tells: see `with_kernel`.
     """
     found: dict[str, dict[int, Entry]] = {}
-    for number, adapter in enumerate(adapters):
+    for number, adapter in enumerate(with_common_layers(adapters)):
         layout = layout_of(entry.target.path for entry in adapter.entries)
         for entry in adapter.entries:
             name = common_name(entry.target, layout)
