@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from lorry.adapters import Adapter
 from lorry.dialects import get_dialect
 from lorry.errors import AdapterNotFoundError
 from lorry.files import TensorFile, write_safetensors
+from lorry.names import Target
 from lorry.workflows.library import Facts, Library, find_duplicates, hash_adapter, scan_library
 from lorry.workflows.library.facts import facts_of
-from models import as_adapter, random_deltas, tiny_unet
+from models import as_adapter, random_delta, random_deltas, tiny_unet
 
 
 def adapter(seed: int = 0, rank: int = 3) -> Adapter:
@@ -50,6 +52,30 @@ def test_an_entry_says_what_the_header_says(shelf: Path) -> None:
     assert ink.size == (shelf / "ink.safetensors").stat().st_size
     assert (wax.name, wax.title, wax.words) == ("styles/wax", "styles/wax", ("wax", "candle"))
     assert "LoRA rank 3" in str(wax) and "words: wax, candle" in str(wax)  # noqa: PT018
+
+
+def test_the_layers_tell_the_base_model_whatever_the_metadata_say(tmp_path: Path) -> None:
+    layers = {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (640, 2048)}
+    deltas = {name: random_delta(shape) for name, shape in layers.items()}
+    file = get_dialect("kohya").write(as_adapter(deltas))
+    (tmp_path / "shelf").mkdir()
+    write_safetensors(
+        tmp_path / "shelf" / "a.safetensors", file.tensors, {"ss_base_model_version": "Illustrious"}
+    )
+    library = scan(tmp_path / "shelf")
+    assert (library.entries[0].base, library.entries[0].facts.base) == ("SDXL", "Illustrious")
+    assert library.search("sdxl") == library.search("illustrious") == library.entries
+
+
+def test_a_pickle_is_listed_by_its_tensors_and_its_code_is_not_run(shelf: Path) -> None:
+    file = get_dialect("kohya").write(adapter(1))
+    torch.save(dict(file.tensors), shelf / "old.pt")
+    torch.save({"x": print}, shelf / "code.pt")
+    listed = {entry.name: entry.facts for entry in scan(shelf).entries}
+    assert (listed["old"].families, listed["old"].ranks) == (("LoRA",), (3,))
+    assert "one that would run" in (listed["code"].problem or "")
+    groups = find_duplicates(scan(shelf).entries)
+    assert [[entry.name for entry in group] for group in groups] == [["ink", "old"]]
 
 
 def test_no_weight_is_read(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +120,8 @@ def test_files_that_are_gone_are_forgotten_and_those_of_other_folders_are_kept(
         "",
         "{",
         "[]",
-        '{"version": 1}',
-        '{"version": 1, "files": {"x": {"facts": 3}}}',
+        '{"version": 2}',
+        '{"version": 2, "files": {"x": {"facts": 3}}}',
         '{"version": 0, "files": 3}',
     ],
 )
@@ -200,3 +226,35 @@ def test_the_hash_of_the_weights_knows_values_and_scales_and_nothing_else() -> N
     assert hash_adapter(one) != hash_adapter(one.map_tensors(lambda tensor: tensor * 1.001))
     other_scale = as_adapter(random_deltas(tiny_unet(), 1, ["to_q", "conv1"], alpha=1.0))
     assert hash_adapter(one) != hash_adapter(other_scale)
+
+
+def test_the_same_tensors_on_other_modules_are_no_copy(shelf: Path) -> None:
+    one = as_adapter(random_deltas(tiny_unet(), 7, ["attn1.to_q", "attn1.to_k"]))
+
+    def other(path: str) -> str:
+        return path.replace("to_q", "to_x").replace("to_k", "to_q").replace("to_x", "to_k")
+
+    entries = tuple(replace(e, target=Target(e.target.component, other(e.target.path))) for e in one.entries)
+    for name, written in (("one", one), ("two", replace(one, entries=entries))):
+        file = get_dialect("kohya").write(written)
+        write_safetensors(shelf / f"{name}.safetensors", file.tensors, file.metadata)
+    library = scan(shelf)
+    likeness = {entry.name: entry.facts.likeness for entry in library.entries}
+    assert likeness["one"] == likeness["two"]
+    assert find_duplicates(library.entries) == ()
+
+
+def test_a_transformers_adapter_is_the_same_in_original_and_in_diffusers_names(tmp_path: Path) -> None:
+    fused, other = random_delta((9216, 3072)), random_delta((3072, 15360), 1)
+    parts = {
+        f"transformer_blocks.0.attn.to_{part}": replace(fused, up=up.clone())
+        for part, up in zip("qkv", fused.up.chunk(3), strict=True)
+    }
+    original = {"double_blocks.0.img_attn.qkv": fused, "single_blocks.0.linear2": other}
+    own = {**parts, "single_transformer_blocks.0.proj_out": other}
+    (tmp_path / "shelf").mkdir()
+    for name, deltas in (("one", original), ("two", own)):
+        file = get_dialect("comfyui").write(as_adapter(deltas, "transformer"))
+        write_safetensors(tmp_path / "shelf" / f"{name}.safetensors", file.tensors, file.metadata)
+    groups = find_duplicates(scan(tmp_path / "shelf").entries)
+    assert [[entry.name for entry in group] for group in groups] == [["one", "two"]]

@@ -24,13 +24,17 @@ def with_common_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
     Raises:
         UnsupportedAdapterError: a fused layer's delta cannot be cut.
     """
-    renamed = [_with_own_layers(adapter) for adapter in adapters]
+    renamed = [with_diffusers_names(adapter) for adapter in adapters]
     original = [own is not adapter for own, adapter in zip(renamed, adapters, strict=True)]
     return list(adapters) if all(original) else renamed
 
 
-def _with_own_layers(adapter: Adapter) -> Adapter:
-    """Return an adapter in diffusers' names; itself where none of its layers has another one."""
+def with_diffusers_names(adapter: Adapter) -> Adapter:
+    """Return an adapter of a known transformer in diffusers' names; itself where none of its layers has another one.
+
+    Raises:
+        UnsupportedAdapterError: a fused layer's delta cannot be cut.
+    """
     base = base_of_adapter(adapter)
     if base is None or base.transformer is None:
         return adapter

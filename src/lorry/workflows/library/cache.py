@@ -13,7 +13,7 @@ from lorry.errors import FileError
 from lorry.files import replace_file
 from lorry.workflows.library.facts import Facts
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the facts' meaning: a cache of another one is not used."""
 Stamp = tuple[int, int]
 """A file's time of change in nanoseconds, and its size."""

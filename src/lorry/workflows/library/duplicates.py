@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import float32
 
-from lorry.adapters import Adapter, Entry
+from lorry.adapters import Adapter
 from lorry.dialects import read_adapter
 from lorry.files import read_weights
 from lorry.workflows.library.facts import digest
 from lorry.workflows.library.index import LibraryEntry
+from lorry.workflows.matching import Layer, match
+from lorry.workflows.original_layers import with_diffusers_names
 from lorry.workflows.progress import Progress, silent
 
 
@@ -37,18 +39,19 @@ def find_duplicates(
 
 
 def hash_adapter(adapter: Adapter) -> str:
-    """Return a hash that depends on the values of the deltas alone: not on names, order, dialect, metadata or dtype.
+    """Return a hash that depends on the deltas alone: not on spelling, order, dialect, metadata or dtype.
 
-    What it is made of is each delta's family, its scale and the values of its tensors as float32, sorted. Module paths
-    are left out: dialects have different ones for the same module, which only a live model can tell apart. Two adapters
-    with the same values on other modules would be taken for one; none but copies have them.
+    What it is made of is each delta's module under one name for all dialects, its family, its scale and the values of
+    its tensors as float32. Fused layers of a known transformer are taken apart, so that a file in the names of its
+    original checkpoint is the same as in those of diffusers.
     """
-    return digest(sorted(map(_hash_entry, adapter.entries)))
+    return digest(sorted(_hash_layer(layer) for layer in match([with_diffusers_names(adapter)])))
 
 
-def _hash_entry(entry: Entry) -> str:
-    found = hashlib.sha256(f"{entry.delta.family} {entry.delta.rank_scale:.6g}".encode())
-    for name, tensor in sorted(entry.delta.tensors().items()):
+def _hash_layer(layer: Layer) -> str:
+    delta = layer.present[0].delta
+    found = hashlib.sha256(f"{layer.name} {delta.family} {delta.rank_scale:.6g}".encode())
+    for name, tensor in sorted(delta.tensors().items()):
         found.update(name.encode())
         found.update(tensor.detach().to(float32).contiguous().reshape(-1).numpy().data)
     return found.hexdigest()

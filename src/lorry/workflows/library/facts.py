@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from lorry.adapters import Adapter
+from lorry.binding.bases import base_of_adapter
 from lorry.dialects import read_adapter
 from lorry.errors import FileError, FormatError
-from lorry.files import TensorFile, read_header
+from lorry.files import TensorFile, read_weights
+from lorry.workflows.original_layers import with_diffusers_names
 
 
 @final
@@ -26,6 +28,9 @@ class Facts:
     components: tuple[str, ...] = ()
     targets: int = 0
     base: str | None = None
+    """The base model that its metadata say it is for."""
+    made_for: str | None = None
+    """The base model that the names and shapes of its layers are of."""
     words: tuple[str, ...] = ()
     likeness: str = ""
     """The same for files that may hold the same weights, whatever their dialects."""
@@ -49,11 +54,9 @@ class Facts:
 
 
 def facts_of(path: Path) -> Facts:
-    """Read a file's header. A pickle has none and is not opened."""
-    if path.suffix != ".safetensors":
-        return Facts(problem="not a safetensors file: it has no header, and is not opened to list it")
+    """Read a file's header. A pickle has none: it is read whole, tensors only, and its weights forgotten."""
     try:
-        file = read_header(path)
+        file = read_weights(path, header_only=True)
     except FileError as error:
         return Facts(problem=str(error))
     about: dict[str, Any] = {
@@ -66,8 +69,10 @@ def facts_of(path: Path) -> Facts:
     except FormatError as error:
         return Facts(**about, problem=str(error))
     deltas = [entry.delta for entry in adapter.entries]
+    base = base_of_adapter(adapter)
     return Facts(
         **about,
+        made_for=None if base is None else base.title,
         dialect=adapter.dialect,
         families=tuple(sorted({delta.family for delta in deltas})),
         ranks=tuple(sorted({delta.rank for delta in deltas if delta.rank is not None})),
@@ -91,11 +96,9 @@ def _words(file: TensorFile) -> tuple[str, ...]:
 
 
 def _likeness(adapter: Adapter) -> str:
-    sizes = sorted(
-        f"{entry.delta.family} {sorted(tensor.numel() for tensor in entry.delta.tensors().values())}"
-        for entry in adapter.entries
-    )
-    return digest(sizes)
+    deltas = [entry.delta for entry in with_diffusers_names(adapter).entries]
+    sizes = [f"{delta.family} {sorted(t.numel() for t in delta.tensors().values())}" for delta in deltas]
+    return digest(sorted(sizes))
 
 
 def digest(words: Iterable[str]) -> str:

@@ -39,8 +39,8 @@ class LibraryEntry:
 
     @property
     def base(self) -> str | None:
-        """The base model that it is for, as its header says, else the files beside it."""
-        return self.facts.base or self.beside.base
+        """The base model that it is for, as its layers tell, else its header, else the files beside it."""
+        return self.facts.made_for or self.facts.base or self.beside.base
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -49,8 +49,17 @@ class LibraryEntry:
 
     def matches(self, text: str) -> bool:
         """Whether every word of `text` is somewhere in what is known of it; upper and lower case are the same."""
-        facts = (*self.facts.families, *self.facts.components, self.facts.dialect or "", self.base or "")
-        known = " ".join((self.name, self.title, *facts, *self.words, self.beside.note)).lower()
+        facts = self.facts
+        bases = filter(None, (facts.made_for, facts.base, self.beside.base))
+        said = (
+            *bases,
+            *facts.families,
+            *facts.components,
+            facts.dialect or "",
+            *self.words,
+            self.beside.note,
+        )
+        known = " ".join((self.name, self.title, *said)).lower()
         return all(word in known for word in text.lower().split())
 
     def as_dict(self) -> dict[str, Any]:
