@@ -37,15 +37,20 @@ def test_the_sum_with_a_loha_is_exact_kernels_too(tmp_path: Path) -> None:
     check_sum(full_deltas(out), (full_deltas(one), 0.5), (full_deltas(two), 2.0))
 
 
-def test_tokens_that_cannot_be_written_are_not_lost_without_a_word(tmp_path: Path) -> None:
+def test_tokens_are_carried_along_or_refused_and_never_lost_without_a_word(tmp_path: Path) -> None:
     one = kohya_file(tmp_path / "a.safetensors")
     tensors = {**read_safetensors(one).tensors, "bundle_emb.toy.clip_l": torch.randn(1, 8)}
     two = write_safetensors(
         tmp_path / "b.safetensors", {key: tensor.clone() for key, tensor in tensors.items()}
     )
+    out = tmp_path / "c.safetensors"
     with pytest.raises(UnsupportedAdapterError, match=r"brings tokens along \('toy'\)"):
-        combine_files([(one, 1.0), (two, 1.0)], tmp_path / "c.safetensors")
-    assert not (tmp_path / "c.safetensors").exists()
+        combine_files([(one, 1.0), (two, 1.0)], out, dialect="comfyui")
+    assert not out.exists()
+    combine_files([(one, 1.0), (two, 1.0)], out)
+    assert torch.equal(
+        read_safetensors(out).tensors["bundle_emb.toy.clip_l"], tensors["bundle_emb.toy.clip_l"]
+    )
 
 
 def test_rules_set_factors_by_layer_and_adapter(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def combine_files(
 
     Raises:
         UnsupportedAdapterError: what depends on the base weight is in more than one adapter, or at another factor
-            than 1; or an adapter brings tokens along, which cannot be written.
+            than 1; or an adapter brings tokens along, for which the dialect has no place.
         ShapeMismatchError: two adapters are for different base models.
         StateError: a rule matches nothing.
     """
