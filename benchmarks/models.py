@@ -22,6 +22,8 @@ FLUX: dict[str, Any] = {
     "guidance_embeds": True,
 }
 """Flux-dev but for the number of its blocks."""
+NOISE = (1 << 20) - 3
+"""Random numbers, of which a model's weights are repetitions: billions of new ones would take minutes."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -43,8 +45,10 @@ def filled(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     """Give a model on the meta device small random weights."""
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
+    noise = torch.empty(NOISE, dtype=dtype, device=device).normal_(std=0.02, generator=generator)
     for parameter in model.parameters():
-        parameter.data.normal_(std=0.02, generator=generator)
+        for piece in parameter.data.view(-1).split(NOISE):
+            piece.copy_(noise[: len(piece)])
     return model
 
 

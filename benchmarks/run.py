@@ -77,7 +77,7 @@ def operations_page(names: list[str], device: str, machine: Machine, folder: Pat
 def forward_page(device: str) -> list[str]:
     """Measure the forward of a block."""
     rows = [
-        forward.measure(tokens, rank, 3 if tokens > 2000 else 7, device).markdown() for tokens, rank in SIZES
+        forward.measure(tokens, rank, 3 if tokens > 2000 else 5, device).markdown() for tokens, rank in SIZES
     ]
     return [
         "## Forward of one transformer block of SDXL, bfloat16",

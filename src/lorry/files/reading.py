@@ -37,7 +37,11 @@ METADATA_KEY = "lora_adapter_metadata"
 
 
 def read_adapter_file(
-    pretrained: str | os.PathLike[str], *, header_only: bool = False, **kwargs: Any
+    pretrained: str | os.PathLike[str],
+    *,
+    header_only: bool = False,
+    into_memory: bool = False,
+    **kwargs: Any,
 ) -> TensorFile:
     """Find and read an adapter's file.
 
@@ -47,6 +51,7 @@ def read_adapter_file(
     Args:
         pretrained: a file, a folder, or the id of a repository of the Hub.
         header_only: leave the weights of safetensors files on the disk; see `read_header`.
+        into_memory: read them into memory of their own; see `read_safetensors`.
         kwargs: those of `find_weights`.
 
     Returns:
@@ -56,23 +61,27 @@ def read_adapter_file(
         AdapterNotFoundError: there is no such adapter.
         BrokenFileError: the file cannot be read.
     """
+    how = {"header_only": header_only, "into_memory": into_memory}
     folders = _component_folders(pretrained, kwargs)
     if folders:
-        files = {name: read_weights(path, header_only=header_only) for name, path in folders.items()}
+        files = {name: read_weights(path, **how) for name, path in folders.items()}
         return _joined(os.fspath(pretrained), files)
     path = find_weights(pretrained, **kwargs)
-    file = read_weights(path, header_only=header_only)
+    file = read_weights(path, **how)
     if file.config is not None and path.parent.name in COMPONENT_FOLDERS:
         return _joined(file.source, {path.parent.name: file})
     return file
 
 
-def read_weights(path: str | os.PathLike[str], *, header_only: bool = False) -> TensorFile:
+def read_weights(
+    path: str | os.PathLike[str], *, header_only: bool = False, into_memory: bool = False
+) -> TensorFile:
     """Read a file of tensors, whatever container it is in, with the `adapter_config.json` that belongs to it.
 
     Args:
         path: of the file, or of the index of a file in several parts, which are read as one.
         header_only: leave the weights of a safetensors file on the disk; see `read_header`.
+        into_memory: read them into memory of their own; see `read_safetensors`.
 
     Raises:
         AdapterNotFoundError: there is no such file, or no such part.
@@ -84,7 +93,7 @@ def read_weights(path: str | os.PathLike[str], *, header_only: bool = False) -> 
             read_parts(path, read_header if header_only else read_safetensors), config=_config(path)
         )
     if path.suffix in SAFE or _looks_safe(path):
-        found = read_header(path) if header_only else read_safetensors(path)
+        found = read_header(path) if header_only else read_safetensors(path, into_memory=into_memory)
     elif path.suffix in PICKLES:
         found = read_pickle(path)
     else:

@@ -8,41 +8,47 @@ from collections.abc import Sequence
 from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorry.errors import AdapterNotFoundError
+from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
 from lorry.files.tensor_file import TensorFile
+from lorry.memory import new_block
 
 ALIGNMENT = 8
 """The most that an element of any dtype takes, which is where its address must be a multiple of."""
-Buffer = Any
-"""A memory map or an array: what `torch.frombuffer` takes."""
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Read a safetensors file through one memory map.
+@torch.inference_mode(False)
+def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False) -> TensorFile:
+    """Read a safetensors file through one memory map, or into one block of memory.
 
     Args:
         path: of the file.
+        into_memory: read the bytes now, into memory that is the tensors' own: what becomes of the file afterwards does
+            not matter to them.
 
     Returns:
-        Its tensors, on the CPU and sharing the map's memory: bytes are read when they are first used, and writing to
-        a tensor changes neither the file nor another reader. Files of 2022 and 2023, whose data does not begin at a
-        multiple of eight bytes, are read into memory of their own.
+        Its tensors, on the CPU and sharing one block. That is the map's memory: bytes are read when they are first
+        used, and writing to a tensor changes neither the file nor another reader. Files of 2022 and 2023, whose data
+        does not begin at a multiple of eight bytes, are read into memory always.
 
     Raises:
         AdapterNotFoundError: there is no such file.
-        BrokenFileError: the header does not describe the file.
+        BrokenFileError: the header does not describe the file, or it was cut off meanwhile.
     """
     source = os.fspath(path)
     with _open(path) as file:
         layout = _read_layout(file, source)
-        data, start = _data(file, layout)
-    return TensorFile(_views(data, start, layout.spans), layout.metadata, source)
+        if into_memory or layout.data_start % ALIGNMENT:
+            whole, start = _read_data(file, layout, source), 0
+        else:
+            # Copy on write: torch warns about memory that it may not write to.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            whole, start = torch.frombuffer(data, dtype=torch.uint8), layout.data_start
+    return TensorFile(_views(whole, start, layout.spans), layout.metadata, source)
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
@@ -80,22 +86,17 @@ def _read_layout(file: BufferedReader, source: str) -> Layout:
     return parse_header(file.read(length), size, source)
 
 
-def _data(file: BufferedReader, layout: Layout) -> tuple[Buffer, int]:
-    if layout.data_start % ALIGNMENT == 0:
-        # Copy on write: torch warns about memory that it may not write to.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), layout.data_start
+def _read_data(file: BufferedReader, layout: Layout, source: str) -> Tensor:
+    """Return all that follows the header, (bytes,) of uint8."""
     size = max((span.stop for span in layout.spans), default=0)
-    data = torch.empty(size, dtype=torch.uint8).numpy()
-    file.readinto(data.data)
-    return data, 0
+    whole = new_block(size)
+    if file.readinto(whole.numpy().data) != size:
+        raise BrokenFileError(f"{source}: expected {size} bytes of data, got less. Was it changed meanwhile?")
+    return whole
 
 
-def _views(data: Buffer, data_start: int, spans: Sequence[Span]) -> dict[str, Tensor]:
+def _views(whole: Tensor, data_start: int, spans: Sequence[Span]) -> dict[str, Tensor]:
     """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading."""
-    size = max((data_start + span.stop for span in spans), default=0)
-    whole = (
-        torch.frombuffer(data, dtype=torch.uint8, count=size) if size else torch.empty(0, dtype=torch.uint8)
-    )
     typed: dict[torch.dtype, Tensor] = {}
     views = {}
     for key, dtype, shape, start, stop in spans:
@@ -106,7 +107,7 @@ def _views(data: Buffer, data_start: int, spans: Sequence[Span]) -> dict[str, Te
             views[key] = whole[begin : data_start + stop].clone().view(dtype).view(shape)
         else:
             if dtype not in typed:
-                typed[dtype] = whole[: size // width * width].view(dtype)
+                typed[dtype] = whole[: len(whole) // width * width].view(dtype)
             views[key] = typed[dtype].as_strided(shape, _strides(shape), begin // width)
     return views
 

@@ -15,7 +15,7 @@ class TensorFile:
     """Named tensors and text, as a file holds them."""
 
     tensors: Mapping[str, Tensor]
-    """CPU views into a memory map of the file, or whatever tensors a user gave."""
+    """CPU views into a memory map of the file or into one block of memory, or whatever tensors a user gave."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The text of a safetensors header; empty where the container has none."""
     source: str = "a state dict"

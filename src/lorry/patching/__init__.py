@@ -4,6 +4,7 @@ from lorry.patching.call_scale import take_scale
 from lorry.patching.finite import find_not_finite
 from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
 from lorry.patching.locks import exclusive
+from lorry.patching.memory import can_be_kept
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength
@@ -18,6 +19,7 @@ __all__ = [
     "TokenRows",
     "Undo",
     "add_rows",
+    "can_be_kept",
     "exclusive",
     "find_not_finite",
     "find_state",

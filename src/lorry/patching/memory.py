@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from lorry.memory import new_block
+
 ALIGNMENT = 64
 """Bytes: a tensor begins at a multiple of it, and a gap of less does not part two tensors. A cache line."""
-HUGE_PAGE = 1 << 21
-"""Bytes. A block of at least that many asks for huge pages: one page fault for 512, and freed as fast."""
+
+IN_USE = 0.95
+"""The share of a block that has to be in use for it to be kept as it is."""
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of memory behind `tensors`, shared memory counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    """Return the bytes of memory that `tensors` take: of each storage, from the first of them to the last."""
+    ends: dict[int, tuple[int, int, int]] = {}
+    for tensor in tensors:
+        storage, first = tensor.untyped_storage(), tensor.data_ptr()
+        start, stop, size = ends.get(storage.data_ptr(), (first, first, storage.nbytes()))
+        ends[storage.data_ptr()] = (min(start, first), max(stop, first + tensor.nbytes), size)
+    return sum(min(size, padded(stop - start)) for start, stop, size in ends.values())
+
+
+def can_be_kept(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors may stay where they are: nearly all of their memory is in use, and they are plain."""
+    whole = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    used = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    plain = all(tensor.is_contiguous() and not tensor.is_inference() for tensor in tensors)
+    return plain and sum(used.values()) >= IN_USE * sum(whole.values())
 
 
 def is_held_once(tensor: Tensor) -> bool:
@@ -38,14 +51,10 @@ def padded(nbytes: int) -> int:
 
 
 def empty_block(nbytes: int, device: torch.device) -> Tensor:
-    """Return (nbytes,) of uninitialised uint8 on `device`, in huge pages where the system has them."""
-    has_huge_pages = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MAP_PRIVATE")
-    if device.type != "cpu" or nbytes < HUGE_PAGE or not has_huge_pages:
-        return torch.empty(nbytes, dtype=torch.uint8, device=device)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that is built without them gives small pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+    """Return (nbytes,) of uninitialised uint8 on `device`."""
+    if device.type == "cpu":
+        return new_block(nbytes)
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 @final
@@ -55,11 +64,6 @@ class Block:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._memory = empty_block(nbytes, device)
         self._start = 0
-
-    @staticmethod
-    def size(tensors: Iterable[Tensor]) -> int:
-        """Return the bytes that tensors like these take in a block."""
-        return sum(padded(tensor.nbytes) for tensor in tensors)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor over the next bytes, uninitialised."""

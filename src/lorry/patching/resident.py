@@ -33,9 +33,16 @@ class Resident:
     _factors: dict[str, LowRank | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, deltas: Mapping[str, Delta], modules: Mapping[str, nn.Module]) -> Resident:
-        """Copy `deltas` to where their modules compute."""
-        return cls(own_copy(deltas, {path: module_device(modules[path]) for path in deltas}))
+    def of(
+        cls, deltas: Mapping[str, Delta], modules: Mapping[str, nn.Module], *, owned: bool = False
+    ) -> Resident:
+        """Bring `deltas` to where their modules compute: copies, or (`owned`) their own memory where it is there."""
+        devices = {path: module_device(modules[path]) for path in deltas}
+        if owned and all(
+            t.device == devices[path] for path in deltas for t in deltas[path].tensors().values()
+        ):
+            return cls({path: _apart(delta) for path, delta in deltas.items()})
+        return cls(own_copy(deltas, devices))
 
     def only(self, path: str) -> Resident:
         """Return the part of it that is for one module, over the same tensors."""
@@ -90,3 +97,8 @@ class Resident:
         """Return its tensors, cast factors included."""
         exact = [tensor for delta in self.deltas.values() for tensor in delta.tensors().values()]
         return exact + [tensor for pair in self._factors.values() if pair for tensor in (pair.down, pair.up)]
+
+
+def _apart(delta: Delta) -> Delta:
+    """Return a delta over the same memory by tensors of its own: those of another module may move elsewhere."""
+    return delta.with_tensors({name: tensor.detach() for name, tensor in delta.tensors().items()})

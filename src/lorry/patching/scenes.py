@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra import LowRank
-from lorry.patching.memory import Block
+from lorry.patching.memory import Block, padded
 from lorry.patching.places import Places
 from lorry.patching.resident import Resident
 from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
@@ -125,7 +125,8 @@ def _join(pairs_of: Mapping[str, Pairs]) -> dict[str, tuple[Tensor, Tensor]]:
     sizes: dict[torch.device, int] = {}
     for found in several.values():
         device = found[0].down.device
-        sizes[device] = sizes.get(device, 0) + Block.size(t for pair in found for t in (pair.down, pair.up))
+        downs, ups = sum(pair.down.nbytes for pair in found), sum(pair.up.nbytes for pair in found)
+        sizes[device] = sizes.get(device, 0) + padded(downs) + padded(ups)
     blocks = {device: Block(nbytes, device) for device, nbytes in sizes.items()}
     joined = {}
     for path, found in pairs.items():

@@ -97,12 +97,21 @@ class AdapterState:
             self._hooks.take_off(self.model, undo)
         undo.delete_item(vars(self.model), "lorry")
 
-    def add(self, name: str, deltas: Mapping[str, Delta], undo: Undo, *, replace: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        deltas: Mapping[str, Delta],
+        undo: Undo,
+        *,
+        replace: bool = False,
+        owned: bool = False,
+    ) -> None:
         """Load an adapter, inactive; `replace` puts it in the place of the one of that name, active as that was.
 
         Args:
             name: what to call it.
             deltas: {module path: delta of the module weight's shape}, out of a plan.
+            owned: nobody else has their memory, which is not copied where it is on the modules' device.
 
         Raises:
             DuplicateAdapterError: there is one of that name, and not `replace`.
@@ -118,7 +127,7 @@ class AdapterState:
         known = self._sides.modules
         modules = known if deltas.keys() <= known.keys() else dict(self.model.named_modules())
         self._make_room(self._widened.wanted(modules, deltas), undo)
-        self._put(name, Resident.of(deltas, modules), undo)
+        self._put(name, Resident.of(deltas, modules, owned=owned), undo)
 
     def _make_room(self, wanted: Mapping[str, tuple[int, int]], undo: Undo) -> None:
         """Widen the weights of layers to these shapes, and what is loaded there with them."""

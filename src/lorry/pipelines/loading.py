@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import final
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorry.adapters import Adapter
 from lorry.algebra import Delta
-from lorry.binding import LoadReport, bind
+from lorry.binding import LoadReport, Plan, bind
 from lorry.errors import DuplicateAdapterError, NotFiniteError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
 from lorry.patching import (
     AdapterState,
     Strength,
     Undo,
+    can_be_kept,
     find_not_finite,
     find_state,
     get_state,
@@ -78,6 +79,7 @@ def load_adapter(
     hotswap: bool = False,
     denoisers: Sequence[str] | None = None,
     pipeline: object = None,
+    owned: bool = False,
 ) -> LoadReport:
     """Load an adapter into `models`, and make it the one active adapter of them all.
 
@@ -90,6 +92,7 @@ def load_adapter(
         hotswap: put it in the place of the adapter of that name, with that one's strength and activity.
         denoisers: of a pipeline with two, those that get the file's part for the denoiser (as in `bind`).
         pipeline: whose tokenizers learn the tokens that the adapter brings; without one they are left out.
+        owned: nobody else has the memory of the adapter's tensors, so that it need not be copied.
 
     Returns:
         The report, which is logged too.
@@ -110,16 +113,17 @@ def load_adapter(
         )
     tokenizers = tokenizers_of(pipeline)
     plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
+    owned = owned and can_be_kept(_tensors(plan))
     with Undo() as undo:
         if pipeline is not None:
             put_tokens(pipeline, name, plan.embeddings, undo)
         if hotswap:
-            _swap(plan.deltas, models, name, undo)
+            _swap(plan.deltas, models, name, undo, owned=owned)
         else:
             before = _states(models)
             for component, model in models.items():
                 if model is not None and component in plan.deltas:
-                    get_state(model, undo).add(name, plan.deltas[component], undo)
+                    get_state(model, undo).add(name, plan.deltas[component], undo, owned=owned)
             for state in _states(models):
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
@@ -129,8 +133,18 @@ def load_adapter(
     return plan.report
 
 
+def _tensors(plan: Plan) -> list[Tensor]:
+    deltas = [delta for here in plan.deltas.values() for delta in here.values()]
+    return [tensor for delta in deltas for tensor in delta.tensors().values()]
+
+
 def _swap(
-    deltas: Mapping[str, Mapping[str, Delta]], models: Mapping[str, nn.Module | None], name: str, undo: Undo
+    deltas: Mapping[str, Mapping[str, Delta]],
+    models: Mapping[str, nn.Module | None],
+    name: str,
+    undo: Undo,
+    *,
+    owned: bool,
 ) -> None:
     first = next(state for state in _states(models) if name in state.adapters)
     acts, strength = name in first.active, Strength(first.strengths[name].value)
@@ -139,7 +153,7 @@ def _swap(
         if component in deltas and model is not None:
             here = state or get_state(model, undo)
             known = name in here.adapters
-            here.add(name, deltas[component], undo, replace=known)
+            here.add(name, deltas[component], undo, replace=known, owned=owned)
             if acts and not known:
                 here.set_active({**{n: here.strengths[n] for n in here.active}, name: strength}, undo)
             if not first.enabled and state is None:

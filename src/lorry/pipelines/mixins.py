@@ -77,7 +77,8 @@ class LoraLoaderMixin:
         try:
             with collector_paused():
                 adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
-            models, how = components_of(self), {"strict": strict, "hotswap": hotswap}
+            owned = not isinstance(pretrained_model_name_or_path_or_dict, Mapping)
+            models, how = components_of(self), {"strict": strict, "hotswap": hotswap, "owned": owned}
             with exclusive(models.values()), collector_paused():
                 return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers, pipeline=self)
         except Exception as error:

@@ -46,7 +46,7 @@ def read_source(
     configuration: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Adapter:
-    """Read the adapter that `source` names.
+    """Read the adapter that `source` names. Its tensors are its own, but for those of a state dict.
 
     Args:
         source: a Hub model id, a local folder, a local file, or a state dict.
@@ -69,7 +69,8 @@ def read_source(
         return read_adapter(
             TensorFile(_with_alphas(source, network_alphas or {}), header, "a state dict", None)
         )
-    return read_adapter(read_adapter_file(source, **{k: v for k, v in kwargs.items() if k in FILE_ARGUMENTS}))
+    where = {k: v for k, v in kwargs.items() if k in FILE_ARGUMENTS}
+    return read_adapter(read_adapter_file(source, into_memory=True, **where))
 
 
 def configuration_of(adapter: Adapter) -> dict[str, Any] | None:

@@ -1,0 +1,96 @@
+"""A loaded adapter has the memory that its file was read into, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorry import LoraLoaderMixin
+from lorry.files import write_safetensors
+from models import tiny_unet
+
+
+class Pipeline(LoraLoaderMixin):
+    def __init__(self) -> None:
+        self.unet: Any = tiny_unet()
+        self.components = {"unet": self.unet}
+
+
+def tensors_for(pipeline: Pipeline) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in pipeline.unet.named_modules():
+        if path.endswith(("to_q", "to_k", "to_v")):
+            tensors[f"unet.{path}.lora_A.weight"] = torch.randn(2, module.in_features)
+            tensors[f"unet.{path}.lora_B.weight"] = torch.randn(module.out_features, 2)
+    return tensors
+
+
+def factors(pipeline: Pipeline) -> list[torch.Tensor]:
+    resident = pipeline.unet.lorry.adapters["one"]
+    return [tensor for delta in resident.deltas.values() for tensor in delta.tensors().values()]
+
+
+def storages(tensors: list[torch.Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def test_a_files_bytes_are_held_once(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    tensors = tensors_for(pipeline)
+    path = write_safetensors(tmp_path / "one.safetensors", tensors)
+    pipeline.load_lora_weights(str(path), adapter_name="one")
+    held = factors(pipeline)
+    module = next(m for m in pipeline.unet.modules() if getattr(m, "lorry_down", None) is not None)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert len(storages(held)) == 1
+    assert held[0].untyped_storage().nbytes() == nbytes
+    assert module.lorry_down.untyped_storage().data_ptr() in storages(held)
+    assert pipeline.unet.lorry.nbytes < 1.1 * nbytes
+
+
+@pytest.mark.parametrize("change", ["overwritten", "cut off"])
+def test_a_file_that_is_changed_after_loading_changes_no_weight(change: str, tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    path = write_safetensors(tmp_path / "one.safetensors", tensors_for(pipeline))
+    pipeline.load_lora_weights(str(path), adapter_name="one")
+    before = [tensor.clone() for tensor in factors(pipeline)]
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.write(b"\xff" * (size if change == "overwritten" else 0))
+    for now, then in zip(factors(pipeline), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_dictionarys_tensors_are_copied() -> None:
+    pipeline = Pipeline()
+    tensors = tensors_for(pipeline)
+    pipeline.load_lora_weights(tensors, adapter_name="one")
+    assert storages(factors(pipeline)).isdisjoint(storages(list(tensors.values())))
+
+
+def test_a_file_of_which_much_is_unused_is_copied_and_let_go(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    pipeline.components["text_encoder"] = None
+    tensors = tensors_for(pipeline)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    names = ("text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.self_attn.q_proj")
+    for name in names:
+        tensors[f"text_encoder.{name}.lora_A.weight"] = torch.randn(64, 1000)
+        tensors[f"text_encoder.{name}.lora_B.weight"] = torch.randn(1000, 64)
+    path = write_safetensors(tmp_path / "one.safetensors", tensors)
+    pipeline.load_lora_weights(str(path), adapter_name="one", strict=False)
+    assert pipeline.unet.lorry.nbytes < 2 * nbytes
+
+
+def test_layers_that_share_a_files_tensors_move_one_by_one(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    path = write_safetensors(tmp_path / "one.safetensors", tensors_for(pipeline))
+    with torch.inference_mode():
+        pipeline.load_lora_weights(str(path), adapter_name="one")
+    held = factors(pipeline)
+    assert len({id(tensor) for tensor in held}) == len(held)
+    assert not any(tensor.is_inference() for tensor in held)
