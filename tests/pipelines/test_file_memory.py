@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from lorry import LoraLoaderMixin
-from lorry.files import write_safetensors
+from lorry.algebra import LoraDelta
+from lorry.files import safetensors_reader, write_safetensors
+from lorry.memory import new_block
+from lorry.patching.resident import Resident
 from models import tiny_unet
 
 
@@ -37,18 +40,24 @@ def storages(tensors: list[torch.Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
-def test_a_files_bytes_are_held_once(tmp_path: Path) -> None:
+def test_a_files_bytes_stay_where_they_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[torch.Tensor] = []
+
+    def noted(nbytes: int) -> torch.Tensor:
+        blocks.append(new_block(nbytes))
+        return blocks[-1]
+
+    monkeypatch.setattr(safetensors_reader, "new_block", noted)
     pipeline = Pipeline()
     tensors = tensors_for(pipeline)
     path = write_safetensors(tmp_path / "one.safetensors", tensors)
     pipeline.load_lora_weights(str(path), adapter_name="one")
-    held = factors(pipeline)
     module = next(m for m in pipeline.unet.modules() if getattr(m, "lorry_down", None) is not None)
-    nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    assert len(storages(held)) == 1
-    assert held[0].untyped_storage().nbytes() == nbytes
-    assert module.lorry_down.untyped_storage().data_ptr() in storages(held)
-    assert pipeline.unet.lorry.nbytes < 1.1 * nbytes
+    place = blocks[0].untyped_storage().data_ptr()
+    assert len(blocks) == 1
+    assert storages(factors(pipeline)) == {place}
+    assert module.lorry_down.untyped_storage().data_ptr() == place
+    assert pipeline.unet.lorry.nbytes < 1.1 * sum(tensor.nbytes for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("change", ["overwritten", "cut off"])
@@ -83,14 +92,22 @@ def test_a_file_of_which_much_is_unused_is_copied_and_let_go(tmp_path: Path) -> 
         tensors[f"text_encoder.{name}.lora_B.weight"] = torch.randn(1000, 64)
     path = write_safetensors(tmp_path / "one.safetensors", tensors)
     pipeline.load_lora_weights(str(path), adapter_name="one", strict=False)
-    assert pipeline.unet.lorry.nbytes < 2 * nbytes
+    assert factors(pipeline)[0].untyped_storage().nbytes() < 2 * nbytes
 
 
-def test_layers_that_share_a_files_tensors_move_one_by_one(tmp_path: Path) -> None:
+def test_what_is_loaded_in_inference_mode_can_be_changed_later(tmp_path: Path) -> None:
     pipeline = Pipeline()
     path = write_safetensors(tmp_path / "one.safetensors", tensors_for(pipeline))
     with torch.inference_mode():
         pipeline.load_lora_weights(str(path), adapter_name="one")
-    held = factors(pipeline)
-    assert len({id(tensor) for tensor in held}) == len(held)
-    assert not any(tensor.is_inference() for tensor in held)
+    assert not any(tensor.is_inference() for tensor in factors(pipeline))
+
+
+def test_layers_that_share_a_tensor_of_a_file_move_one_by_one() -> None:
+    modules = {"a": torch.nn.Linear(3, 5), "b": torch.nn.Linear(3, 5)}
+    down = torch.ones(2, 3)
+    deltas = {path: LoraDelta(down, torch.ones(5, 2)) for path in modules}
+    resident = Resident.of(deltas, modules, owned=True)
+    one, other = (resident.deltas[path].tensors()["down"] for path in modules)
+    assert one is not other
+    assert one.data_ptr() == other.data_ptr() == down.data_ptr()
