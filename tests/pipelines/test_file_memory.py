@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,17 @@ def test_a_files_bytes_stay_where_they_were_read(tmp_path: Path, monkeypatch: py
     assert pipeline.unet.lorry.nbytes < 1.1 * sum(tensor.nbytes for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("parts", [False, True], ids=["one file", "parts"])
 @pytest.mark.parametrize("change", ["overwritten", "cut off"])
-def test_a_file_that_is_changed_after_loading_changes_no_weight(change: str, tmp_path: Path) -> None:
+def test_a_file_that_is_changed_after_loading_changes_no_weight(
+    change: str, parts: bool, tmp_path: Path
+) -> None:
     pipeline = Pipeline()
-    path = write_safetensors(tmp_path / "one.safetensors", tensors_for(pipeline))
-    pipeline.load_lora_weights(str(path), adapter_name="one")
+    tensors = tensors_for(pipeline)
+    path = write_safetensors(tmp_path / "one.safetensors", tensors)
+    index = tmp_path / "one.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, path.name)}))
+    pipeline.load_lora_weights(str(index if parts else path), adapter_name="one")
     before = [tensor.clone() for tensor in factors(pipeline)]
     size = path.stat().st_size
     with path.open("r+b") as file:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,11 @@ def read_weights(
         BrokenFileError: it is neither a safetensors file nor a pickle of tensors.
     """
     path = Path(path)
+    read = read_header if header_only else partial(read_safetensors, into_memory=into_memory)
     if is_index(path):
-        return replace(
-            read_parts(path, read_header if header_only else read_safetensors), config=_config(path)
-        )
+        return replace(read_parts(path, read), config=_config(path))
     if path.suffix in SAFE or _looks_safe(path):
-        found = read_header(path) if header_only else read_safetensors(path, into_memory=into_memory)
+        found = read(path)
     elif path.suffix in PICKLES:
         found = read_pickle(path)
     else:
