@@ -90,6 +90,14 @@ ADAPTS: dict[str, tuple[Delta, tuple[int, ...]]] = {
     ),
     "oft rows": (OftDelta(noise(OUT // 4, 4, 4), rescale=noise(OUT, 1)), (OUT, IN)),
     "oft columns": (OftDelta(noise(IN // 4, 6), on_input=True, neumann_terms=5), (OUT, IN)),
+    "oft rows, limited": (OftDelta(noise(OUT // 4, 4, 4), constraint=0.1), (OUT, IN)),
+    "oft rows, packed, each limited": (
+        OftDelta(noise(OUT // 4, 6), block_norm=0.3, constraint=0.1),
+        (OUT, IN),
+    ),
+    "oft columns, limited": (OftDelta(noise(IN // 4, 6), on_input=True, constraint=0.1), (OUT, IN)),
+    "boft rows, limited": (BoftDelta(noise(2, 12, 2, 2), noise(OUT, 1), constraint=0.1), (OUT, IN)),
+    "boft columns, limited": (BoftDelta(noise(2, 2, 4, 4), on_input=True, constraint=0.1), (OUT, IN)),
     "boft columns": (BoftDelta(noise(2, 2, 4, 4), noise(OUT, 1), on_input=True), (OUT, IN)),
     "dora rows": (DoraDelta(lora(), noise(OUT, 1).abs()), (OUT, IN)),
     "dora over lokr": (DoraDelta(lokr(rows=3), noise(OUT, 1).abs()), (OUT, IN)),
@@ -157,10 +165,9 @@ def test_a_lokr_that_is_cut_within_a_block_is_multiplied_out_first() -> None:
     [
         DoraDelta(lora(), noise(1, IN).abs(), on_input=True),
         OftDelta(noise(OUT // 6, 6, 6)),
-        OftDelta(noise(OUT // 4, 4, 4), constraint=0.1),
-        BoftDelta(noise(2, 6, 4, 4)),
+        BoftDelta(noise(2, 4, 6, 6)),
     ],
-    ids=["dora of columns", "oft across the border", "oft with a constraint", "boft"],
+    ids=["dora of columns", "oft across the border", "boft across the border"],
 )
 def test_what_needs_the_other_rows_of_the_base_is_refused_by_name(delta: Delta) -> None:
     fitted = delta.fitted((OUT, IN))

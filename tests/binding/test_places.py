@@ -115,7 +115,7 @@ def test_a_family_that_the_border_cuts_through_has_the_same_numbers() -> None:
 
 def test_a_family_that_needs_the_whole_base_is_refused_with_its_name_and_left_out_when_asked() -> None:
     model = tiny_flux_transformer()
-    boft = BoftDelta(torch.randn(2, 6, 16, 16))
+    boft = BoftDelta(torch.randn(1, 16, 6, 6))
     entries = (("double_blocks.0.img_attn.qkv", boft), ("img_in", random_delta((WIDTH, 16))))
     with pytest.raises(ShapeMismatchError, match=r"attn\.to_q \+ .*BOFT of \(96, 32\) works on all rows"):
         planned(model, *entries)
@@ -155,6 +155,15 @@ def test_separate_layers_of_a_file_are_stacked_into_the_models_fused_one() -> No
     assert pair is not None
     assert pair.rank == 7
     torch.testing.assert_close(pair.up @ pair.down * pair.scale, expected)
+
+
+def test_what_needs_all_rows_of_q_k_and_v_is_put_on_the_layer_that_has_them_all() -> None:
+    delta = DoraDelta(random_delta((3 * WIDTH, WIDTH)), torch.rand(1, WIDTH), on_input=True)
+    name = "double_blocks.0.img_attn.qkv"
+    with pytest.raises(ShapeMismatchError, match=r"call that before loading") as refused:
+        planned(tiny_flux_transformer(), (name, delta))
+    assert "`fuse_qkv_projections()`" in str(refused.value)
+    assert planned(fused_flux(), (name, delta)) == {QKV: delta}
 
 
 def test_a_fused_layer_of_a_file_meets_a_fused_one_of_the_model() -> None:

@@ -26,7 +26,8 @@ def cut_rows(delta: Delta, spans: Spans) -> Delta:
     if delta.needs_base:
         raise UnsupportedAdapterError(
             f"{delta.family} of {delta.shape} works on all rows of that weight together, and this model keeps them in "
-            "layers of their own: it cannot be cut"
+            "layers of their own: it cannot be cut. Where they are q, k and v, and the model has "
+            "`fuse_qkv_projections()`, call that before loading"
         )
     return RowsDelta(delta, spans)
 

@@ -13,6 +13,7 @@ from lorry.algebra._rotations import at_most, cayley_step, rescaled, turned
 from lorry.algebra._shapes import (
     UNKNOWN,
     Spans,
+    blocks_of,
     columns,
     count_rows,
     needed,
@@ -121,11 +122,20 @@ class BoftDelta(Delta):
         return rescaled(delta, weight, self.rescale, strength).to(dtype).reshape(base.shape)
 
     def _skew(self, rows: int, dtype: torch.dtype) -> Tensor:
+        skew = self._free_skew(dtype)
+        return skew if self.constraint is None else skew * at_most(skew.norm(), self.constraint * rows)
+
+    def _free_skew(self, dtype: torch.dtype) -> Tensor:
         blocks = self.blocks.to(dtype)
-        skew = (blocks.mT - blocks) / 2 if self.on_input else blocks - blocks.mT
+        return (blocks.mT - blocks) / 2 if self.on_input else blocks - blocks.mT
+
+    def _without_limit(self) -> Self:
+        """The same with the limit worked into the blocks: those of some rows do not tell how far all turn."""
         if self.constraint is None:
-            return skew
-        return skew * at_most(skew.norm(), self.constraint * rows)
+            return self
+        wide = torch.promote_types(self.blocks.dtype, torch.float32)
+        factor = at_most(self._free_skew(wide).norm(), self.constraint * self.shape[0])
+        return replace(self, blocks=self.blocks.to(wide) * factor, constraint=None)
 
     def _through(self, steps: Tensor, rows: Tensor) -> Tensor:
         """What all stages add to `rows`; it is summed apart from them, so that small turns keep their digits."""
@@ -157,9 +167,19 @@ class BoftDelta(Delta):
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
 
     def rows(self, spans: Spans) -> Self | None:
-        """The same for some rows; None on the output side, where the stages mix all rows."""
-        if not self.on_input or self.constraint is not None:
+        """The same for some rows; None where a stage mixes rows of two layers.
+
+        On the output side the last stage mixes the most: the rows of 2^(stages - 1) blocks with each other.
+        """
+        stages, _, size, _ = self.blocks.shape
+        mixed = 2 ** (stages - 1)
+        groups = None if self.on_input else blocks_of(spans, mixed * size)
+        if groups is None and not self.on_input:
             return None
+        free = self._without_limit()
+        blocks = free.blocks
+        if groups is not None:
+            blocks = torch.cat([blocks[:, first * mixed : last * mixed] for first, last in groups], dim=1)
         shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
         rescale = None if self.rescale is None else take_rows(self.rescale.flatten(), spans)
-        return replace(self, rescale=rescale, target_shape=shape)
+        return replace(free, blocks=blocks, rescale=rescale, target_shape=shape)

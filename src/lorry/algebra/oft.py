@@ -147,17 +147,35 @@ class OftDelta(Delta):
 
     def _step(self, rows: int, dtype: torch.dtype) -> Tensor:
         """R - I, (blocks, b, b)."""
-        blocks = self.blocks.to(dtype)
-        skew = skew_of(blocks, self._size) if blocks.ndim == 2 else blocks - blocks.mT
-        if self.constraint is not None:
-            skew = skew * at_most(skew.norm(), self.constraint * rows)
-        if self.block_norm is not None:
-            norms = torch.linalg.matrix_norm(skew, keepdim=True)
-            skew = skew * at_most(norms, self.block_norm / skew.shape[0] ** 0.5)
+        skew = self._skew(dtype)
+        skew = skew * self._limit(skew, rows)
         if self.scaled and self._size > 1:
             skew = skew / (2 * (self._size - 1) ** 0.5)
         skew = -skew if self.opposite else skew
         return cayley_step(skew) if self.neumann_terms is None else neumann_step(skew, self.neumann_terms)
+
+    def _skew(self, dtype: torch.dtype) -> Tensor:
+        blocks = self.blocks.to(dtype)
+        return skew_of(blocks, self._size) if blocks.ndim == 2 else blocks - blocks.mT
+
+    def _limit(self, skew: Tensor, rows: int) -> Tensor:
+        """What keeps Q within its limits when it is multiplied by it, (blocks, 1, 1)."""
+        factor = skew.new_ones(skew.shape[0], 1, 1)
+        if self.constraint is not None:
+            factor = factor * at_most(skew.norm(), self.constraint * rows)
+        if self.block_norm is not None:
+            norms = torch.linalg.matrix_norm(skew * factor, keepdim=True)
+            factor = factor * at_most(norms, self.block_norm / skew.shape[0] ** 0.5)
+        return factor
+
+    def _without_limits(self) -> Self:
+        """The same with the limits worked into the blocks: those of some rows do not tell how far all turn."""
+        if (self.constraint, self.block_norm) == (None, None):
+            return self
+        wide = torch.promote_types(self.blocks.dtype, torch.float32)
+        factor = self._limit(self._skew(wide), self.shape[0])
+        blocks = self.blocks.to(wide) * factor.reshape(-1, *(1 for _ in self.blocks.shape[1:]))
+        return replace(self, blocks=blocks, constraint=None, block_norm=None)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None
@@ -170,11 +188,12 @@ class OftDelta(Delta):
         return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
 
     def rows(self, spans: Spans) -> Self | None:
-        """The same for some rows; None where a block turns rows of two layers, or a limit counts all rows."""
+        """The same for some rows; None where a block turns rows of two layers."""
         blocks = None if self.on_input else blocks_of(spans, self._size)
-        if (blocks is None and not self.on_input) or (self.constraint, self.block_norm) != (None, None):
+        if blocks is None and not self.on_input:
             return None
+        free = self._without_limits()
         shape = None if self.target_shape is None else (count_rows(spans), *self.target_shape[1:])
-        turning = self.blocks if blocks is None else take_rows(self.blocks, blocks)
+        turning = free.blocks if blocks is None else take_rows(free.blocks, blocks)
         rescale = None if self.rescale is None else take_rows(self.rescale.flatten(), spans)
-        return replace(self, blocks=turning, rescale=rescale, target_shape=shape)
+        return replace(free, blocks=turning, rescale=rescale, target_shape=shape)

@@ -9,7 +9,7 @@ from typing import final
 from torch import nn
 
 from lorry.binding.original_names import sgm_names
-from lorry.binding.places import Place, places_of, where_fused
+from lorry.binding.places import Place, joined, places_of, where_fused
 from lorry.binding.tables import Names, Piece, original_names
 from lorry.binding.targets import weight_shape
 from lorry.errors import StateError, UnknownTargetError
@@ -17,6 +17,9 @@ from lorry.names import Target
 
 ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.")
 """Levels that versions of transformers have added or dropped at the root of a text encoder."""
+
+_MODULATION = "modulation"
+"""Wan's original name of what is `scale_shift_table` in diffusers; that of its `head` is the model's own there."""
 
 
 @final
@@ -64,7 +67,9 @@ class ModuleIndex:
         if pieces is None:
             return None
         places = places_of(pieces, self.modules)
-        return tuple(where_fused(place, self.modules) for place in places) if self._fuses else places
+        if not self._fuses:
+            return places
+        return joined(tuple(where_fused(place, self.modules) for place in places), self.modules)
 
     def find_pieces(self, target: Target) -> tuple[Piece, ...] | None:
         """Return the pieces that the rows of `target` are, in their order, or None where there is no such module.
@@ -78,6 +83,14 @@ class ModuleIndex:
     def original(self) -> Names:
         """The names that the original checkpoint has for modules which are called otherwise in this model."""
         return self._original
+
+    def find_bare_parameter(self, target: Target) -> str | None:
+        """Return the name of a parameter that `target` means and that is no layer's weight or bias, or None."""
+        path = target.path.replace(".", "_")
+        if path.endswith(_MODULATION):
+            path = path.removeprefix("head_").removesuffix(_MODULATION) + "scale_shift_table"
+        names = (name for name, _ in self.model.named_parameters() if name not in self.modules)
+        return next((name for name in names if name.replace(".", "_") == path), None)
 
     def find_path(self, target: Target) -> str | None:
         """Return the path of the one module that `target` names whole, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import final
 
 from torch import nn
@@ -64,6 +65,17 @@ def where_fused(place: Place, modules: Mapping[str, nn.Module]) -> Place:
             first, last = place.into or (0, sizes[name])
             return replace(place, path=path, into=(before + first, before + last))
     return place
+
+
+def joined(places: tuple[Place, ...], modules: Mapping[str, nn.Module]) -> tuple[Place, ...]:
+    """Return one place for several that take all rows of a delta into all rows of one module, as they are."""
+    if len(places) < 2 or any(place.into is None or place.rows != (place.into,) for place in places):
+        return places
+    ends = sorted(place.into for place in places if place.into is not None)
+    follow = all(before[1] == after[0] for before, after in pairwise(ends))
+    path = places[0].path
+    whole = (ends[0][0], ends[-1][1]) == (0, (weight_shape(modules[path]) or (0,))[0])
+    return (Place(path),) if whole and follow and len({place.path for place in places}) == 1 else places
 
 
 def _computes_fused(attention: nn.Module) -> bool:

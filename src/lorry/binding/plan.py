@@ -97,7 +97,8 @@ def _drafted(
 def _refuse_leftovers(report: LoadReport, draft: Draft, adapter: Adapter) -> None:
     if not (report.mismatched or report.unknown):
         return
-    hint = f"{made_for(adapter, draft.models)} `strict=False` applies the rest."
+    told = report.mismatched and all(mismatch.reason for mismatch in report.mismatched)
+    hint = f"{'' if told else made_for(adapter, draft.models)} `strict=False` applies the rest.".strip()
     if report.mismatched:
         raise ShapeMismatchError(
             f"{report.source} does not fit: {some(map(str, report.mismatched), 3)}. {hint}\n{report}"

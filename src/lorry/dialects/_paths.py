@@ -30,6 +30,8 @@ _XLABS_LAYERS = {
 """Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`, the `…LoraProcessor` classes."""
 
 _BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
+_MODULATION = ".diff_m"
+"""What Wan's distilled LoRAs call the difference of a block's `modulation`, which is a parameter and no layer."""
 _NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.set_weight)?$")
 
 _RESPELT = (
@@ -56,6 +58,8 @@ def plain_key(key: str) -> str:
 
     Source: huggingface/diffusers v0.19, `models/attention_processor.py` (`LoRAAttnProcessor`) and `loaders.py`.
     """
+    if key.endswith(_MODULATION):
+        return f"{key.removesuffix(_MODULATION)}.modulation.diff"
     if "_norm.scale" in key and (found := _NORM_SCALE.search(key)) is not None:
         return f"{key[: found.start()]}.{found['norm']}.set_weight"
     if "_lora" not in key:
