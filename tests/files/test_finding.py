@@ -132,6 +132,31 @@ def test_what_can_only_be_a_path_never_reaches_for_the_hub(name: str) -> None:
         find_weights(name)
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://example.org/api/download/1", "download the file and pass its path"),
+        ("https://huggingface.co/a/b", r"pass 'a/b'\."),
+        (
+            "https://huggingface.co/a/b/blob/main/x.safetensors?download=true",
+            r"pass 'a/b' and `weight_name='x.safetensors'`\.",
+        ),
+        ("https://hf.co/a/b/resolve/v2/c/x.bin", r"and `weight_name='c/x.bin'` and `revision='v2'`\."),
+    ],
+)
+def test_an_address_on_the_web_is_put_right(address: str, said: str) -> None:
+    with pytest.raises(AdapterNotFoundError, match=said):
+        find_weights(address)
+
+
+def test_a_misspelt_path_brings_the_name_of_its_neighbour(tmp_path: Path) -> None:
+    filled(tmp_path, "pixel-art.safetensors")
+    with pytest.raises(AdapterNotFoundError, match=r"Did you mean 'pixel-art.safetensors'\?"):
+        find_weights(tmp_path / "pixelart.safetensors")
+    with pytest.raises(AdapterNotFoundError, match=r"There is no folder .*gone either"):
+        find_weights(tmp_path / "gone" / "x.safetensors")
+
+
 def test_a_file_of_the_hub_written_as_a_path_is_put_right() -> None:
     with pytest.raises(
         AdapterNotFoundError, match=r"pass 'CiroN2022/toy-face' and `weight_name='toy_face_sdxl.safetensors'`"

@@ -134,6 +134,12 @@ BROKEN = {
     ),
     "announces a header of exabytes": (b"\xff" * 8 + b"{}", "a header of at most 2 bytes"),
     "is a web page": (b"<!DOCTYPE html><html>", "This is a web page"),
+    "is a message of a site": (b'{"error":"Unauthorized"}', "This is a message in JSON"),
+    "is a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "Run `git lfs pull`"),
+    "is an archive": (b"PK\3\4\x14\0\0\0\0\0", "This is a zip archive"),
+    "is compressed": (b"\x1f\x8b\x08\x08\x9a\x9b\x9c\x65\0\0", "compressed by gzip"),
+    "is an old pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "This is a pickle"),
+    "is cut off and begins like another kind": (b"\x80\2\0\0\0\0\0\0{}", "it is cut off"),
     "is empty": (b"", "got 0 bytes in all"),
 }
 

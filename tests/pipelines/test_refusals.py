@@ -77,6 +77,9 @@ LOADS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: file_of("flux"), errors.LorryError, "no place in this pipeline"),
     (lambda: "no/such/folder", errors.AdapterNotFoundError, "no/such/folder: there is no such file"),
+    (lambda: "", errors.AdapterNotFoundError, "The name of the adapter is empty"),
+    (lambda: ["a.safetensors", "b.safetensors"], errors.FormatError, "its state dict; got a list"),
+    (lambda: b"bytes", errors.FormatError, "its state dict; got a bytes"),
 ]
 
 
@@ -86,6 +89,7 @@ LOADS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ids=[
         *("nothing", "no adapter", "no-op", "no partner", "another shape", "unlike ranks"),
         *("unknown module", "another base", "another family", "no file"),
+        *("no name", "a list", "bytes"),
     ],
 )
 def test_a_load_that_fails_changes_nothing(
@@ -242,6 +246,71 @@ CALLS: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
         errors.FormatError,
         "expected only tensors",
     ),
+    "a weight that is not finite": (
+        lambda p: p.set_adapters("pixel", {"unet": {"mid": float("nan")}}),
+        errors.StateError,
+        "mid: expected a finite number, got nan",
+    ),
+    "a scale that is not finite": (
+        lambda p: p.fuse_lora(adapter_names=["pixel"], lora_scale=float("inf")),
+        errors.StateError,
+        "`lora_scale`: expected a finite number, got inf",
+    ),
+    "a scale of a call that is not finite": (
+        lambda p: oracle.drawn(p, cross_attention_kwargs={"scale": float("nan")}),
+        errors.StateError,
+        "`scale`: expected a finite number, got nan",
+    ),
+    "a scale of a call that is no number": (
+        lambda p: oracle.drawn(p, cross_attention_kwargs={"scale": "0.5"}),
+        errors.StateError,
+        "`scale`: expected a number, got '0.5'",
+    ),
+    "a number in place of a dict": (
+        lambda p: oracle.drawn(p, cross_attention_kwargs=0.5),
+        errors.StateError,
+        r'expected a dict, as in \{"scale": 0.5\}, got 0.5',
+    ),
+    "no name at all": (
+        lambda p: p.set_adapters(None),
+        errors.StateError,
+        "Expected the name of an adapter or a list of names, got None",
+    ),
+    "names that are no strings": (
+        lambda p: p.delete_adapters(["toy", 1]),
+        errors.StateError,
+        r"a list of names, got \['toy', 1\]",
+    ),
+    "an empty name": (
+        lambda p: p.load_lora_weights(file_of(), adapter_name=""),
+        errors.StateError,
+        "'' cannot be an adapter name",
+    ),
+    "an unknown place for originals": (
+        lambda p: p.fuse_lora(adapter_names=["pixel"], originals="dsk"),
+        errors.StateError,
+        "expected one of 'device', 'cpu', 'disk', 'none', got 'dsk'. Did you mean 'disk'",
+    ),
+    "a device that is not there": (
+        lambda p: p.set_lora_device(["pixel"], "cud"),
+        errors.StateError,
+        "`device`: 'cud' cannot be used on this machine.*such as 'cpu'",
+    ),
+    "a device that holds nothing": (
+        lambda p: p.set_lora_device(["pixel"], "meta"),
+        errors.StateError,
+        "'meta' holds no numbers",
+    ),
+    "slots of no size": (
+        lambda p: lorry.prepare(p, rank="32"),  # type: ignore[arg-type]
+        errors.StateError,
+        "`rank`: expected a whole number, got '32'",
+    ),
+    "a misspelt argument": (
+        lambda p: p.load_lora_weights(file_of(), adapter_names="new"),
+        TypeError,
+        "Unexpected argument 'adapter_names'. Did you mean 'adapter_name'",
+    ),
     "an unknown name for the text encoder": (
         lambda p: p.set_adapters_for_text_encoder("sketch"),
         errors.UnknownAdapterError,
@@ -261,6 +330,27 @@ def test_a_call_that_is_refused_changes_nothing(name: str, files: Files) -> None
     assert pipe.get_active_adapters() == active
     assert pipe.fused_loras == {"toy"}
     assert pipe.lora_scale == 1.0
+
+
+@pytest.mark.parametrize("given", [None, 3, torch.nn.Linear], ids=["None", "a number", "a class"])
+def test_what_is_no_pipeline_is_refused_by_name(given: object) -> None:
+    with pytest.raises(errors.StateError, match=f"{type(given).__name__} has no unet"):
+        lorry.attach(given)
+    with pytest.raises(
+        errors.StateError, match=f"Expected a pipeline or a model, got a {type(given).__name__}"
+    ):
+        lorry.prepare(given)
+
+
+def test_layers_to_save_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
+    pipe = oracle.ours("sd")
+    with pytest.raises(errors.StateError, match="a whole UNet2DConditionModel is no adapter"):
+        pipe.save_lora_weights(tmp_path / "out", unet_lora_layers=pipe.unet)
+    with pytest.raises(
+        errors.StateError, match="expected a dict of tensors or of modules by name, got a list"
+    ):
+        pipe.save_lora_weights(tmp_path / "out", unet_lora_layers=[*file_of()])
+    assert not (tmp_path / "out").exists()
 
 
 def test_fusing_nothing_or_twice_is_refused(files: Files) -> None:

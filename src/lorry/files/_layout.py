@@ -81,9 +81,8 @@ def header_length(first_bytes: bytes, file_size: int, source: str) -> int:
         raise _broken(source, "the first 8 bytes", "the header's length", f"{file_size} bytes in all", _AGAIN)
     length = int.from_bytes(first_bytes, "little")
     if length > min(MAX_HEADER, file_size - LENGTH_BYTES):
-        hint = "This is a web page." if first_bytes.lstrip()[:1] == b"<" else ""
         expected = f"a header of at most {min(MAX_HEADER, file_size - LENGTH_BYTES)} bytes"
-        raise _broken(source, "the first 8 bytes", expected, f"{length}", hint or _AGAIN)
+        raise _broken(source, "the first 8 bytes", expected, f"{length}", _what_it_is(first_bytes) or _AGAIN)
     return length
 
 
@@ -115,6 +114,24 @@ def parse_header(header: bytes, file_size: int, source: str) -> Layout:
     spans = [_span(key, description, source) for key, description in parsed.items()]
     _check_spans(spans, file_size - LENGTH_BYTES - len(header), source)
     return Layout(spans, metadata, LENGTH_BYTES + len(header))
+
+
+_OTHERS = {
+    b"<": "This is a web page. Download the file itself; some sites want a token for that.",
+    b'{"': "This is a message in JSON, as sites send in place of a file. Download it again; some sites want a token.",
+    b"version ": "This is a Git LFS pointer, which stands for the file. Run `git lfs pull` where it came from.",
+    b"PK": "This is a zip archive. Unpack it; or, where it is a pickle of torch, let its name end in `.pt`.",
+    b"\x1f\x8b": "This is compressed by gzip. Unpack it.",
+    b"\x80": "This is a pickle. Let its name end in `.pt`.",
+}
+"""What a file begins with that is something else: none is the length of a header, which has four zeros at its end."""
+
+
+def _what_it_is(first_bytes: bytes) -> str:
+    if not any(first_bytes[4:]):
+        return ""
+    start = first_bytes.lstrip(b" \t\r\n")
+    return next((said for begin, said in _OTHERS.items() if start.startswith(begin)), "")
 
 
 _AGAIN = "Download or copy the file again; it is cut off, or no safetensors file."

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path, PurePath
 
-from lorry.errors import AdapterNotFoundError
+from lorry.errors import AdapterNotFoundError, did_you_mean
 from lorry.files._choice import PICKLES, SAFE, check_pickle_wanted, choose_weights, missing
 from lorry.files._hub import Repository
 from lorry.files._shards import is_index, part_names
@@ -64,6 +64,10 @@ def find_weights(
             `subfolder` leads out of the folder.
         BrokenFileError: an index of parts is none.
     """
+    if not os.fspath(pretrained):
+        raise AdapterNotFoundError(
+            "The name of the adapter is empty: expected a path, or the id of a repository of the Hub."
+        )
     for name, value in {"resume_download": resume_download, "proxies": proxies, "mirror": mirror}.items():
         if value:
             log.warning("`%s` has no effect with today's huggingface_hub: %s.", name, _GONE[name])
@@ -126,10 +130,33 @@ def _in_repository(repository: Repository, weight_name: str | None, use_safetens
 def _check_repository(name: str) -> None:
     if _REPOSITORY.fullmatch(name) and not name.startswith(".") and not name.endswith((*SAFE, *PICKLES)):
         return
+    if "://" in name:
+        raise AdapterNotFoundError(_about_address(name))
     parts = Path(name).parts
-    hint = ""
+    hint = _near(Path(name))
     if len(parts) > 2 and name.endswith((*SAFE, *PICKLES)) and _REPOSITORY.fullmatch("/".join(parts[:2])):
         hint = (
             f" For a file of the Hub, pass {'/'.join(parts[:2])!r} and `weight_name={'/'.join(parts[2:])!r}`."
         )
     raise AdapterNotFoundError(f"{name}: there is no such file or folder.{hint}")
+
+
+def _about_address(name: str) -> str:
+    on_hub = re.match(
+        r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)(?:/(?:blob|resolve)/([^/]+)/([^?#]+))?",
+        name,
+    )
+    if on_hub is None:
+        return f"{name} is an address on the web: download the file and pass its path."
+    repository, revision, file = on_hub.groups()
+    then = f" and `weight_name={file!r}`" if file else ""
+    then += f" and `revision={revision!r}`" if revision not in (None, "main") else ""
+    return f"{name} is an address on the web. For a file of the Hub, pass {repository!r}{then}."
+
+
+def _near(path: Path) -> str:
+    """Suggest a file that lies beside the one that is not there."""
+    folder = path.expanduser().parent
+    if not folder.is_dir():
+        return f" There is no folder {folder} either."
+    return did_you_mean(path.name, [found.name for found in folder.iterdir()])

@@ -7,7 +7,7 @@ from lorry.patching.locks import exclusive
 from lorry.patching.memory import can_be_kept
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
-from lorry.patching.strength import Strength
+from lorry.patching.strength import Strength, check_strength
 from lorry.patching.token_rows import TokenRows, add_rows, remove_rows
 from lorry.patching.undo import Undo
 
@@ -20,6 +20,7 @@ __all__ = [
     "Undo",
     "add_rows",
     "can_be_kept",
+    "check_strength",
     "exclusive",
     "find_not_finite",
     "find_state",

@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import nn
 
 from lorry.errors import StateError
+from lorry.patching.strength import check_strength
 from lorry.patching.undo import Undo
 
 ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
@@ -17,13 +18,22 @@ ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwar
 
 
 def take_scale(kwargs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """Return the strength that `kwargs` ask for (1.0 when they do not), and `kwargs` without it."""
+    """Return the strength that `kwargs` ask for (1.0 when they do not), and `kwargs` without it.
+
+    Raises:
+        StateError: an argument is a number in place of a dict, or its strength is no finite number.
+    """
     for name in ARGUMENTS:
         given = kwargs.get(name)
+        if isinstance(given, (int, float)):
+            raise StateError(f'`{name}`: expected a dict, as in {{"scale": {given}}}, got {given}.')
         if isinstance(given, dict) and "scale" in given:
             rest = {key: value for key, value in given.items() if key != "scale"}
             scale = given["scale"]
-            return (1.0 if scale is None else float(scale)), {**kwargs, name: rest or None}
+            return (1.0 if scale is None else check_strength(scale, "`scale`")), {
+                **kwargs,
+                name: rest or None,
+            }
     return 1.0, kwargs
 
 

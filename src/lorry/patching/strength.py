@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import final
+
+from lorry.errors import StateError
 
 Step = tuple[int, int]
 """A denoising step, counted from 1, and how many there are."""
+
+
+def check_strength(given: object, where: str) -> float:
+    """Return a user's strength as a float.
+
+    Args:
+        given: what the user wrote.
+        where: what it was written for, which begins the message.
+
+    Raises:
+        StateError: it is no number, a NaN, or infinite.
+    """
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise StateError(f"{where}: expected a number, got {given!r}.")
+    if not math.isfinite(given):
+        raise StateError(f"{where}: expected a finite number, got {float(given)}.")
+    return float(given)
 
 
 @final

@@ -6,12 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from numbers import Real
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from lorry.errors import StateError
 from lorry.names import TEXT_ENCODERS
-from lorry.patching import exclusive, take_scale
+from lorry.patching import check_strength, exclusive, take_scale
 from lorry.pipelines.components import components_of, states_of
 from lorry.pipelines.following import following_steps
 
@@ -85,7 +83,7 @@ def obeying_lora_scale(encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
         except TypeError:
             return encode_prompt(self, *args, **kwargs)
         scale = bound.arguments.pop("lora_scale", None)
-        scale = 1.0 if scale is None else float(scale)
+        scale = 1.0 if scale is None else check_strength(scale, "`lora_scale`")
         with exclusive(components_of(self).values()), scaled(self, scale, only_text=True):
             return encode_prompt(*bound.args, **bound.kwargs)
 
@@ -100,14 +98,3 @@ def wrap_calls(cls: type) -> None:
             wrapped = wrapper(inherited)
             wrapped.lorry_obeys = True  # type: ignore[attr-defined]
             setattr(cls, name, wrapped)
-
-
-def check_scale(scale: object) -> float:
-    """Return a user's strength as a float.
-
-    Raises:
-        StateError: it is no number.
-    """
-    if isinstance(scale, Real) and not isinstance(scale, bool):
-        return float(scale)
-    raise StateError(f"`lora_scale`: expected a number, got {scale!r}.")

@@ -17,7 +17,10 @@ def components_of(pipeline: object) -> dict[str, nn.Module | None]:
 
     A model that `torch.compile` has wrapped is looked into.
     """
-    places = inspect.signature(type(pipeline).__init__).parameters.keys() | vars(pipeline).keys()
+    places = (
+        inspect.signature(type(pipeline).__init__).parameters.keys()
+        | getattr(pipeline, "__dict__", {}).keys()
+    )
     names = [name for name in (*DENOISERS, *OTHERS, *TEXT_ENCODERS) if name in places]
     models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
     return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}

@@ -103,7 +103,7 @@ def load_adapter(
         BindingError: the adapter does not fit, or (strict) holds a NaN or an infinity; nothing was changed.
     """
     loaded = loaded_names(models)
-    name = check_adapter_name(name or _default_name(loaded))
+    name = check_adapter_name(_default_name(loaded) if name is None else name)
     if hotswap and name not in loaded:
         raise unknown_adapter(name, loaded)
     if not hotswap and name in loaded:

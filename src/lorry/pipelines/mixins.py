@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lorry.binding import LoadReport
-from lorry.errors import FuseError, StateError
+from lorry.errors import FuseError, StateError, did_you_mean
 from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
-from lorry.patching import Originals, Undo, exclusive, find_state
-from lorry.pipelines.calls import alone, check_scale, wrap_calls
+from lorry.patching import Originals, Undo, check_strength, exclusive, find_state
+from lorry.pipelines.calls import alone, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
+from lorry.pipelines.devices import usable_device
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.parts import check_parts
 from lorry.pipelines.preparing import prepare
@@ -191,7 +192,7 @@ class LoraLoaderMixin:
             adapter_name,
             metadata,
             hotswap,
-            check_scale(lora_scale),
+            check_strength(lora_scale, "`lora_scale`"),
         )
 
     @classmethod
@@ -384,12 +385,13 @@ class LoraLoaderMixin:
 
         Raises:
             UnknownAdapterError: a name is loaded nowhere.
+            StateError: this machine has no such device.
         """
-        names = _listed(adapter_names)
+        names, place = _listed(adapter_names), usable_device(device)
         check_loaded(names, components_of(self))
         with Undo() as undo:
             for state in states_of(self).values():
-                state.park(names, torch.device(device), undo)
+                state.park(names, place, undo)
 
     # --- fuse and unfuse --------------------------------------------------------------------------------------
 
@@ -424,6 +426,13 @@ class LoraLoaderMixin:
                 `safe_fusing` found values that are not finite. Nothing was fused.
             UnknownAdapterError: a name is loaded nowhere.
         """
+        if originals not in get_args(Originals):
+            known = get_args(Originals)
+            raise StateError(
+                f"`originals`: expected one of {', '.join(map(repr, known))}, got {originals!r}."
+                + did_you_mean(str(originals), known)
+            )
+        scale = check_strength(lora_scale, "`lora_scale`")
         chosen = self._chosen(components, fuse_unet, fuse_text_encoder, fuse_transformer)
         states = states_of(self, chosen)
         names = None if adapter_names is None else _listed(adapter_names)
@@ -442,7 +451,7 @@ class LoraLoaderMixin:
             )
         with Undo() as undo:
             for state in states.values():
-                state.fuse(undo, names, check_scale(lora_scale), safe=safe_fusing, originals=originals)
+                state.fuse(undo, names, scale, safe=safe_fusing, originals=originals)
 
     @alone
     def unfuse_lora(
@@ -560,11 +569,18 @@ class StableDiffusionXLLoraLoaderMixin(LoraLoaderMixin):
 
 
 def _listed(names: Names) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    listed = list(names) if isinstance(names, Iterable) else [names]
+    if not all(isinstance(name, str) for name in listed):
+        raise StateError(f"Expected the name of an adapter or a list of names, got {names!r}.")
+    return listed
 
 
 def _described(source: Source) -> str:
-    return f"a state dict of {len(source)} tensors" if isinstance(source, Mapping) else str(source)
+    if isinstance(source, Mapping):
+        return f"a state dict of {len(source)} tensors"
+    return str(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
 
 
 def _denoiser_of(cls: type) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lorry.errors import StateError
 from lorry.patching import Undo, exclusive, get_state
 from lorry.pipelines.components import components_of, unwrapped
 
@@ -27,10 +28,16 @@ def prepare(target: object, rank: int = DEFAULT_RANK) -> None:
             With 0, everything acts through copies.
 
     Raises:
-        StateError: `rank` is negative, or a layer cannot carry adapters.
+        StateError: `rank` is no number or negative, `target` has no model, or a layer cannot carry adapters.
     """
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise StateError(f"`rank`: expected a whole number, got {rank!r}.")
     models = [unwrapped(target)] if isinstance(target, nn.Module) else list(components_of(target).values())
     found = [model for model in models if isinstance(model, nn.Module)]
+    if not found:
+        raise StateError(
+            f"Expected a pipeline or a model, got a {type(target).__name__} without any model in it."
+        )
     with exclusive(found), Undo() as undo:
         for model in found:
             get_state(model, undo).prepare(rank, undo)

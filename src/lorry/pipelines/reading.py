@@ -37,6 +37,9 @@ OTHER_ARGUMENTS = ("low_cpu_mem_usage", "unet_config", "return_lora_metadata", "
 """Arguments of `lora_state_dict` that are not about the file. Lorry never initialises weights that a file is about to
 replace, so `low_cpu_mem_usage` is accepted and changes nothing."""
 
+LOADING_ARGUMENTS = ("adapter_name", "strict", "hotswap", "denoisers", "load_into_transformer_2")
+"""Arguments of `load_lora_weights` alone, which a misspelt one may mean as well."""
+
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -56,14 +59,18 @@ def read_source(
 
     Raises:
         TypeError: an argument that nothing is known of.
-        FileError, FormatError: the file cannot be had, read or understood.
+        FileError, FormatError: the file cannot be had, read or understood, or `source` is none of these.
     """
     known = (*FILE_ARGUMENTS, *OTHER_ARGUMENTS)
     for name in kwargs:
         if name not in known:
-            raise TypeError(
-                f"Unexpected argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
-            )
+            near = did_you_mean(name, (*known, *LOADING_ARGUMENTS))
+            raise TypeError(f"Unexpected argument {name!r}.{near} Known: {', '.join(known)}.")
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise FormatError(
+            f"Expected the path of an adapter, its id on the Hub, or its state dict; got a {type(source).__name__}. "
+            "Each call loads one adapter."
+        )
     if isinstance(source, Mapping):
         header = {METADATA_KEY: json.dumps(dict(configuration))} if configuration else {}
         return read_adapter(

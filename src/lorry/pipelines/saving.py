@@ -49,7 +49,8 @@ def write_layers(
         The file written, or None on other than the main process.
 
     Raises:
-        StateError: there are no layers, or the directory is a file, or metadata is asked for in a pickle.
+        StateError: there are no layers, or they are none; the directory is a file; or metadata is asked for in a
+            pickle.
         FileError: `weight_name` leads out of the directory, or a file is there that is no adapter.
     """
     given = {component: found for component, found in layers.items() if found}
@@ -84,8 +85,18 @@ def write_layers(
 
 def _flat(layers: nn.Module | Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
     if isinstance(layers, nn.Module):
-        return dict(layers.state_dict())
-    tensors: dict[str, Tensor] = {}
+        tensors = dict(layers.state_dict())
+        if not any("lora" in key for key in tensors):
+            raise StateError(
+                f"Layers to save: a whole {type(layers).__name__} is no adapter. Pass its adapter's tensors, as "
+                "`lorry.get_adapter_state_dict` gives them."
+            )
+        return tensors
+    if not isinstance(layers, Mapping):
+        raise StateError(
+            f"Layers to save: expected a dict of tensors or of modules by name, got a {type(layers).__name__}."
+        )
+    tensors = {}
     for name, layer in layers.items():
         if isinstance(layer, nn.Module):
             tensors.update({f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from torch import nn
 
 from lorry.errors import StateError, did_you_mean
-from lorry.patching import Strength
+from lorry.patching import Strength, check_strength
 from lorry.pipelines.parts import Strengths
 from lorry.pipelines.tagged import strength_of
 from lorry.prompts import LoraTag
@@ -38,7 +37,7 @@ def strength_for(given: object, component: str, model: nn.Module) -> Strength:
     if isinstance(given, LoraTag):
         return strength_of(given, component, model)
     if not isinstance(given, Mapping):
-        return Strength(_number(given, "the strength"))
+        return Strength(check_strength(given, "the strength"))
     paths = [path for path, _ in model.named_modules() if path]
     is_unet = any(path.startswith("down_blocks.") for path in paths)
     rules = dict(_unet_rules(given, paths) if is_unet else _path_rules(given, paths))
@@ -58,7 +57,7 @@ def _path_rules(given: Mapping[str, Any], paths: Sequence[str]) -> Iterable[tupl
     for path, value in given.items():
         if path not in known:
             raise StateError(f"{path!r} is not a module of this model.{did_you_mean(path, known)}")
-        yield path, _number(value, path)
+        yield path, check_strength(value, path)
 
 
 def _unet_rules(given: Mapping[str, Any], paths: Sequence[str]) -> Iterable[tuple[str, float]]:
@@ -67,7 +66,10 @@ def _unet_rules(given: Mapping[str, Any], paths: Sequence[str]) -> Iterable[tupl
             raise StateError(f"{part!r} is not a part of a UNet: expected 'down', 'mid' or 'up'.")
         block = UNET_PARTS[part]
         if part == "mid":
-            yield block, _number(value[0] if isinstance(value, list) and len(value) == 1 else value, "mid")
+            yield (
+                block,
+                check_strength(value[0] if isinstance(value, list) and len(value) == 1 else value, "mid"),
+            )
             continue
         indices = sorted(
             {path.split(".")[1] for path in paths if path.startswith(f"{block}.") and path.count(".")}
@@ -85,7 +87,7 @@ def _block_rules(block: str, strengths: object, paths: Sequence[str]) -> Iterabl
     if isinstance(strengths, list) and len(strengths) == 1:
         strengths = strengths[0]
     if not isinstance(strengths, list):
-        yield block, _number(strengths, block)
+        yield block, check_strength(strengths, block)
         return
     layers = sum(re.fullmatch(rf"{re.escape(block)}\.resnets\.\d+", path) is not None for path in paths)
     if len(strengths) != layers:
@@ -94,13 +96,7 @@ def _block_rules(block: str, strengths: object, paths: Sequence[str]) -> Iterabl
         )
     for layer, strength in enumerate(strengths):
         for kind in ("attentions", "resnets", "motion_modules", "downsamplers", "upsamplers"):
-            yield f"{block}.{kind}.{layer}", _number(strength, block)
-
-
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise StateError(f"{where}: expected a number, got {value!r}.")
-    return float(value)
+            yield f"{block}.{kind}.{layer}", check_strength(strength, block)
 
 
 def per_adapter(names: Sequence[str], weights: object) -> list[Any]:
