@@ -571,7 +571,7 @@ class StableDiffusionXLLoraLoaderMixin(LoraLoaderMixin):
 def _listed(names: Names) -> list[str]:
     if isinstance(names, str):
         return [names]
-    listed = list(names) if isinstance(names, Iterable) else [names]
+    listed: list[Any] = list(names) if isinstance(names, Iterable) else [names]
     if not all(isinstance(name, str) for name in listed):
         raise StateError(f"Expected the name of an adapter or a list of names, got {names!r}.")
     return listed
