@@ -10,7 +10,6 @@ from typing import Any, final
 from torch import nn
 
 from lorry.errors import StateError
-from lorry.patching.strength import check_strength
 from lorry.patching.undo import Undo
 
 ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
@@ -21,7 +20,7 @@ def take_scale(kwargs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Return the strength that `kwargs` ask for (1.0 when they do not), and `kwargs` without it.
 
     Raises:
-        StateError: an argument is a number in place of a dict, or its strength is no finite number.
+        StateError: an argument is a number in place of a dict, or its strength is a string.
     """
     for name in ARGUMENTS:
         given = kwargs.get(name)
@@ -30,7 +29,9 @@ def take_scale(kwargs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         if isinstance(given, dict) and "scale" in given:
             rest = {key: value for key, value in given.items() if key != "scale"}
             scale = given["scale"]
-            return (1.0 if scale is None else check_strength(scale, "`scale`")), {
+            if isinstance(scale, str):
+                raise StateError(f"`scale`: expected a number, got {scale!r}.")
+            return (1.0 if scale is None else float(scale)), {
                 **kwargs,
                 name: rest or None,
             }

@@ -61,6 +61,7 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def call_with_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale, kwargs = take_scale(kwargs)
+        check_strength(scale, "`scale`")
         with (
             exclusive(components_of(self).values()),
             _remembered(self, scale),
