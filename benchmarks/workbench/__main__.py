@@ -54,10 +54,10 @@ What `lorry extract` does to each layer, beside a dense decomposition.
 MEMORY = """
 ## Memory
 
-Each command in a process of its own, on ten transformer blocks and one convolution of SDXL: most of a process is torch,
-and files are read one tensor at a time.
+Each command in a process of its own, on ten transformer blocks and one convolution of SDXL, read one tensor at a time.
+Beside it the peak of `lorry inspect line --weights`, which is that of torch and the program.
 
-| command | time | peak | of it before any work |
+| command | time | peak | the program itself |
 |---|---|---|---|"""
 
 

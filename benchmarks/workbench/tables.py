@@ -130,7 +130,7 @@ def memory_rows(blocks: int = 10) -> Iterator[str]:
             for name in ("base", "tuned")
         )
         lora, size = folder / "lora.safetensors", base.stat().st_size / 1e6
-        start = peak_of(["--version"])[1]
+        start = peak_of(["inspect", "line", "--weights"])[1]
         for what, words in (
             ("extract --rank 32", ["extract", base, tuned, "--rank", "32", "--out", lora]),
             ("bake", ["bake", base, lora, "--out", folder / "baked.safetensors"]),
