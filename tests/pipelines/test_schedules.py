@@ -180,13 +180,14 @@ def test_a_callback_object_gets_the_tensors_that_it_asks_for() -> None:
     assert asked == [["latents", "prompt_embeds"]] * 2
 
 
-def test_a_step_moves_nothing_but_the_numbers_of_the_strengths() -> None:
-    pipe = loaded()
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
+def test_a_step_moves_nothing_but_the_numbers_of_the_strengths(family: str) -> None:
+    pipe = loaded(family)
     pipe.set_adapters("toy", lorry.Strengths(0.8, steps=[(0, 0.1), (1, 1)]))
     places: list[dict[str, tuple[int, ...]]] = []
 
     def look(pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        modules = dict(pipe.unet.named_modules())
+        modules = dict(denoiser(pipe).named_modules())
         buffers = {
             path: tuple(0 if b is None else b.data_ptr() for b in m._buffers.values())
             for path, m in modules.items()

@@ -26,6 +26,7 @@ from models import (
     tiny_sd3_transformer,
     tiny_sd_pipeline,
     tiny_sdxl_pipeline,
+    tiny_sdxl_unet,
     tiny_unet,
     unet_inputs,
 )
@@ -115,6 +116,7 @@ CASES: list[tuple[Callable[[], nn.Module], str, str]] = [
     (tiny_unet, "unet", "convolution"),
     (tiny_unet, "unet", "attn2"),
     (tiny_unet, "unet", "to_*"),
+    (tiny_sdxl_unet, "unet", "down_blocks.1"),
     (tiny_sd3_transformer, "transformer", "transformer_blocks.0"),
     (tiny_flux_transformer, "transformer", "single_transformer_blocks.1"),
     (tiny_flux_transformer, "transformer", "feed-forward"),
