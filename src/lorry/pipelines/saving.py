@@ -85,18 +85,12 @@ def write_layers(
 
 def _flat(layers: nn.Module | Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
     if isinstance(layers, nn.Module):
-        tensors = dict(layers.state_dict())
-        if not any("lora" in key for key in tensors):
-            raise StateError(
-                f"Layers to save: a whole {type(layers).__name__} is no adapter. Pass its adapter's tensors, as "
-                "`lorry.get_adapter_state_dict` gives them."
-            )
-        return tensors
+        return dict(layers.state_dict())
     if not isinstance(layers, Mapping):
         raise StateError(
             f"Layers to save: expected a dict of tensors or of modules by name, got a {type(layers).__name__}."
         )
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         if isinstance(layer, nn.Module):
             tensors.update({f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()})
