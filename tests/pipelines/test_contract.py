@@ -568,10 +568,10 @@ def test_modules_are_saved_as_their_tensors_and_views_are_made_whole(tmp_path: P
     assert torch.equal(found["unet.up.weight"], layer.weight)
     assert torch.equal(found["unet.view"], shared.t())
     lorry.LoraLoaderMixin.save_lora_weights(
-        tmp_path / "whole", text_encoder_lora_layers=nn.ModuleDict({"lora": layer})
+        tmp_path / "whole", text_encoder_lora_layers=nn.ModuleDict({"a": layer})
     )
     whole = load_file(tmp_path / "whole" / "pytorch_lora_weights.safetensors")
-    assert whole.keys() == {"text_encoder.lora.weight", "text_encoder.lora.bias"}
+    assert whole.keys() == {"text_encoder.a.weight", "text_encoder.a.bias"}
 
 
 def test_only_the_main_process_writes_and_a_save_function_takes_the_writers_place(tmp_path: Path) -> None:
