@@ -201,6 +201,11 @@ CALLS: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
         errors.StateError,
         "'transformer' is not found",
     ),
+    "fusing no adapter": (
+        lambda p: p.fuse_lora(adapter_names=[]),
+        errors.FuseError,
+        "nothing to fuse: no adapter is named on unet, text_encoder",
+    ),
     "fusing where the adapter is not": (
         lambda p: p.fuse_lora(components=["text_encoder"], adapter_names=["sketch"]),
         errors.FuseError,

@@ -439,11 +439,12 @@ class LoraLoaderMixin:
         if names is not None:
             check_loaded(names, components_of(self))
         fusable = {
-            component: [name for name in names or state.active if name in state.adapters]
+            component: [name for name in (state.active if names is None else names) if name in state.adapters]
             for component, state in states.items()
         }
         if not any(fusable.values()):
-            which = "is active" if names is None else f"of {', '.join(names)} is loaded"
+            named = f"of {', '.join(names)} is loaded" if names else "is named"
+            which = "is active" if names is None else named
             raise FuseError(f"There is nothing to fuse: no adapter {which} on {', '.join(chosen)}.")
         if all(name in states[component].fused for component, found in fusable.items() for name in found):
             raise FuseError(
