@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from lorry import LoraLoaderMixin
 from lorry.algebra import LoraDelta
 from lorry.files import safetensors_reader, write_safetensors
 from lorry.memory import new_block
 from lorry.patching.resident import Resident
-from models import tiny_unet
+from pipelines.unet_alone import UnetAlone, attention_loras
 
 
-class Pipeline(LoraLoaderMixin):
-    def __init__(self) -> None:
-        self.unet: Any = tiny_unet()
-        self.components = {"unet": self.unet}
-
-
-def tensors_for(pipeline: Pipeline) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for path, module in pipeline.unet.named_modules():
-        if path.endswith(("to_q", "to_k", "to_v")):
-            tensors[f"unet.{path}.lora_A.weight"] = torch.randn(2, module.in_features)
-            tensors[f"unet.{path}.lora_B.weight"] = torch.randn(module.out_features, 2)
-    return tensors
-
-
-def factors(pipeline: Pipeline) -> list[torch.Tensor]:
+def factors(pipeline: UnetAlone) -> list[torch.Tensor]:
     resident = pipeline.unet.lorry.adapters["one"]
     return [tensor for delta in resident.deltas.values() for tensor in delta.tensors().values()]
 
@@ -49,8 +32,8 @@ def test_a_files_bytes_stay_where_they_were_read(tmp_path: Path, monkeypatch: py
         return blocks[-1]
 
     monkeypatch.setattr(safetensors_reader, "new_block", noted)
-    pipeline = Pipeline()
-    tensors = tensors_for(pipeline)
+    pipeline = UnetAlone()
+    tensors = attention_loras(pipeline)
     path = write_safetensors(tmp_path / "one.safetensors", tensors)
     pipeline.load_lora_weights(str(path), adapter_name="one")
     module = next(m for m in pipeline.unet.modules() if getattr(m, "lorry_down", None) is not None)
@@ -66,8 +49,8 @@ def test_a_files_bytes_stay_where_they_were_read(tmp_path: Path, monkeypatch: py
 def test_a_file_that_is_changed_after_loading_changes_no_weight(
     change: str, parts: bool, tmp_path: Path
 ) -> None:
-    pipeline = Pipeline()
-    tensors = tensors_for(pipeline)
+    pipeline = UnetAlone()
+    tensors = attention_loras(pipeline)
     path = write_safetensors(tmp_path / "one.safetensors", tensors)
     index = tmp_path / "one.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, path.name)}))
@@ -82,16 +65,16 @@ def test_a_file_that_is_changed_after_loading_changes_no_weight(
 
 
 def test_a_dictionarys_tensors_are_copied() -> None:
-    pipeline = Pipeline()
-    tensors = tensors_for(pipeline)
+    pipeline = UnetAlone()
+    tensors = attention_loras(pipeline)
     pipeline.load_lora_weights(tensors, adapter_name="one")
     assert storages(factors(pipeline)).isdisjoint(storages(list(tensors.values())))
 
 
 def test_a_file_of_which_much_is_unused_is_copied_and_let_go(tmp_path: Path) -> None:
-    pipeline = Pipeline()
+    pipeline = UnetAlone()
     pipeline.components["text_encoder"] = None
-    tensors = tensors_for(pipeline)
+    tensors = attention_loras(pipeline)
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     names = ("text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.self_attn.q_proj")
     for name in names:
@@ -103,8 +86,8 @@ def test_a_file_of_which_much_is_unused_is_copied_and_let_go(tmp_path: Path) -> 
 
 
 def test_what_is_loaded_in_inference_mode_can_be_changed_later(tmp_path: Path) -> None:
-    pipeline = Pipeline()
-    path = write_safetensors(tmp_path / "one.safetensors", tensors_for(pipeline))
+    pipeline = UnetAlone()
+    path = write_safetensors(tmp_path / "one.safetensors", attention_loras(pipeline))
     with torch.inference_mode():
         pipeline.load_lora_weights(str(path), adapter_name="one")
     assert not any(tensor.is_inference() for tensor in factors(pipeline))

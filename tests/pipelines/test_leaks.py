@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import numpy
 import psutil
 import pytest
 import torch
 
-from lorry import LoraLoaderMixin
-from models import tiny_unet
+from pipelines.unet_alone import UnetAlone, attention_loras
 
 CYCLES = 200
-
-
-class Pipeline(LoraLoaderMixin):
-    def __init__(self) -> None:
-        self.unet: Any = tiny_unet()
-        self.components = {"unet": self.unet}
-
-
-def adapter(pipeline: Pipeline) -> dict[str, torch.Tensor]:
-    """A LoRA of every attention projection."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path, module in pipeline.unet.named_modules():
-        if path.endswith(("to_q", "to_k", "to_v")):
-            tensors[f"unet.{path}.lora_A.weight"] = torch.randn(2, module.in_features)
-            tensors[f"unet.{path}.lora_B.weight"] = torch.randn(module.out_features, 2)
-    return tensors
 
 
 def tensor_count() -> int:
@@ -37,7 +19,7 @@ def tensor_count() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def cycle(pipeline: Pipeline, tensors: dict[str, torch.Tensor], fused: bool) -> None:
+def cycle(pipeline: UnetAlone, tensors: dict[str, torch.Tensor], fused: bool) -> None:
     pipeline.load_lora_weights(tensors, adapter_name="one")
     pipeline.set_adapters("one", 0.5)
     if fused:
@@ -48,8 +30,8 @@ def cycle(pipeline: Pipeline, tensors: dict[str, torch.Tensor], fused: bool) -> 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 def test_two_hundred_cycles_leave_no_tensor_and_no_memory(fused: bool) -> None:
-    pipeline = Pipeline()
-    tensors = adapter(pipeline)
+    pipeline = UnetAlone()
+    tensors = attention_loras(pipeline)
     for _ in range(20):
         cycle(pipeline, tensors, fused)
     before, process = tensor_count(), psutil.Process()

@@ -1,6 +1,7 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
 from lorry.files._shards import part_paths
+from lorry.files.closing import Closing
 from lorry.files.finding import check_inside, find_weights
 from lorry.files.folders import write_folders
 from lorry.files.hashes import Hashes, hash_file, weights_hash
@@ -13,6 +14,7 @@ from lorry.files.streaming import PickleReader, TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
+    "Closing",
     "Hashes",
     "LIST_MARKER",
     "PickleReader",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from functools import cached_property
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from lorry.errors import BrokenFileError
 from lorry.files._layout import Layout, Span
+from lorry.files.closing import Closing
 from lorry.files.pickles import read_pickle
 from lorry.files.safetensors_reader import _open, _read_layout
 from lorry.files.tensor_file import TensorFile
@@ -23,7 +23,7 @@ kept would fill the holes that they leave, and the next large one would grow it,
 
 
 @final
-class TensorReader:
+class TensorReader(Closing):
     """An open safetensors file, for files larger than the memory: nothing but what is asked for is read.
 
     A memory map would count every page that was ever touched; this holds none. Use it as a context manager.
@@ -76,17 +76,9 @@ class TensorReader:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 @final
-class PickleReader:
+class PickleReader(Closing):
     """A pickle of tensors under the face of a `TensorReader`. It has no header, so that all of it is in memory."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -118,11 +110,3 @@ class PickleReader:
     def close(self) -> None:
         """Give the memory back."""
         self._file = TensorFile({}, {}, self._file.source)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

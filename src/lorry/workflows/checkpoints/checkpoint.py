@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from lorry.files import PickleReader, TensorReader
+from lorry.files import Closing, PickleReader, TensorReader
 
 Span = tuple[int, int]
 """The first row, and one past the last."""
@@ -52,7 +51,7 @@ CLIP_ROOT = "text_model."
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class Checkpoint:
+class Checkpoint(Closing):
     """A model on the disk. Nothing but headers is read until `read`. Use it as a context manager."""
 
     source: Path
@@ -80,11 +79,3 @@ class Checkpoint:
         """Close all files."""
         for reader in self.readers.values():
             reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
