@@ -138,6 +138,8 @@ class AdapterState:
 
     def _give_room_back(self, undo: Undo) -> None:
         """Narrow the layers that nothing loaded needs wide."""
+        if not self._widened.any():
+            return
         left: dict[str, list[Delta]] = {}
         for resident in self.adapters.values():
             for path, delta in resident.deltas.items():

@@ -41,6 +41,10 @@ class Widened:
     def __init__(self) -> None:
         self._before: dict[str, _Before] = {}
 
+    def any(self) -> bool:
+        """Whether a layer is wider than it was."""
+        return bool(self._before)
+
     @staticmethod
     def wanted(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> dict[str, tuple[int, int]]:
         """Return the shape (out, in) that the weight of each layer must have that deltas are too wide for."""
