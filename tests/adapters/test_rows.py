@@ -67,6 +67,31 @@ def test_loras_of_their_own_become_one_with_blocks_and_are_told_apart_again(
     assert_same_loras(split_blocks(joined, ROWS), parts)
 
 
+def with_zeros(delta: LoraDelta, *columns: int) -> LoraDelta:
+    up = delta.up.clone()
+    up[:, list(columns)] = 0
+    return LoraDelta(delta.down, up, None, delta.alpha)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [with_zeros(lora(4, rank=3), 2), with_zeros(lora(3, rank=3, seed=1), 0), lora(5, rank=3, seed=2)],
+        [lora(4), with_zeros(lora(3, seed=1), 0, 1), lora(5, seed=2)],
+        [with_zeros(lora(4, rank=1, alpha=2.0), 0), lora(3, rank=1, alpha=2.0), lora(5, rank=1, alpha=2.0)],
+        [with_zeros(lora(4, rank=2, alpha=4.0), 1), lora(3, rank=1, alpha=2.0), lora(5, rank=1, alpha=2.0)],
+        [with_zeros(lora(4, rank=3, alpha=6.0), 1, 2), None, lora(5, rank=3, alpha=6.0)],
+    ],
+    ids=["at borders", "all of one", "all of the first", "unlike ranks", "one missing"],
+)
+def test_ranks_whose_column_is_all_zeros_are_kept_and_stay_with_their_layer(
+    parts: list[LoraDelta | None],
+) -> None:
+    joined = join_rows(parts, ROWS)
+    assert joined is not None
+    assert_same_loras(split_blocks(joined, ROWS), parts)
+
+
 def test_what_a_fused_lora_was_cut_into_becomes_that_lora_again() -> None:
     whole = lora(12, rank=4, alpha=3.0)
     parts = [cut_rows(whole, (span,)) for span in SPANS]

@@ -37,7 +37,8 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     """Return the layers' own LoRAs that `join_rows` made a LoRA of, or None where it was made otherwise.
 
     It is undone where each column of `up` has numbers in the rows of one layer alone, and where a layer has no rank at
-    all (None in the result). Those of a LoRA that was trained fused share `down`. A DoRA of rows is undone as its LoRA.
+    all (None in the result). A column of zeros goes to the layer of its neighbours, so that no rank is lost. The layers
+    of a LoRA that was trained fused share `down`. A DoRA of rows is undone as its LoRA.
     """
     if isinstance(delta, DoraDelta):
         return None if delta.on_input else _split_doras(delta, rows)
@@ -47,7 +48,27 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     used = torch.stack([block.ne(0).any(dim=0) for block in blocks])
     if not used.any() or (used.sum(dim=0) > 1).any():
         return _without_empty(delta, rows, used)
-    return [_own(delta, block, columns) for block, columns in zip(blocks, used, strict=True)]
+    owners = torch.tensor(_owners(used))
+    return [_own(delta, block, owners == layer) for layer, block in enumerate(blocks)]
+
+
+def _owners(used: Tensor) -> list[int]:
+    """Return the layer of each column, of which no more than one layer uses any.
+
+    One that none uses is part of a layer's share where all shares are equal; else its left neighbour's, or the first's.
+    """
+    layers, columns = used.shape
+    found = [int(column.nonzero()) if column.any() else None for column in used.T]
+    if columns % layers == 0:
+        equal = [column * layers // columns for column in range(columns)]
+        if all(owner in (None, share) for owner, share in zip(found, equal, strict=True)):
+            return equal
+    last = next(owner for owner in found if owner is not None)
+    owners = []
+    for owner in found:
+        last = last if owner is None else owner
+        owners.append(last)
+    return owners
 
 
 def _split_doras(delta: DoraDelta, rows: Rows) -> list[Delta | None] | None:
