@@ -122,9 +122,15 @@ class MissingPackageError(LorryError, ImportError):
     """A package of one of lorry's extras is not installed."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the known word nearest to `word`, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """Return `" Did you mean 'x'?"` for the known word nearest to `word`, or an empty string.
+
+    Args:
+        word: what was asked for.
+        known: what there is.
+        alike: how near it must be, from 0 (whatever) to 1 (the same).
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -45,6 +45,21 @@ def check_contract(delta: Delta, base: Tensor) -> None:
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in delta.tensors().items())
     assert delta.nbytes == sum(tensor.nbytes for tensor in tensors.values())
     check_other_tensors(delta, base)
+    check_vanishing(delta, base)
+
+
+def check_vanishing(delta: Delta, base: Tensor) -> None:
+    """Raise where it says that it adds nothing and adds something, or the other way round."""
+    assert not delta.adds_nothing()
+    tensors = dict(delta.tensors())
+    assert not delta.with_tensors(
+        {name: tensor.to("meta") for name, tensor in tensors.items()}
+    ).adds_nothing()
+    for name, tensor in tensors.items():
+        zeroed = delta.with_tensors({**tensors, name: torch.zeros_like(tensor)})
+        if name in delta.vanishes_with or zeroed.adds_nothing():
+            assert zeroed.adds_nothing(), name
+            assert not zeroed.weight(base).any(), name
 
 
 def check_other_tensors(delta: Delta, base: Tensor) -> None:

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,33 @@ def test_adapters_without_a_name_are_numbered_and_never_take_one_that_is_there(f
     pipe.delete_adapters("default_0")
     pipe.load_lora_weights(files.get("sd"))
     assert pipe.get_list_adapters()["unet"] == ["default_1", "default_2"]
+
+
+def zeroed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A file in which what begins with `prefix` is as it was before the first step of its training."""
+    idle = [key for key in tensors if key.startswith(prefix) and key.endswith("lora_B.weight")]
+    assert idle
+    return {**tensors, **{key: torch.zeros_like(tensors[key]) for key in idle}}
+
+
+def test_an_adapter_that_adds_nothing_is_named_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    tensors = oracle.dotted(oracle.lora("sd"), ".lora_A.weight", ".lora_B.weight")
+    report = oracle.ours("sd").load_lora_weights(zeroed(tensors, ""), adapter_name="toy")
+    assert report.adds_nothing
+    assert "'toy' adds nothing: what a state dict holds for text_encoder and unet is all zeros" in caplog.text
+    assert str(report).count("which adds nothing: it is all zeros") == 2
+    assert report.applied == report.key_count
+
+
+def test_a_component_that_gets_nothing_is_named_in_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    tensors = oracle.dotted(oracle.lora("sd"), ".lora_A.weight", ".lora_B.weight")
+    report = oracle.ours("sd").load_lora_weights(zeroed(tensors, "text_encoder."), adapter_name="toy")
+    assert {part.component: part.adds_nothing for part in report.components} == {
+        "unet": False,
+        "text_encoder": True,
+    }
+    assert not report.adds_nothing
+    assert not caplog.text
 
 
 def test_loading_returns_a_report_and_logs_it(files: Files, caplog: pytest.LogCaptureFixture) -> None:
@@ -639,5 +667,7 @@ def test_a_state_dict_without_anything_for_the_denoiser_is_refused(component: st
         "text_encoder.a.lora_A.weight": torch.ones(1, 2),
         "text_encoder.a.lora_B.weight": torch.ones(2, 1),
     }
-    with pytest.raises(NothingAppliedError, match="Nothing of a state dict can be applied"):
+    with pytest.raises(
+        NothingAppliedError, match=f"nothing for the {component}: its 2 keys are for text_encoder"
+    ):
         getattr(pipe, f"load_lora_into_{component}")(tensors, None, getattr(pipe, component))

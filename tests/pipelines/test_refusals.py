@@ -20,6 +20,11 @@ from pipelines.conftest import Files
 Tensors = dict[str, Tensor]
 
 
+def files_alike(family: str, component: str) -> Tensors:
+    """What a file of `family` holds for one of its components."""
+    return {key: tensor for key, tensor in file_of(family).items() if key.startswith(f"{component}.")}
+
+
 def prepared(files: Files, family: str = "sd") -> Any:
     """A pipeline in the middle of things: one adapter fused, one active at a strength by blocks, one idle."""
     pipe = oracle.ours(family)
@@ -448,3 +453,41 @@ def test_everything_taken_off_again_is_bit_for_bit_what_it_was(
     pipe.delete_adapters("a")
     pipe.unload_lora_weights()
     oracle.check_same(oracle.snapshot(pipe), before)
+
+
+def test_a_model_that_a_state_dict_has_nothing_for_is_named_with_what_it_has() -> None:
+    pipe = oracle.ours("sd")
+    text, unet = files_alike("sd", "text_encoder"), files_alike("sd", "unet")
+    with pytest.raises(
+        errors.NothingAppliedError, match="nothing for the unet: its 24 keys are for text_encoder"
+    ):
+        type(pipe).load_lora_into_unet(text, None, pipe.unet)
+    with pytest.raises(
+        errors.NothingAppliedError, match="nothing for the text_encoder: its 164 keys are for unet"
+    ):
+        type(pipe).load_lora_into_text_encoder(unet, None, pipe.text_encoder)
+    assert pipe.get_list_adapters() == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "hint"),
+    [
+        (lambda: {**file_of(), **renamed("to_q", "to_qq")}, "Did you mean 'down_blocks.1.attentions.0"),
+        (lambda: renamed("to_q", "to_qq"), None),
+        (lambda: file_of("flux"), None),
+    ],
+    ids=["a slip of the pen", "nothing fits", "another model's transformer"],
+)
+def test_a_module_is_proposed_where_the_rest_of_the_component_fits_and_its_path_is_alike(
+    tensors: Callable[[], Tensors], hint: str | None
+) -> None:
+    with pytest.raises(errors.BindingError, match="with no place in this pipeline") as caught:
+        oracle.ours("sd").load_lora_weights(tensors())
+    assert (hint or "another base model") in str(caught.value)
+    assert ("Did you mean" in str(caught.value)) == (hint is not None)
+
+
+def renamed(layer: str, name: str) -> Tensors:
+    return {
+        key.replace(layer, name): tensor for key, tensor in files_alike("sd", "unet").items() if layer in key
+    }

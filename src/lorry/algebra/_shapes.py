@@ -24,6 +24,14 @@ def take_rows(tensor: Tensor, spans: Spans) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
+def all_equal(tensor: Tensor, value: float) -> bool:
+    """Whether a tensor has numbers, and each is `value`."""
+    if tensor.is_meta:
+        return False
+    ordered = tensor.float() if tensor.itemsize == 1 else tensor  # torch compares no float8
+    return not bool(ordered.any() if value == 0 else (ordered != value).any())
+
+
 def with_more_channels(tensor: Tensor, channels: int) -> Tensor:
     """Return a tensor with zeros appended along its second axis, up to `channels`."""
     more = tensor.new_zeros(tensor.shape[0], channels - tensor.shape[1], *tensor.shape[2:])

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor, dtype, float32
 
-from lorry.algebra._shapes import Spans
+from lorry.algebra._shapes import Spans, all_equal
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,6 +42,8 @@ class Delta(ABC):
     """Whether `weight` needs the base weight."""
     multiplies: ClassVar[bool] = False
     """Whether it multiplies each number of the base, so that there is nothing to add to zeros."""
+    vanishes_with: ClassVar[tuple[str, ...]] = ()
+    """The tensors of which any one of zeros alone makes the whole delta zero."""
 
     @property
     @abstractmethod
@@ -121,6 +123,13 @@ class Delta(ABC):
     def part(self, parameter: str) -> Delta | None:
         """The delta of one of the module's parameters, "weight" or "bias"; None for one that it leaves alone."""
         return self if parameter == "weight" else None
+
+    def adds_nothing(self) -> bool:
+        """Whether its own numbers say that it leaves every weight as it is; False where they do not tell, or are not
+        there (of a header alone).
+        """
+        tensors = self.tensors()
+        return any(all_equal(tensors[name], 0.0) for name in self.vanishes_with if name in tensors)
 
     @property
     def nbytes(self) -> int:

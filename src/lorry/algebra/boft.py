@@ -13,6 +13,7 @@ from lorry.algebra._rotations import at_most, cayley_step, rescaled, turned
 from lorry.algebra._shapes import (
     UNKNOWN,
     Spans,
+    all_equal,
     blocks_of,
     columns,
     count_rows,
@@ -155,6 +156,9 @@ class BoftDelta(Delta):
         # Within each group of 2^stage blocks the half blocks are sorted back from (even ones, odd ones).
         sorted_out = rows.unflatten(0, (-1, 2**stage, 2, half)).transpose(1, 2).flatten()
         return sorted_out.argsort()
+
+    def adds_nothing(self) -> bool:
+        return self.rescale is None and all_equal(self.blocks, 0.0)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None

@@ -28,6 +28,7 @@ class FullDelta(Delta):
     scale: float = 1.0
 
     family: ClassVar[str] = "full"
+    vanishes_with: ClassVar[tuple[str, ...]] = ("diff",)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,7 +9,16 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import UNKNOWN, Spans, count_rows, needed, no_meaning, take_rows, trimmed
+from lorry.algebra._shapes import (
+    UNKNOWN,
+    Spans,
+    all_equal,
+    count_rows,
+    needed,
+    no_meaning,
+    take_rows,
+    trimmed,
+)
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -89,6 +98,9 @@ class Ia3Delta(Delta):
         axes = [1] * weight.ndim
         axes[self.on_input] = -1
         return weight * factor.reshape(axes)
+
+    def adds_nothing(self) -> bool:
+        return all_equal(self.vector, self.neutral)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None

@@ -38,6 +38,7 @@ class LohaDelta(Delta):
     """The shape of the weight, which the tensors tell only up to how their columns divide into in, kh and kw."""
 
     family: ClassVar[str] = "LoHa"
+    vanishes_with: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 
     def __post_init__(self) -> None:
         problem = None

@@ -55,6 +55,7 @@ class LokrDelta(Delta):
     """The shape of the weight, which factors of `w2` tell only up to how their columns divide into in, kh and kw."""
 
     family: ClassVar[str] = "LoKr"
+    vanishes_with: ClassVar[tuple[str, ...]] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 
     def __post_init__(self) -> None:
         one, two = self._shapes

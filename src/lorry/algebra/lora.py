@@ -35,6 +35,7 @@ class LoraDelta(Delta):
     rank_stabilised: bool = False
 
     family: ClassVar[str] = "LoRA"
+    vanishes_with: ClassVar[tuple[str, ...]] = ("up", "down", "mid")
 
     def __post_init__(self) -> None:
         down, up, mid = self.down, self.up, self.mid

@@ -14,6 +14,7 @@ from lorry.algebra._rotations import at_most, cayley_step, neumann_step, rescale
 from lorry.algebra._shapes import (
     UNKNOWN,
     Spans,
+    all_equal,
     blocks_of,
     columns,
     count_rows,
@@ -176,6 +177,9 @@ class OftDelta(Delta):
         factor = self._limit(self._skew(wide), self.shape[0])
         blocks = self.blocks.to(wide) * factor.reshape(-1, *(1 for _ in self.blocks.shape[1:]))
         return replace(self, blocks=blocks, constraint=None, block_norm=None)
+
+    def adds_nothing(self) -> bool:
+        return self.rescale is None and all_equal(self.blocks, 0.0)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None

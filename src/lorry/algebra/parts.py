@@ -75,6 +75,9 @@ class PartsDelta(Delta):
             raise ValueError("This delta changes a bias only: ask `part('bias')`.")
         return self.on_weight.weight(base, dtype, strength)
 
+    def adds_nothing(self) -> bool:
+        return all(part.adds_nothing() for part in (self.on_weight, self.on_bias) if part is not None)
+
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         return None if self.on_weight is None else self.on_weight.low_rank(dtype)
 

@@ -36,6 +36,7 @@ class VeraDelta(Delta):
     """The shape of the weight, of which the tensors tell the rows."""
 
     family: ClassVar[str] = "VeRA"
+    vanishes_with: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
 
     def __post_init__(self) -> None:
         problem = None

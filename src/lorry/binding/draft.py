@@ -186,4 +186,5 @@ def _component_report(name: str, targets: int, entries: list[Entry]) -> Componen
         scale_sources=tuple(sorted({entry.scale_source for entry in entries})),
         families=tuple(sorted({entry.delta.family for entry in entries})),
         nbytes=sum(entry.delta.nbytes for entry in entries),
+        adds_nothing=all(entry.delta.adds_nothing() for entry in entries),
     )

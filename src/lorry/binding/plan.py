@@ -18,6 +18,9 @@ from lorry.binding.report import LoadReport
 from lorry.binding.routes import routes
 from lorry.errors import NothingAppliedError, ShapeMismatchError, UnknownTargetError, did_you_mean, some
 
+ALIKE = 0.85
+"""How like a module's path a file's must be to be taken for a slip of the pen: most words are the same in all paths."""
+
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
@@ -98,7 +101,8 @@ def _refuse_leftovers(report: LoadReport, draft: Draft, adapter: Adapter) -> Non
     if not (report.mismatched or report.unknown):
         return
     told = report.mismatched and all(mismatch.reason for mismatch in report.mismatched)
-    hint = f"{'' if told else made_for(adapter, draft.models)} `strict=False` applies the rest.".strip()
+    rest = "`strict=False` applies the rest." if report.applied else ""
+    hint = f"{'' if told else made_for(adapter, draft.models)} {rest}".strip()
     if report.mismatched:
         raise ShapeMismatchError(
             f"{report.source} does not fit: {some(map(str, report.mismatched), 3)}. {hint}\n{report}"
@@ -110,12 +114,23 @@ def _refuse_leftovers(report: LoadReport, draft: Draft, adapter: Adapter) -> Non
             f"lorry does not know. `strict=False` applies the rest.\n{report}"
         )
     if report.unknown:
-        first = report.unknown[0]
-        near = did_you_mean(
-            first.rpartition(".lora")[0] or first, [p for i in draft.indexes.values() for p in i.modules]
-        )
         error = UnknownTargetError if report.applied else NothingAppliedError
         raise error(
             f"{report.source} has {len(report.unknown)} of {report.key_count} keys with no place in this pipeline "
-            f"({', '.join(draft.models)}): {some(report.unknown, 3)}.{near} {hint}\n{report}"
+            f"({', '.join(draft.models)}): {some(report.unknown, 3)}.{_near(report, draft, adapter)} {hint}\n{report}"
         )
+
+
+def _near(report: LoadReport, draft: Draft, adapter: Adapter) -> str:
+    """Name the module that the first key without a place means, where the rest of its component has found places."""
+    entry = next((entry for entry in adapter.entries if report.unknown[0] in entry.keys), None)
+    if entry is None:  # it is a token's
+        return ""
+    served = {part.component for part in report.components}
+    paths = [
+        path.replace(".", "_") if entry.target.flat else path
+        for component in draft.routes[entry.target.component]
+        if component in served
+        for path in draft.indexes[component].modules
+    ]
+    return did_you_mean(entry.target.path, paths, ALIKE)

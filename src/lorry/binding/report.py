@@ -27,6 +27,8 @@ class ComponentReport:
     scale_sources: tuple[str, ...]
     families: tuple[str, ...]
     nbytes: int
+    adds_nothing: bool = False
+    """Whether the file's numbers say that all of this leaves the model as it is; not known from a header alone."""
 
     def __str__(self) -> str:
         families = "+".join(self.families)
@@ -35,6 +37,7 @@ class ComponentReport:
             f"{self.component}: {self.targets} targets from {self.keys or 'the same'} keys, "
             f"{families} {_span('rank', self.ranks)}, "
             f"{_span('scale', self.scales)} (from {sources}), {size_of(self.nbytes)}"
+            f"{', which adds nothing: it is all zeros' if self.adds_nothing else ''}"
         )
 
 
@@ -90,6 +93,12 @@ class LoadReport:
     def targets(self) -> int:
         """How many modules are changed, in all components."""
         return sum(component.targets for component in self.components)
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether the file's numbers say that it leaves every model as it is; not known from a header alone."""
+        acts = self.embeddings or any(not component.adds_nothing for component in self.components)
+        return bool(self.components) and not acts
 
     def __str__(self) -> str:
         counts = f"{len(self.ignored)} ignored, {len(self.unknown)} unknown, {self.mismatched_keys} of a wrong shape"

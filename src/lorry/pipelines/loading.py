@@ -184,6 +184,14 @@ def _check_finite(name: str, models: Mapping[str, nn.Module | None], strict: boo
 
 
 def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) -> None:
+    if report.adds_nothing:
+        log.warning(
+            "%r adds nothing: what %s holds for %s is all zeros, as it is before the first step of a training. "
+            "Pictures will be those of the base model. Ask for a later save of it.",
+            name,
+            report.source,
+            " and ".join(part.component for part in report.components),
+        )
     level = logging.WARNING if report.unknown or report.mismatched else logging.INFO
     log.log(level, "Loaded %r: %s", name, report)
     if any(not state.enabled for state in _states(models)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorry.binding import LoadReport
-from lorry.errors import FuseError, StateError, did_you_mean
+from lorry.errors import FuseError, NothingAppliedError, StateError, did_you_mean
 from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
 from lorry.patching import Originals, Undo, check_strength, exclusive, find_state
 from lorry.pipelines.calls import alone, wrap_calls
@@ -606,9 +606,13 @@ def _load_into(
     hotswap: bool,
     strength: float = 1.0,
 ) -> LoadReport:
-    adapter = read_source(state_dict, alphas, metadata).only(
-        component, DENOISER if component in DENOISERS else component
-    )
+    whole = read_source(state_dict, alphas, metadata)
+    adapter = whole.only(component, DENOISER if component in DENOISERS else component)
+    if not (adapter.entries or adapter.embeddings or adapter.unknown):
+        raise NothingAppliedError(
+            f"The state dict has nothing for the {component}: its {whole.key_count} keys are for "
+            f"{' and '.join(whole.components)}. `load_lora_weights` puts each part of it where it belongs."
+        )
     models = {component: unwrapped(model)}
     with exclusive(models.values()):  # type: ignore[arg-type]
         return load_adapter(adapter, models, name, strength=strength, hotswap=hotswap)  # type: ignore[arg-type]
