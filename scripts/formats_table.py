@@ -178,6 +178,10 @@ the spelling that is usual for it: what diffusers does was measured, what the ot
 
 {families()}
 
+A full difference, a whole value or factors may also be for a parameter that is a block's own and no layer's: Wan's
+`modulation` (`scale_shift_table` in diffusers; `diff_m` in the files of its distilled LoRAs) and what other models have
+of such. diffusers leaves them out with a line in its log.
+
 ## Families, dialects and architectures
 
 On how many of {count} architectures files of a family go into a dialect and back, with shuffled keys, bit for bit. Of

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -23,6 +24,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from torch import Tensor, nn
 from transformers import (
@@ -249,6 +252,36 @@ def tiny_flux_pipeline(seed: int = 0, cls: Any = FluxPipeline) -> Any:
         tokenizer=tiny_clip_tokenizer(),
         tokenizer_2=tiny_t5_tokenizer(),
         transformer=tiny_flux_transformer(seed),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def tiny_wan_transformer(seed: int = 0) -> WanTransformer3DModel:
+    """Wan's transformer: blocks, and the model itself, have parameters of their own."""
+    return _built(
+        WanTransformer3DModel,
+        seed,
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=T5_WIDTH,
+        freq_dim=8,
+        ffn_dim=20,
+        num_layers=2,
+    )
+
+
+def tiny_wan_pipeline(seed: int = 0, cls: Any = WanPipeline) -> Any:
+    """A Wan pipeline with T5; one frame of 16x16."""
+    latents: dict[str, Any] = {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vae = _built(AutoencoderKLWan, seed + 5, base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **latents)
+    return cls(
+        vae=vae,
+        text_encoder=tiny_t5_encoder(seed + 3),
+        tokenizer=tiny_t5_tokenizer(),
+        transformer=tiny_wan_transformer(seed),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
 

@@ -58,7 +58,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequences", type=int, default=1000, help="of each kind in each dtype")
     parser.add_argument("--steps", type=int, default=15, help="in each")
-    parser.add_argument("--kinds", nargs="+", default=["sd", "sdxl", "flux"])
+    parser.add_argument("--kinds", nargs="+", default=["sd", "sdxl", "flux", "wan"])
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     given = parser.parse_args()

@@ -29,6 +29,8 @@ class Checkpoint:
     """How many blocks of each kind the config asks for."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Rows of modules that the conversion cuts at numbers of its own."""
+    bare: str = ""
+    """Of the original's parameters that are no module's weight or bias, where the live model has them."""
     extra: str = ""
     """Parameters that are no module's weight, and that the conversion asks for."""
     same: str = ""

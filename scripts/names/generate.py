@@ -23,7 +23,7 @@ from scripts.names.patterns import patterns
 from scripts.names.recording import Landed, record, record_lora
 
 from lorry.binding.tables import FOLDER, Piece
-from lorry.binding.targets import weight_shape
+from lorry.binding.targets import bare_parameters, carriers, weight_shape
 
 CHECKPOINTS = (*flux.CHECKPOINTS, *image.CHECKPOINTS, *video.CHECKPOINTS)
 
@@ -39,12 +39,13 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     typed = dict(_rows(checkpoint.typed))
     reached = {piece.path for pieces in landed.values() for piece in pieces}
     reached |= {path for row in typed.values() for path in _expanded(_paths(row), checkpoint.blocks)}
-    carriers = [path for path, module in model.named_modules() if path and weight_shape(module) is not None]
-    left = [path for path in carriers if path not in reached and not re.match(checkpoint.same or "$", path)]
+    there = {path for path, module in carriers(model).items() if weight_shape(module) is not None}
+    bare = bare_parameters(model).keys()
+    left = [p for p in sorted(there - bare - reached) if not re.match(checkpoint.same or "$", p)]
     if left:
         raise ValueError(f"{checkpoint.model}: no original name reaches {left}")
-    if reached - set(carriers):
-        raise ValueError(f"{checkpoint.model}: {sorted(reached - set(carriers))} are no modules of it")
+    if reached - there:
+        raise ValueError(f"{checkpoint.model}: {sorted(reached - there)} are no modules of it")
     module = "lora_conversion_utils" if checkpoint.lora else "single_file_utils"
     source = checkpoint.source or f"diffusers.loaders.{module}.{checkpoint.convert}"
     return {
@@ -59,7 +60,9 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
     """Return where the names that are converted land, in the blocks that the model has."""
-    names = {pattern: _expanded(pattern, checkpoint.blocks) for pattern in checkpoint.names.split()}
+    every = f"{checkpoint.names} {checkpoint.bare}".split()
+    names = {pattern: _expanded(pattern, checkpoint.blocks) for pattern in every}
+    bare = set(_expanded(checkpoint.bare, checkpoint.blocks))
     rows = {name: count for pattern, count in checkpoint.rows.items() for name in names[pattern]}
     extra = {name: torch.zeros(1, 1) for name in _expanded(checkpoint.extra, checkpoint.blocks)}
     utils = lora_conversion_utils if checkpoint.lora else single_file_utils
@@ -70,11 +73,14 @@ def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
 
     if not names:
         return {}
-    every = [name for listed in names.values() for name in listed]
-    record_landed = record_lora if checkpoint.lora else record
-    landed = record_landed(every, rows, convert, set(model.state_dict()))
-    for pattern, listed in names.items():
-        if not any(name.removesuffix(".scale") in landed for name in listed):
+    listed = [name for found in names.values() for name in found]
+    parameters = set(model.state_dict())
+    if checkpoint.lora:
+        landed = record_lora(listed, rows, convert, parameters)
+    else:
+        landed = record(listed, rows, convert, parameters, bare)
+    for pattern, found in names.items():
+        if not any(name.removesuffix(".scale") in landed for name in found):
             raise ValueError(f"{checkpoint.model}: {pattern} is not converted")
     return landed
 
@@ -87,7 +93,8 @@ def _rows(typed: str) -> list[tuple[str, str]]:
 def _with_shares(row: str, model: Any, blocks: int) -> str:
     """Write into a row how many of the original's rows each piece has, where these are not the same."""
     pieces = [Piece.parse(text) for text in row.split(" + ")]
-    shapes = [weight_shape(model.get_submodule(_block_of(piece.path, blocks))) for piece in pieces]
+    modules = carriers(model)
+    shapes = [weight_shape(modules[_block_of(piece.path, blocks)]) for piece in pieces]
     rows = [(shape or (1,))[0] // piece.of for shape, piece in zip(shapes, pieces, strict=True)]
     unit = math.gcd(*rows)
     shared = (replace(piece, share=count // unit) for piece, count in zip(pieces, rows, strict=True))

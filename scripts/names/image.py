@@ -52,7 +52,7 @@ CHECKPOINTS = (
             single_layers.*.modCX.1 single_layers.*.mlp.c_fc1 single_layers.*.mlp.c_fc2 single_layers.*.mlp.c_proj
             single_layers.*.attn.w1q single_layers.*.attn.w1k single_layers.*.attn.w1v single_layers.*.attn.w1o
         """,
-        extra="register_tokens positional_encoding",
+        bare="register_tokens positional_encoding",
     ),
     Checkpoint(
         model="SanaTransformer2DModel",
@@ -64,7 +64,8 @@ CHECKPOINTS = (
             blocks.*.cross_attn.q_linear blocks.*.cross_attn.kv_linear blocks.*.cross_attn.proj
             blocks.*.mlp.inverted_conv.conv blocks.*.mlp.depth_conv.conv blocks.*.mlp.point_conv.conv
         """,
-        extra="pos_embed y_embedder.y_embedding blocks.*.scale_shift_table final_layer.scale_shift_table",
+        bare="blocks.*.scale_shift_table final_layer.scale_shift_table",
+        extra="pos_embed y_embedder.y_embedding",
     ),
     Checkpoint(
         model="Lumina2Transformer2DModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -19,7 +19,13 @@ Landed = dict[str, tuple[Piece, ...]]
 """{original module: the pieces of live modules that its rows are, in their order}."""
 
 
-def record(names: list[str], rows: Mapping[str, int], convert: Convert, parameters: set[str]) -> Landed:
+def record(
+    names: list[str],
+    rows: Mapping[str, int],
+    convert: Convert,
+    parameters: set[str],
+    bare: Collection[str] = (),
+) -> Landed:
     """Return where the rows of each original module land.
 
     Args:
@@ -27,6 +33,7 @@ def record(names: list[str], rows: Mapping[str, int], convert: Convert, paramete
         rows: their number, where the conversion counts on one.
         convert: from the original checkpoint's tensors to those of the live model; it may empty what it is given.
         parameters: of the live model.
+        bare: those of `names` that are parameters of no layer, under the same names in the checkpoint.
 
     Raises:
         ValueError: a tensor lands on no parameter of the model, or a piece of one is lost.
@@ -34,11 +41,18 @@ def record(names: list[str], rows: Mapping[str, int], convert: Convert, paramete
     checkpoint = {}
     for number, name in enumerate(names):
         tagged = _tagged(number, rows.get(name, ROWS))
-        if name.endswith(".scale"):
+        if name in bare:
+            checkpoint[name] = tagged[:, None]
+        elif name.endswith(".scale"):
             checkpoint[name] = tagged
         else:
             checkpoint |= {f"{name}.weight": tagged[:, None], f"{name}.bias": tagged}
-    converted = {key: tags for key, tags in convert(checkpoint).items() if key.endswith(".weight")}
+    tags = {number for number, name in enumerate(names) if name in bare}
+    converted = {
+        key: tensor
+        for key, tensor in convert(checkpoint).items()
+        if key.endswith(".weight") or (tensor is not None and _number(tensor) in tags)
+    }
     return _landed(names, converted, parameters)
 
 
@@ -54,6 +68,11 @@ def record_lora(names: list[str], rows: Mapping[str, int], convert: Convert, par
         if key.endswith(".lora_B.weight")
     }
     return _landed(names, converted, parameters)
+
+
+def _number(tensor: Tensor) -> int:
+    """Return which of the originals a tensor's first row is of."""
+    return int(tensor.flatten()[0]) // MOST_ROWS
 
 
 def _tagged(number: int, rows: int) -> Tensor:

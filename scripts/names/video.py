@@ -9,6 +9,7 @@ WAN_BLOCK = (
     *(f"cross_attn.{layer}" for layer in ("q", "k", "v", "o", "norm_q", "norm_k")),
     *("ffn.0", "ffn.2", "norm3"),
 )
+WAN_BARE = "blocks.*.modulation head.modulation"
 WAN_IMAGE_BLOCK = ("cross_attn.k_img", "cross_attn.v_img", "cross_attn.norm_k_img")
 WAN = " ".join(
     (
@@ -133,12 +134,14 @@ CHECKPOINTS = (
         convert="convert_wan_transformer_to_diffusers",
         config={"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120},
         names=f"{WAN} {WAN_IMAGE}",
+        bare=WAN_BARE,
     ),
     Checkpoint(
         model="SkyReelsV2Transformer3DModel",
         convert="convert_wan_transformer_to_diffusers",
         config={"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 2048, "inject_sample_info": True},
         names=f"{WAN} {WAN_IMAGE}",
+        bare=WAN_BARE,
         same="fps_",
     ),
     Checkpoint(
@@ -146,6 +149,7 @@ CHECKPOINTS = (
         convert="convert_wan_transformer_to_diffusers",
         config={"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120},
         names=f"{WAN} {WAN_IMAGE}",
+        bare=WAN_BARE,
     ),
     Checkpoint(
         model="WanVACETransformer3DModel",
@@ -155,6 +159,7 @@ CHECKPOINTS = (
             {WAN} {WAN_IMAGE} vace_blocks.0.before_proj vace_blocks.*.after_proj
             {" ".join(f"vace_blocks.*.{layer}" for layer in WAN_BLOCK + WAN_IMAGE_BLOCK)}
         """,
+        bare=f"{WAN_BARE} vace_blocks.*.modulation",
         same="vace_patch_embedding",
     ),
     Checkpoint(
@@ -172,6 +177,7 @@ CHECKPOINTS = (
             )
         }
         """,
+        bare=WAN_BARE,
         same="pose_patch_embedding|face_encoder.out_proj",
     ),
     Checkpoint(

@@ -1,4 +1,4 @@
-"""Differences of parameters that belong to a block and to no layer in it: refused with the reason, or left out."""
+"""Differences of parameters that belong to a block and to no layer in it: found by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorry.binding import bind, report_on
+from lorry.binding import bare_parameters, bind, report_on, weight_shape
 from lorry.dialects import read_adapter
 from lorry.errors import ShapeMismatchError
 from lorry.files import TensorFile
@@ -26,25 +26,37 @@ def wan() -> nn.Module:
         return diffusers.WanTransformer3DModel(num_layers=1, num_attention_heads=2, attention_head_dim=16)
 
 
-def file(key: str) -> TensorFile:
-    stem = "diffusion_model.blocks.0.self_attn.q"
-    tensors: dict[str, Tensor] = {f"{stem}.lora_down.weight": torch.ones(2, 32), key: torch.ones(1, 6, 32)}
+def file(key: str, shape: tuple[int, ...] | None = None) -> TensorFile:
+    stem, rows = "diffusion_model.blocks.0.self_attn.q", 2 if "head" in key else 6
+    tensors: dict[str, Tensor] = {
+        f"{stem}.lora_down.weight": torch.ones(2, 32),
+        key: torch.ones(shape or (1, rows, 32)),
+    }
     return TensorFile({**tensors, f"{stem}.lora_up.weight": torch.ones(32, 2)})
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_parameter_of_a_block_is_refused_by_name_and_left_out_when_asked(key: str) -> None:
+def test_a_parameter_of_a_block_is_found_by_each_of_its_names(key: str) -> None:
     adapter, models = read_adapter(file(key)), {"transformer": wan()}
-    with pytest.raises(ShapeMismatchError, match="it is a parameter of its block and of no layer") as refused:
-        bind(adapter, models)
-    assert f"`{KEYS[key]}`" in str(refused.value)
-    assert "another base model" not in str(refused.value)
-    plan = bind(adapter, models, strict=False)
-    assert list(plan.deltas["transformer"]) == ["blocks.0.attn1.to_q"]
-    assert (plan.report.applied, plan.report.mismatched_keys, plan.report.unknown) == (2, 1, ())
-    assert report_on(adapter, models).mismatched[0].keys == (key,)
+    plan = bind(adapter, models)
+    assert plan.deltas["transformer"].keys() == {"blocks.0.attn1.to_q", KEYS[key]}
+    assert (plan.report.applied, plan.report.targets, plan.report.unknown) == (3, 2, ())
+
+
+def test_one_of_another_shape_is_refused_by_name() -> None:
+    adapter = read_adapter(file("diffusion_model.blocks.0.diff_m", shape=(1, 5, 32)))
+    with pytest.raises(
+        ShapeMismatchError, match=r"`blocks\.0\.scale_shift_table`: the delta is \(1, 5, 32\)"
+    ):
+        bind(adapter, {"transformer": wan()})
 
 
 def test_a_name_that_no_parameter_has_stays_unknown() -> None:
     adapter = read_adapter(file("diffusion_model.blocks.7.diff_m"))
     assert report_on(adapter, {"transformer": wan()}).unknown == ("diffusion_model.blocks.7.diff_m",)
+
+
+def test_weights_and_biases_of_layers_are_not_bare() -> None:
+    names = bare_parameters(wan())
+    assert list(names) == ["scale_shift_table", "blocks.0.scale_shift_table"]
+    assert weight_shape(names["scale_shift_table"]) == (1, 2, 32)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorry.algebra import Delta
+from lorry.binding import BareParameter, carriers
 from pipelines.of_every_family import TARGETS, Path2Delta
 
 KEYS = ("weight", "bias")
@@ -102,7 +103,7 @@ class Dense:
         self._deltas = {}
         for component, paths in self._paths.items():
             for path in paths:
-                layer = getattr(pipeline, component).get_submodule(path)
+                layer = carriers(getattr(pipeline, component))[path]
                 for key in KEYS:
                     if layer._parameters.get(key) is not None:
                         self.base[component, path, key] = layer._parameters[key].detach().clone()
@@ -133,10 +134,13 @@ class Dense:
     ) -> None:
         """Raise where a layer of a component does not compute what it must, for a fixed input."""
         for path in self._paths.get(component, ()):
-            layer = getattr(pipeline, component).get_submodule(path)
+            layer = carriers(getattr(pipeline, component))[path]
             weight, bias = (self.parameter(component, path, key, who, scale) for key in KEYS)
             if weight is None:
                 raise AssertionError(f"`{component}.{path}` has no weight")
+            if isinstance(layer, BareParameter):
+                self._check_bare(pipeline, component, path, weight, tolerance)
+                continue
             x = _input(layer, weight).to(layer.weight.dtype)
             got, expected = layer(x).double(), _output(layer, x.double(), weight, bias)
             own = _output(
@@ -146,6 +150,16 @@ class Dense:
                 torch.stack([own, expected - own]).abs().max()
             )
             assert error <= tolerance, f"`{component}.{path}` is off by {error:.1e}, allowed {tolerance:.0e}"
+
+    def _check_bare(
+        self, pipeline: Any, component: str, path: str, expected: Tensor, tolerance: float
+    ) -> None:
+        """Raise where a block does not read what it must in place of its own parameter."""
+        owner, _, name = path.rpartition(".")
+        got = getattr(getattr(pipeline, component).get_submodule(owner), name).double()
+        base = self.base[component, path, "weight"].double()
+        error = float((got - expected).abs().max() / torch.stack([base, expected - base]).abs().max())
+        assert error <= tolerance, f"`{component}.{path}` is off by {error:.1e}, allowed {tolerance:.0e}"
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

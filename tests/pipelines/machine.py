@@ -24,6 +24,7 @@ from torch import Tensor
 
 import lorry
 from faults import FAULTS, InjectedError
+from lorry.binding import carriers
 from lorry.errors import DuplicateAdapterError, FuseError, LorryError, StateError, UnknownAdapterError
 from lorry.patching import Strength, find_state
 from lorry.pipelines.components import components_of
@@ -36,7 +37,7 @@ from snapshots import check_same, snapshot
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of the largest number of a layer's output, its own and what adapters add to it: five roundings of the dtype."""
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
-SEGMENTS = {"sd": "down_blocks", "sdxl": "mid_block", "flux": "single_transformer_blocks"}
+SEGMENTS = {"sd": "down_blocks", "sdxl": "mid_block", "flux": "single_transformer_blocks", "wan": "1"}
 
 NAMES = ("a", "b", "c")
 VALUES = (0.0, 0.25, 0.5, 1.0, -0.75)
@@ -322,7 +323,7 @@ class Machine:
         """What it means on a component."""
         if not strength.segment:
             return Strong(strength.value)
-        paths = [path for path, _ in self.models[component].named_modules()]
+        paths = list(carriers(self.models[component]))
         return Strong(strength.value, SEGMENTS[self.kind], strength.factor).on(paths)
 
     def choose(self) -> None:
@@ -414,11 +415,14 @@ class Machine:
 
     def cast_there_and_back(self) -> None:
         self.log.append("cast there and back")
+        own = [(m, n, b) for m in self.modules for n, b in m._buffers.items() if "lorry" not in n]
         for model in self.models.values():
             model.to(WIDER[self.dtype])
         self.check_layers()
         for model in self.models.values():
             model.to(self.dtype)
+        for module, name, buffer in own:  # casts make new ones (Wan's positions)
+            module._buffers[name] = buffer
 
     def draw(self) -> None:
         """Call the pipeline at a strength; what its layers compute is looked at in the middle of the call."""
@@ -486,7 +490,7 @@ class Machine:
 
     def parameters_without_anything_fused_into_them_have_their_own_bits(self) -> None:
         for (component, path, key), base in self.dense.base.items():
-            parameter = self.models[component].get_submodule(path)._parameters[key]
+            parameter = carriers(self.models[component])[path]._parameters[key]
             fused = path in self.account[component].fused_paths()
             assert fused or (parameter is not None and torch.equal(parameter, base)), f"{component}.{path}"
 
@@ -557,7 +561,7 @@ def replay(model: Any, account: Component) -> None:
     """Bring a model on which nothing was ever loaded to what an account says, by the shortest way."""
 
     def strength(one: Strong) -> Strength:
-        by_path = {p: one.at(p) for p, _ in model.named_modules() if one.at(p) != one.value}
+        by_path = {p: one.at(p) for p in carriers(model) if one.at(p) != one.value}
         return Strength(one.value, by_path or None)
 
     if not account.loaded:

@@ -24,7 +24,7 @@ from lorry.algebra import (
     OftDelta,
     PartsDelta,
 )
-from lorry.binding import weight_shape
+from lorry.binding import BareParameter, carriers, weight_shape
 from lorry.dialects import get_dialect
 from lorry.files import write_safetensors
 from lorry.names import Target
@@ -62,8 +62,24 @@ TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "text_encoder": _CLIP,
     },
+    "wan": {
+        "transformer": (
+            "condition_embedder.time_proj",
+            "blocks.0.attn1.to_q",
+            "blocks.0.attn2.to_out.0",
+            "blocks.0.scale_shift_table",
+            "blocks.1.ffn.net.2",
+            "blocks.1.scale_shift_table",
+            "scale_shift_table",
+        ),
+        "text_encoder": (
+            "encoder.block.0.layer.0.SelfAttention.q",
+            "encoder.block.0.layer.1.DenseReluDense.wo",
+        ),
+    },
 }
-"""Layers of each kind, by pipeline and component: attention, convolutions of both sizes, norms, with biases and not."""
+"""Layers of each kind, by pipeline and component: attention, convolutions of both sizes, norms, with biases and not;
+and parameters of Wan's blocks and of its transformer itself."""
 
 
 def _oft(shape: Shape, rand: Random) -> Delta:
@@ -126,8 +142,10 @@ FAMILIES: dict[str, Callable[[Shape, Random], Delta]] = {
     "full": lambda shape, rand: FullDelta(0.2 * rand(*shape)),
 }
 MIXED = "mixed"
-"""Another family on each layer, norms too."""
+"""Another family on each layer."""
 KINDS = (*FAMILIES, MIXED)
+WHOLE = ("full", MIXED)
+"""Those whose files have norms and bare parameters too."""
 ONLY_PEFT = ("hra",)
 """Families that other dialects than PEFT's do not carry; its files name no component, and are for the denoiser."""
 WHERE: dict[str, Callable[[str, str], bool]] = {
@@ -189,14 +207,16 @@ class FilesOfEveryFamily:
         deltas: dict[str, Path2Delta] = {}
         for component, paths in TARGETS[self._kind].items():
             for number, path in enumerate(paths):
-                shape = weight_shape(self._models[component].get_submodule(path)) or ()
+                layer = carriers(self._models[component])[path]
+                shape = weight_shape(layer) or ()
                 family = (
                     families[(number + spec.seed) % len(families)] if spec.family == MIXED else spec.family
                 )
-                if not self._has(spec, component, path) or (len(shape) == 1 and spec.family != MIXED):
+                is_whole = len(shape) == 1 or isinstance(layer, BareParameter)
+                if not self._has(spec, component, path) or (is_whole and spec.family not in WHOLE):
                     continue
-                delta = _norm(shape, rand) if len(shape) == 1 else FAMILIES[family](shape, rand)
-                if family == "lora with bias" and self._models[component].get_submodule(path).bias is None:
+                delta = _whole(layer, shape, rand) if is_whole else FAMILIES[family](shape, rand)
+                if family == "lora with bias" and not is_whole and layer.bias is None:
                     delta = _lora(shape, rand, rank=2)
                 delta = delta.fitted(shape) or delta
                 cast = {name: tensor.to(spec.dtype) for name, tensor in delta.tensors().items()}
@@ -210,5 +230,7 @@ class FilesOfEveryFamily:
         return WHERE[spec.where](component, path)
 
 
-def _norm(shape: Shape, rand: Random) -> Delta:
-    return PartsDelta(FullDelta(0.3 * rand(*shape)), FullDelta(0.3 * rand(*shape)))
+def _whole(layer: nn.Module, shape: Shape, rand: Random) -> Delta:
+    full = FullDelta(0.3 * rand(*shape))
+    has_bias = layer._parameters.get("bias") is not None
+    return PartsDelta(full, FullDelta(0.3 * rand(*shape))) if has_bias else full

@@ -22,7 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lorry
-from models import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline, unet_inputs
+from models import (
+    tiny_flux_pipeline,
+    tiny_sd3_pipeline,
+    tiny_sd_pipeline,
+    tiny_sdxl_pipeline,
+    tiny_wan_pipeline,
+    unet_inputs,
+)
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 SIZE = 16
@@ -71,6 +78,7 @@ def base(family: str) -> Any:
         "sdxl": tiny_sdxl_pipeline,
         "sd3": tiny_sd3_pipeline,
         "flux": tiny_flux_pipeline,
+        "wan": tiny_wan_pipeline,
     }
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -126,7 +134,9 @@ def text_encoders_of(pipe: Any) -> dict[str, nn.Module]:
 
 
 def scale_argument(pipe: Any) -> str:
-    return "cross_attention_kwargs" if hasattr(pipe, "unet") else "joint_attention_kwargs"
+    if hasattr(pipe, "unet"):
+        return "cross_attention_kwargs"
+    return "attention_kwargs" if isinstance(pipe, diffusers.WanPipeline) else "joint_attention_kwargs"
 
 
 @torch.no_grad()
@@ -146,6 +156,9 @@ def denoised(pipe: Any, **kwargs: Any) -> Tensor:
         inputs = {"hidden_states": noise(2, config.in_channels, 8, 8), "timestep": torch.tensor([7.0, 7.0])}
         inputs["encoder_hidden_states"] = noise(2, 5, config.joint_attention_dim)
         inputs["pooled_projections"] = noise(2, config.pooled_projection_dim)
+    elif isinstance(model, diffusers.WanTransformer3DModel):
+        inputs = {"hidden_states": noise(2, config.in_channels, 1, 4, 4), "timestep": torch.tensor([7, 7])}
+        inputs["encoder_hidden_states"] = noise(2, 5, config.text_dim)
     else:
         inputs = {"hidden_states": noise(2, 16, config.in_channels), "timestep": torch.tensor([0.7, 0.7])}
         inputs["encoder_hidden_states"] = noise(2, 5, config.joint_attention_dim)
@@ -172,6 +185,8 @@ def drawn(pipe: Any, **kwargs: Any) -> Tensor:
         "output_type": "latent",
     }
     inputs |= {"height": SIZE, "width": SIZE, "generator": torch.Generator().manual_seed(0)}
+    if isinstance(pipe, diffusers.WanPipeline):
+        inputs |= {"num_frames": 1, "max_sequence_length": 16}
     return torch.as_tensor(pipe(**inputs | kwargs)[0])
 
 

@@ -158,6 +158,28 @@ def test_half_a_file_is_not_loaded_in_silence() -> None:
     assert report.unknown == tuple(extra)
 
 
+def test_a_difference_of_a_parameter_of_a_block_is_applied() -> None:
+    layers = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "ffn.0", "ffn.2")
+    layers += ("cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o")
+    tensors: dict[str, Tensor] = {}
+    for stem in (f"diffusion_model.blocks.{block}.{layer}" for block in range(2) for layer in layers):
+        rows, columns = (20 if stem.endswith(end) else 24 for end in ("ffn.0", "ffn.2"))
+        tensors[f"{stem}.lora_down.weight"] = torch.ones(2, columns)
+        tensors[f"{stem}.lora_up.weight"] = torch.zeros(rows, 2)
+    theirs, mine = pair("wan")
+    before = oracle.denoised(mine)
+    for block in range(2):
+        tensors[f"diffusion_model.blocks.{block}.diff_m"] = torch.ones(1, 6, 24)
+    theirs.load_lora_weights(dict(tensors))
+    assert torch.equal(oracle.denoised(theirs), before)
+    mine.load_lora_weights(tensors)
+    by_hand = oracle.ours("wan")
+    for block in by_hand.transformer.blocks:
+        block.scale_shift_table.data += 1
+    assert distance(before, oracle.denoised(by_hand)) > 0.1
+    check_close({"denoiser": oracle.denoised(mine)}, {"denoiser": oracle.denoised(by_hand)})
+
+
 def test_a_load_that_fails_leaves_no_wrappers_behind(files: Files) -> None:
     tensors = oracle.dotted(oracle.lora("sd", text=False), ".lora_A.weight", ".lora_B.weight")
     key = next(key for key in reversed(tensors) if key.endswith("lora_B.weight"))

@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "flux"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "flux", "wan"])
 def test_whatever_is_done_to_a_pipeline_it_computes_what_an_account_of_it_says(
     kind: str, dtype: torch.dtype
 ) -> None:

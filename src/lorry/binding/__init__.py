@@ -5,19 +5,23 @@ from lorry.binding.index import ModuleIndex
 from lorry.binding.plan import Plan, bind, report_on
 from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
-from lorry.binding.targets import weight_shape
+from lorry.binding.targets import BareParameter, bare_names, bare_parameters, carriers, weight_shape
 
 __all__ = [
     "BASES",
+    "BareParameter",
     "Base",
     "ComponentReport",
     "LoadReport",
     "Mismatch",
     "ModuleIndex",
     "Plan",
+    "bare_names",
+    "bare_parameters",
     "base_of_adapter",
     "base_of_models",
     "bind",
+    "carriers",
     "find_base_called",
     "in_names_of_model",
     "in_original_names",

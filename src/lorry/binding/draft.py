@@ -59,19 +59,11 @@ class Draft:
         index = self.indexes[component]
         places = index.find(entry.target)
         if places is None:
-            self._write_down(entry, index.find_bare_parameter(entry.target))
+            self.unknown.extend(entry.keys)
             return
         parts = self._parts(entry, places, index)
         if parts is not None:
             self._put(component, entry, parts)
-
-    def _write_down(self, entry: Entry, parameter: str | None) -> None:
-        """Write down an entry for which the model has no layer, but perhaps a parameter of that name."""
-        if parameter is None:
-            self.unknown.extend(entry.keys)
-            return
-        reason = "it is a parameter of its block and of no layer in it, and lorry changes layers only"
-        self.mismatched.append(Mismatch(entry.target, parameter, entry.keys, entry.delta.shape, None, reason))
 
     def _parts(self, entry: Entry, places: Sequence[Place], index: ModuleIndex) -> dict[Place, Delta] | None:
         """Return an entry's delta by place, or None where it does not fit, which is written down."""

@@ -11,15 +11,12 @@ from torch import nn
 from lorry.binding.original_names import sgm_names
 from lorry.binding.places import Place, joined, places_of, where_fused
 from lorry.binding.tables import Names, Piece, original_names
-from lorry.binding.targets import weight_shape
+from lorry.binding.targets import carriers, weight_shape
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 
 ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.")
 """Levels that versions of transformers have added or dropped at the root of a text encoder."""
-
-_MODULATION = "modulation"
-"""Wan's original name of what is `scale_shift_table` in diffusers; that of its `head` is the model's own there."""
 
 
 @final
@@ -27,13 +24,13 @@ class ModuleIndex:
     """Finds where the rows of a `Target` land in a model."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Index every named module of `model`.
+        """Index every named module of `model`, and its bare parameters.
 
         Raises:
             StateError: PEFT has put its wrappers into the model, so that its paths are no longer its own.
         """
         self.model = model
-        self.modules = {path: module for path, module in model.named_modules() if path}
+        self.modules = carriers(model)
         if any(path.endswith(".base_layer") for path in self.modules):
             raise StateError(
                 f"This {type(model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
@@ -83,14 +80,6 @@ class ModuleIndex:
     def original(self) -> Names:
         """The names that the original checkpoint has for modules which are called otherwise in this model."""
         return self._original
-
-    def find_bare_parameter(self, target: Target) -> str | None:
-        """Return the name of a parameter that `target` means and that is no layer's weight or bias, or None."""
-        path = target.path.replace(".", "_")
-        if path.endswith(_MODULATION):
-            path = path.removeprefix("head_").removesuffix(_MODULATION) + "scale_shift_table"
-        names = (name for name, _ in self.model.named_parameters() if name not in self.modules)
-        return next((name for name in names if name.replace(".", "_") == path), None)
 
     def find_path(self, target: Target) -> str | None:
         """Return the path of the one module that `target` names whole, or None."""

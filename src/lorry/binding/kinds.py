@@ -27,7 +27,10 @@ _KINDS: Final = tuple(
             r"conv[12]?|conv_(in|out|shortcut)|(in_layers_2|out_layers_3|skip_connection)|op",
         ),
         ("embedding", r"\w*embed(der|ding)?s?(_\w+)?"),
-        ("modulation", r"norm\w*_linear(_\w+)?|\w*mod(ulation)?_lin(ear)?|adaln\w*"),
+        (
+            "modulation",
+            r"norm\w*_linear(_\w+)?|\w*mod(ulation)?_lin(ear)?|adaln\w*|modulation|\w*scale_shift_table",
+        ),
     )
 )
 

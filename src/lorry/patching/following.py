@@ -48,9 +48,9 @@ def device_of(module: nn.Module) -> torch.device | None:
 
 
 def kept_in(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
-    """Return where the module's weight is, and in which dtype; None where it has none."""
-    weight = module._parameters.get("weight")
-    return None if weight is None else (weight.device, weight.dtype)
+    """Return where the first of the module's own parameters is, and in which dtype; None where it has none."""
+    first = next((one for one in module._parameters.values() if one is not None), None)
+    return None if first is None else (first.device, first.dtype)
 
 
 def say_moved(module: nn.Module, before: tuple[torch.device, torch.dtype] | None) -> None:

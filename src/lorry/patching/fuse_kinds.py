@@ -9,7 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from lorry.binding import weight_shape
+from lorry.binding import carriers, weight_shape
 from lorry.errors import FuseError
 from lorry.patching.layer_kinds import LayerKind, Plain, find_kind
 from lorry.patching.sharded import check_not_fully_sharded
@@ -49,7 +49,7 @@ def layers_by_kind(
     """
     found: dict[tuple[str, str | None], list[tuple[str, nn.Module]]] = {}
     spread = _is_spread(model)
-    for path, module in model.named_modules():
+    for path, module in carriers(model).items():
         parameter = module._parameters.get("weight")
         if parameter is None or weight_shape(module) is None or (only is not None and path not in only):
             continue

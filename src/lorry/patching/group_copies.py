@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorry.patching.bare import bare_buffers
 from lorry.patching.placement import layer_hooks
 from lorry.patching.side_path import BUFFERS, SCALE, SidePath
 from lorry.patching.undo import Undo
@@ -49,7 +50,7 @@ def _all_of(group: Any) -> Iterator[Tensor]:
 def _ours(group: Any) -> Iterator[tuple[Tensor, str]]:
     for module in group.modules:
         for layer in module.modules():
-            if isinstance(layer, SidePath):
-                for name in BUFFERS:
-                    if (tensor := layer._buffers[name]) is not None:
-                        yield tensor, name
+            names = BUFFERS if isinstance(layer, SidePath) else bare_buffers(layer)
+            for name in names:
+                if (tensor := layer._buffers[name]) is not None:
+                    yield tensor, name

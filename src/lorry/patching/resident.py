@@ -26,23 +26,36 @@ class Resident:
     """
 
     deltas: Mapping[str, Delta]
+    """By the path of the module."""
     parked: torch.device | None = None
     """Where `set_lora_device` has put it; None for an adapter that follows its modules."""
     trainable: bool = False
     """Its tensors are parameters: they are used as they are and never joined with others."""
+    bare: Mapping[str, Delta] = field(default_factory=dict)
+    """By the name of a parameter that is no layer's. They are small, and stay in main memory, each as it is."""
     _factors: dict[str, LowRank | None] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, deltas: Mapping[str, Delta], modules: Mapping[str, nn.Module], *, owned: bool = False
     ) -> Resident:
-        """Bring `deltas` to where their modules compute: copies, or (`owned`) their own memory where it is there."""
-        devices = {path: module_device(modules[path]) for path in deltas}
+        """Bring `deltas` to where their modules compute: copies, or (`owned`) their own memory where it is there.
+
+        Those whose path is no module's are for bare parameters.
+        """
+        bare = {path: delta for path, delta in deltas.items() if path not in modules}
+        bare = own_copy(bare, dict.fromkeys(bare, torch.device("cpu")))
+        devices = {path: module_device(modules[path]) for path in deltas if path not in bare}
         if owned and all(
-            t.device == devices[path] for path in deltas for t in deltas[path].tensors().values()
+            t.device == devices[path] for path in devices for t in deltas[path].tensors().values()
         ):
-            return cls({path: _apart(delta) for path, delta in deltas.items()})
-        return cls(own_copy(deltas, devices))
+            return cls({path: _apart(deltas[path]) for path in devices}, bare=bare)
+        return cls(own_copy({path: deltas[path] for path in devices}, devices), bare=bare)
+
+    @property
+    def everywhere(self) -> dict[str, Delta]:
+        """All its deltas, of layers and of bare parameters."""
+        return {**self.deltas, **self.bare}
 
     def only(self, path: str) -> Resident:
         """Return the part of it that is for one module, over the same tensors."""
@@ -76,10 +89,11 @@ class Resident:
                 "An adapter in training cannot be parked: it would lose its optimiser's parameters."
             )
         deltas = own_copy(self.deltas, dict.fromkeys(self.deltas, device))
-        device = next(tensor.device for delta in deltas.values() for tensor in delta.tensors().values())
+        found = (tensor.device for delta in deltas.values() for tensor in delta.tensors().values())
+        device = next(found, device)
         away = self.parked not in (None, device)
         comes_back = away and all(module_device(modules[path]) == device for path in deltas)
-        return Resident(deltas, parked=None if comes_back else device)
+        return Resident(deltas, parked=None if comes_back else device, bare=self.bare)
 
     def follow(self, path: str, device: torch.device) -> None:
         """Move what is for one module to `device`, unless the adapter is parked. Nothing is kept where it was."""
@@ -95,7 +109,7 @@ class Resident:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return its tensors, cast factors included."""
-        exact = [tensor for delta in self.deltas.values() for tensor in delta.tensors().values()]
+        exact = [tensor for delta in self.everywhere.values() for tensor in delta.tensors().values()]
         return exact + [tensor for pair in self._factors.values() if pair for tensor in (pair.down, pair.up)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import methodcaller
 from typing import Any, final
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from lorry.algebra import Delta
-from lorry.binding import size_of
+from lorry.binding import bare_parameters, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
+from lorry.patching.bare import BareParameters
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
 from lorry.patching.following import Home
@@ -65,6 +66,7 @@ class AdapterState:
         """The denoising step that strengths are set for; None outside of a run."""
         self._hooks: CallScale | None = None
         self._sides = SidePaths()
+        self._bare = BareParameters()
         self._weights = FusedWeights()
         self._widened = Widened()
 
@@ -110,7 +112,7 @@ class AdapterState:
 
         Args:
             name: what to call it.
-            deltas: {module path: delta of the module weight's shape}, out of a plan.
+            deltas: {path of a module, or name of a bare parameter: delta of its weight's shape}, out of a plan.
             owned: nobody else has their memory, which is not copied where it is on the modules' device.
 
         Raises:
@@ -126,8 +128,16 @@ class AdapterState:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
         known = self._sides.modules
         modules = known if deltas.keys() <= known.keys() else dict(self.model.named_modules())
-        self._make_room(self._widened.wanted(modules, deltas), undo)
+        layers = {path: delta for path, delta in deltas.items() if path in modules}
+        self._check_there(deltas.keys() - layers.keys())
+        self._make_room(self._widened.wanted(modules, layers), undo)
         self._put(name, Resident.of(deltas, modules, owned=owned), undo)
+
+    def _check_there(self, bare: Collection[str]) -> None:
+        """Raise a KeyError where one of these is no bare parameter of the model: a plan never has such."""
+        known = bare_parameters(self.model) if bare else {}
+        for name in bare:
+            _ = known[name]
 
     def _make_room(self, wanted: Mapping[str, tuple[int, int]], undo: Undo) -> None:
         """Widen the weights of layers to these shapes, and what is loaded there with them."""
@@ -169,7 +179,8 @@ class AdapterState:
             delta = None if resident.trainable else change(resident.deltas[path])
             if delta is None:
                 raise StateError(f"`{path}`: {name!r} cannot follow this layer to another number of inputs.")
-            reshaped = Resident({**resident.deltas, path: delta}, parked=resident.parked)
+            deltas = {**resident.deltas, path: delta}
+            reshaped = Resident(deltas, parked=resident.parked, bare=resident.bare)
             undo.set_attribute(self, "adapters", {**self.adapters, name: reshaped})
             self._sides.forget(name, undo)
         self._sides.forget_copies(undo)
@@ -272,7 +283,7 @@ class AdapterState:
             return
         if self._weights:
             swap = self._weights.bring_back if enabled else self._weights.put_aside
-            swap(self._sides.modules, undo)
+            swap(self._layers(), undo)
             self._sides.forget_copies(undo)
         undo.set_attribute(self, "enabled", enabled)
         self._refresh(undo)
@@ -317,7 +328,9 @@ class AdapterState:
             self.call_scale = scale_before
             self._sides.forget_copies(Undo())
             with Undo() as undo:
-                if not self._sides.put_back(standing_before, standing):
+                if self._sides.put_back(standing_before, standing):
+                    self._refresh_bare(undo)
+                else:
                     self._refresh(undo)
                 keep_in_step(self.model, undo)
 
@@ -337,6 +350,14 @@ class AdapterState:
         for resident in self.adapters.values():
             resident.follow(path, now)
         self._weights.follow(path, before, now)
+
+    def follow_bare(self, owner: str, before: torch.device, now: torch.device) -> None:
+        """Do so for a block that has bare parameters."""
+        if before == now:
+            self._bare.recast(self.model, owner, self._acting(), self._weights)
+            return
+        for name in self._bare.names_of(owner):
+            self._weights.follow(name, before, now)
 
     def _settle(self, paths: Iterable[str], undo: Undo) -> None:
         """Let modules tell where they go."""
@@ -417,23 +438,23 @@ class AdapterState:
     def _rewrite(
         self,
         contributing: Mapping[str, Strength],
-        changed: Iterable[str],
+        changed: Collection[str],
         undo: Undo,
         *,
         safe: bool = False,
         keep: Originals = "device",
     ) -> None:
         """Give the modules that the `changed` adapters reach the weights that `contributing` make of originals."""
-        paths = dict.fromkeys(path for name in changed for path in self.adapters[name].deltas)
+        deltas = {name: self.adapters[name].everywhere for name in (*contributing, *changed)}
         contributions = {
             path: [
-                (self.adapters[name].deltas[path], strength.at(path))
+                (deltas[name][path], strength.at(path))
                 for name, strength in contributing.items()
-                if path in self.adapters[name].deltas
+                if path in deltas[name]
             ]
-            for path in paths
+            for path in dict.fromkeys(path for name in changed for path in deltas[name])
         }
-        self._weights.rewrite(self._sides.modules, contributions, undo, safe=safe, keep=keep)
+        self._weights.rewrite(self._layers(), contributions, undo, safe=safe, keep=keep)
         self._sides.forget_copies(undo)
         undo.set_attribute(self, "fused", contributing)
         self._refresh(undo)
@@ -441,7 +462,25 @@ class AdapterState:
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
+        self._refresh_bare(undo)
         keep_in_step(self.model, undo)
+
+    def _refresh_bare(self, undo: Undo) -> None:
+        """Bring what is added to bare parameters to what the fields say."""
+        prepared = self._sides.room is not None
+        self._bare.refresh(
+            self.model,
+            self.adapters.values(),
+            self._acting(),
+            self._weights,
+            self.follow_bare,
+            undo,
+            all_of_them=prepared,
+        )
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """Return what adapters are fused into: the patched modules, and what stands for bare parameters."""
+        return {**self._sides.modules, **self._bare.stand_ins(self.model)}
 
     def _acting(self) -> dict[str, Acting]:
         """Return who acts through the side path, and how strongly now."""
@@ -456,7 +495,7 @@ class AdapterState:
     @property
     def nbytes(self) -> int:
         """The bytes that adapters and saved originals hold, besides the model's own."""
-        tensors = [*self._sides.tensors(), *self._weights.tensors()]
+        tensors = [*self._sides.tensors(), *self._bare.tensors(self.model), *self._weights.tensors()]
         tensors += [tensor for resident in self.adapters.values() for tensor in resident.tensors()]
         return held_bytes(tensors)
 
@@ -472,7 +511,7 @@ class AdapterState:
 
     def __str__(self) -> str:
         lines = [
-            f"{name}: {self.mode(name)}, {len(resident.deltas)} targets, {size_of(resident.nbytes)}"
+            f"{name}: {self.mode(name)}, {len(resident.everywhere)} targets, {size_of(resident.nbytes)}"
             for name, resident in self.adapters.items()
         ]
         head = f"{type(self.model).__name__}: {len(self.adapters)} adapters, {size_of(self.nbytes)}"

@@ -11,6 +11,7 @@ from typing import Final
 
 from torch import nn
 
+from lorry.binding import carriers
 from lorry.binding.original_names import sgm_names
 from lorry.errors import StateError, did_you_mean
 
@@ -63,7 +64,7 @@ def block_factors(blocks: Blocks, model: nn.Module) -> dict[str, float]:
     Raises:
         StateError: there is no such preset, or the model takes another number of factors.
     """
-    paths = [path for path, _ in model.named_modules() if path]
+    paths = list(carriers(model))
     by_path = _unet_blocks(paths)
     if by_path:
         factors = _unet_factors(blocks, list(dict.fromkeys(by_path.values())))

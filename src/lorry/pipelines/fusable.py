@@ -70,6 +70,6 @@ def fuse_support(model_or_pipeline: object, adapter: str | None = None) -> FuseS
         if one is not None:
             state = find_state(one)
             resident = None if state is None or adapter is None else state.adapters.get(adapter)
-            only = None if adapter is None else () if resident is None else resident.deltas.keys()
+            only = None if adapter is None else () if resident is None else resident.everywhere.keys()
             rows += layers_by_kind(component, one, only)
     return FuseSupport(tuple(rows))

@@ -171,7 +171,7 @@ def _check_finite(name: str, models: Mapping[str, nn.Module | None], strict: boo
     for component, model in models.items():
         state = find_state(model)
         resident = None if state is None else state.adapters.get(name)
-        found = None if resident is None else find_not_finite(resident.deltas)
+        found = None if resident is None else find_not_finite(resident.everywhere)
         if found is not None:
             message = (
                 f"`{component}.{found[0]}`: the adapter's `{found[1]}` holds a NaN or an infinity, expected finite "

@@ -10,6 +10,7 @@ from typing import final
 
 from torch import nn
 
+from lorry.binding import carriers
 from lorry.binding.kinds import kind_of
 from lorry.binding.patterns import covers
 from lorry.errors import StateError, did_you_mean
@@ -60,9 +61,9 @@ class Strengths:
 
 
 def targets_of(component: str, model: nn.Module) -> Iterator[Target]:
-    """Yield the modules of a model that have no modules in them: what adapters change."""
-    for path, module in model.named_modules():
-        if path and not module._modules:
+    """Yield the modules of a model that have no modules in them, and its bare parameters: what adapters change."""
+    for path, module in carriers(model).items():
+        if not module._modules:
             yield Target(component, path)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lorry.binding import carriers
 from lorry.errors import StateError, did_you_mean
 from lorry.patching import Strength, check_strength
 from lorry.pipelines.parts import Strengths
@@ -38,7 +39,7 @@ def strength_for(given: object, component: str, model: nn.Module) -> Strength:
         return strength_of(given, component, model)
     if not isinstance(given, Mapping):
         return Strength(check_strength(given, "the strength"))
-    paths = [path for path, _ in model.named_modules() if path]
+    paths = list(carriers(model))
     is_unet = any(path.startswith("down_blocks.") for path in paths)
     rules = dict(_unet_rules(given, paths) if is_unet else _path_rules(given, paths))
     return Strength(

@@ -20,6 +20,7 @@ from lorry.algebra import (
     PartsDelta,
     StackedDelta,
 )
+from lorry.binding import carriers
 from lorry.dialects import Dialect
 from lorry.errors import UnsupportedAdapterError
 from lorry.workflows.accuracy import ErrorSum
@@ -118,7 +119,7 @@ class Approximator:
 
     def _weight(self, entry: Entry) -> Tensor | None:
         model = self.models.get(entry.target.component)
-        module = None if model is None else dict(model.named_modules()).get(entry.target.path)
+        module = None if model is None else carriers(model).get(entry.target.path)
         weight = None if module is None else module._parameters.get("weight")
         return None if weight is None or weight.is_meta else weight.detach().float()
 

@@ -138,7 +138,10 @@ def _plan(
         places = checkpoint.components[component]
         for path, delta in deltas.items():
             for parameter in ("weight", "bias"):
-                part, place = delta.part(parameter), places.get(f"{path}.{parameter}")
+                part = delta.part(parameter)
+                place = places.get(path) or places.get(
+                    f"{path}.{parameter}"
+                )  # a bare parameter is its own path
                 if part is not None and place is None:
                     raise StateError(
                         f"`{component}.{path}` has no {parameter} in {checkpoint.source} to add to."

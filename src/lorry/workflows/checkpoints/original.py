@@ -27,11 +27,14 @@ def transformer_places(
         names: {name of a parameter: the file's key}.
         tensors: the file's, for their shapes.
     """
-    found = find_model(name.rpartition(".")[0] for name in names)
+    found = find_model(of for name in names for of in (name.rpartition(".")[0], name))
     model, modules = found or (None, {})
     places: dict[str, Place] = {}
     for name, key in names.items():
         module, _, parameter = name.rpartition(".")
+        if name in modules:  # a parameter of a block's own
+            places[modules[name][0].path] = Place(path, key)
+            continue
         if module not in modules:
             places[name] = Place(path, key)
             continue

@@ -34,6 +34,8 @@ def _put(root: nn.Module, path: str, parameters: Mapping[str, Tensor]) -> None:
         module = module.get_submodule(part)
     if last:
         module.add_module(last, _leaf(parameters))
+    else:
+        _register(module, parameters)
 
 
 def _leaf(parameters: Mapping[str, Tensor]) -> nn.Module:
@@ -45,6 +47,10 @@ def _leaf(parameters: Mapping[str, Tensor]) -> nn.Module:
         kinds = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
         return kinds[len(shape)](shape[1], shape[0], tuple(shape[2:]), bias=bias, device="meta")
     module = nn.Module()
+    _register(module, parameters)
+    return module
+
+
+def _register(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     for name, outline in parameters.items():
         module.register_parameter(name, nn.Parameter(outline.to("meta"), requires_grad=False))
-    return module

@@ -1,0 +1,297 @@
+"""Bare parameters: those of a block itself and of no layer in it, as Wan's `blocks.0.scale_shift_table`.
+
+A block that has such parameters is the same object under a subclass of its own class, in which their names are
+properties. What is read there is computed when it is read, so that it follows the parameter wherever it goes:
+
+    read = parameter + change,    change = sum(strength * delta), in float32 at least
+
+rounded once. The change is a non-persistent buffer of the block; the parameter itself is not touched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from lorry.binding import BareParameter, bare_names, bare_parameters
+from lorry.errors import StateError
+from lorry.patching.classes import forget_tensors
+from lorry.patching.copies import Acting
+from lorry.patching.following import Home, kept_in, say_moved
+from lorry.patching.fused import FusedWeights
+from lorry.patching.layer_kinds import COMPUTE_DTYPES
+from lorry.patching.resident import Resident
+from lorry.patching.sharded import is_sharded
+from lorry.patching.undo import Undo
+
+Tell = Callable[[str, torch.device, torch.device], None]
+
+
+class Owner(nn.Module):
+    """What the subclass of a block adds to it."""
+
+    lorry_class: ClassVar[type[nn.Module]]
+    """The block's own class."""
+    lorry_names: ClassVar[tuple[str, ...]]
+    """Its bare parameters. What adapters add to one is the buffer `lorry_{name}`, None where that is nothing."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _revived, (self.lorry_class, self.lorry_names), self.__dict__
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Follow the block, but keep what is added in its own dtype."""
+        names = _buffers_of(self.lorry_names)
+        exact = {name: tensor for name in names if (tensor := self._buffers[name]) is not None}
+        before = kept_in(self)
+        super()._apply(fn, recurse)
+        for name, tensor in exact.items():
+            applied = cast(Tensor, self._buffers[name])
+            self._buffers[name] = applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+        say_moved(self, before)
+        return self
+
+
+@final
+class BareParameters:
+    """The bare parameters of one model that adapters change. It keeps no hold on the model, which may own some."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        """Those whose blocks are patched."""
+
+    def stand_ins(self, model: nn.Module) -> dict[str, BareParameter]:
+        """Return what stands for each of them, as if it were a layer: so they are fused."""
+        return {name: BareParameter(_parameter(model, name)) for name in self._names}
+
+    def tensors(self, model: nn.Module) -> list[Tensor]:
+        """Return what is added to them."""
+        places = (_place(model, name) for name in self._names)
+        return [t for owner, name in places if (t := owner._buffers.get(f"lorry_{name}")) is not None]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def refresh(
+        self,
+        model: nn.Module,
+        loaded: Iterable[Resident],
+        acting: Mapping[str, Acting],
+        weights: FusedWeights,
+        tell: Tell,
+        undo: Undo,
+        *,
+        all_of_them: bool = False,
+    ) -> None:
+        """Bring what is added to each to what `acting` says.
+
+        Args:
+            model: has them.
+            loaded: all adapters, acting or not: blocks stay patched as long as one of these has something for them.
+            acting: by name.
+            weights: the fused weights, for families that need the original.
+            tell: is told when a block has moved or was cast.
+            undo: takes it back.
+            all_of_them: patch every block and add zeros where nothing acts, so that compiled code stays as it is.
+
+        Raises:
+            StateError: a parameter is spread over processes, packed, or needed and not here.
+        """
+        names = [name for resident in loaded for name in resident.bare]
+        wanted = tuple(bare_parameters(model) if all_of_them else dict.fromkeys(names))
+        owners = dict.fromkeys(_split(name)[0] for name in self._names)
+        for path in dict.fromkeys(_split(name)[0] for name in wanted):
+            _patch(path, model.get_submodule(path), tell, undo, known=path in owners)
+            owners.pop(path, None)
+        for name in wanted:
+            self._put(model, name, acting, weights, undo, zeros=all_of_them)
+        for path in owners:
+            _unpatch(model.get_submodule(path), undo)
+        undo.set_attribute(self, "_names", wanted)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def recast(
+        self, model: nn.Module, owner: str, acting: Mapping[str, Acting], weights: FusedWeights
+    ) -> None:
+        """Make what is added in one block anew: the block was cast, and some families go by the parameter."""
+        for name in self.names_of(owner):
+            if model.get_submodule(owner)._buffers[f"lorry_{_split(name)[1]}"] is not None:
+                self._put(model, name, acting, weights, Undo(), zeros=True)
+
+    def names_of(self, owner: str) -> list[str]:
+        """Return those of one block."""
+        return [name for name in self._names if _split(name)[0] == owner]
+
+    def _put(
+        self,
+        model: nn.Module,
+        full: str,
+        acting: Mapping[str, Acting],
+        weights: FusedWeights,
+        undo: Undo,
+        *,
+        zeros: bool,
+    ) -> None:
+        owner, name = _place(model, full)
+        parts = [
+            (delta, one.strength.at(full))
+            for one in acting.values()
+            if (delta := one.resident.bare.get(full)) is not None
+        ]
+        parameter = _checked(full, owner, name)
+        device = _device(owner, parameter)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        change = torch.zeros(parameter.shape, dtype=wide, device=device) if zeros or parts else None
+        for delta, strength in parts:
+            base = _base(full, parameter, weights).to(device) if delta.needs_base else None
+            here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
+            change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
+        undo.set_item(owner._buffers, f"lorry_{name}", change)
+        _mark_filled(owner, undo)
+
+
+def bare_buffers(module: nn.Module) -> list[str]:
+    """Return the names of the buffers that hold what is added to a block's parameters; none for another module."""
+    return _buffers_of(module.lorry_names) if isinstance(module, Owner) else []
+
+
+def _patch(path: str, owner: nn.Module, tell: Tell, undo: Undo, *, known: bool) -> None:
+    """Give a block its properties, which read the parameters themselves as long as nothing is added to them."""
+    if isinstance(owner, Owner) and not known:
+        raise StateError(
+            f"`{path}` carries adapters already, which were loaded on a model that this one is a part of."
+        )
+    if not known:
+        names = tuple(bare_names(owner))
+        undo.set_attribute(owner, "__class__", _owner_class(type(owner), names))
+        undo.set_item(vars(owner), "_buffers", {**owner._buffers, **dict.fromkeys(_buffers_of(names))})
+    home = vars(owner).get("lorry_home")
+    if home is None or not home.tells:
+        undo.set_item(vars(owner), "lorry_home", Home(path, tell))
+
+
+def _split(full: str) -> tuple[str, str]:
+    owner, _, name = full.rpartition(".")
+    return owner, name
+
+
+def _place(model: nn.Module, full: str) -> tuple[nn.Module, str]:
+    owner, name = _split(full)
+    return model.get_submodule(owner), name
+
+
+def _parameter(model: nn.Module, full: str) -> nn.Parameter:
+    owner, name = _place(model, full)
+    return cast(nn.Parameter, owner._parameters[name])
+
+
+def _buffers_of(names: Iterable[str]) -> list[str]:
+    return [f"lorry_{name}" for name in names]
+
+
+def _device(owner: nn.Module, parameter: Tensor) -> torch.device:
+    """Return where a block computes, which is not where its parameter is while that is offloaded."""
+    device = getattr(vars(owner).get("_hf_hook"), "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if parameter.is_meta else parameter.device
+
+
+def _checked(full: str, owner: nn.Module, name: str) -> nn.Parameter:
+    parameter = cast(nn.Parameter, owner._parameters[name])
+    if is_sharded(parameter.data) or parameter.dtype not in COMPUTE_DTYPES:
+        kind = "spread over processes" if is_sharded(parameter.data) else f"kept as {parameter.dtype}"
+        raise StateError(
+            f"`{full}` is {kind}: nothing can be added to it there. `strict=False` of a file without this tensor, or "
+            "loading before the model is sharded, works."
+        )
+    return parameter
+
+
+def _base(full: str, parameter: nn.Parameter, weights: FusedWeights) -> Tensor:
+    if parameter.is_meta:
+        raise StateError(
+            f"`{full}` is offloaded: its numbers are not here, and this adapter's family needs them. Load the adapter "
+            "before offloading."
+        )
+    return weights.original(f"{full}.weight", parameter.data)
+
+
+def _mark_filled(owner: nn.Module, undo: Undo) -> None:
+    """Let nn.Module know which of the buffers are filled: those are not persistent, and hooks look for no others."""
+    ours = set(_buffers_of(cast(Owner, owner).lorry_names))
+    filled = {name for name in ours if owner._buffers[name] is not None}
+    known = owner._non_persistent_buffers_set
+    if known & ours != filled:
+        undo.set_item(vars(owner), "_non_persistent_buffers_set", (known - ours) | filled)
+        forget_tensors(owner, ours - filled, undo)
+
+
+def _unpatch(owner: nn.Module, undo: Undo) -> None:
+    """Make a block what it was."""
+    if not isinstance(owner, Owner):
+        return
+    if type(owner) is not _owner_class(owner.lorry_class, owner.lorry_names):
+        raise StateError(
+            f"A {type(owner).__name__} of this model has got another class since adapters were loaded (sharding does "
+            "that), and cannot be given its own back. Load adapters after sharding."
+        )
+    ours = _buffers_of(owner.lorry_names)
+    undo.set_item(vars(owner), "_buffers", {n: t for n, t in owner._buffers.items() if n not in ours})
+    undo.set_item(vars(owner), "_non_persistent_buffers_set", owner._non_persistent_buffers_set - set(ours))
+    forget_tensors(owner, ours, undo)
+    undo.delete_item(vars(owner), "lorry_home")
+    undo.set_attribute(owner, "__class__", owner.lorry_class)
+
+
+# --- the classes of patched blocks --------------------------------------------------------------------------------
+
+
+class _AsItsClass(type):
+    """A class that is equal to the one that it was made of.
+
+    A model may have bare parameters itself, and diffusers' `from_pipe` looks whether a model's class is in a list.
+    """
+
+    lorry_class: type[nn.Module]
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or other is cls.lorry_class
+
+    def __hash__(cls) -> int:
+        return hash(cls.lorry_class)
+
+
+@functools.cache
+def _owner_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[Owner]:
+    attributes: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "lorry_class": cls,
+        "lorry_names": names,
+        **{name: _property(name) for name in names},
+    }
+    meta = _AsItsClass if type(cls) is type else type(cls)
+    return cast("type[Owner]", meta(cls.__name__, (Owner, cls), attributes))
+
+
+def _property(name: str) -> property:
+    buffer = f"lorry_{name}"
+
+    def read(self: Owner) -> Tensor | None:
+        parameter, change = self._parameters.get(name), self._buffers[buffer]
+        if parameter is None or change is None:
+            return parameter
+        wide = torch.promote_types(parameter.dtype, change.dtype)
+        return (parameter.to(wide) + change.to(parameter.device, wide)).to(parameter.dtype)
+
+    return property(read, doc=f"`{name}` with what adapters add to it.")
+
+
+def _revived(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Make an empty patched block, for pickle and `copy.deepcopy` to fill."""
+    return object.__new__(_owner_class(cls, names))
