@@ -170,7 +170,7 @@ def page() -> str:
 {lists}
 
 `xlabs`, `attention-processors` and `lora-layers` have no alpha and take LoRAs whose alpha is their rank; the first two
-have names for attentions alone. PEFT takes a LoKr whose
+have names for attentions alone, and `xlabs` for those of FLUX.1. PEFT takes a LoKr whose
 matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
 what one config cannot say of all is refused. The last three columns say whether those programs apply the family in
 the spelling that is usual for it: what diffusers does was measured, what the other two do was read in their sources.

@@ -577,6 +577,16 @@ def test_xlabs_names_have_no_place_for_the_mlp_beside_the_attention(tmp_path: Pa
         through(tmp_path, written(tmp_path, tensors), "xlabs", models)
 
 
+def test_xlabs_processors_are_written_for_flux_alone(tmp_path: Path) -> None:
+    models = {"transformer": tiny("sd3")["transformer"]}
+    tensors = loras(models, "transformer", None, only=r"transformer_blocks\.0\.attn.*")
+    message = (
+        r"files of the dialect 'xlabs' are for a FluxTransformer2DModel.*SD3Transformer2DModel.*--to comfyui"
+    )
+    with pytest.raises(UnsupportedAdapterError, match=message):
+        through(tmp_path, written(tmp_path, tensors), "xlabs", models)
+
+
 @pytest.mark.parametrize("dialect", ["lora-layers", "attention-processors"])
 def test_a_scale_that_has_no_place_is_refused_or_multiplied_in_without_error_where_it_is_a_power_of_two(
     dialect: str, tmp_path: Path

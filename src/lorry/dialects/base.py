@@ -26,6 +26,8 @@ class Dialect(ABC):
     before: ClassVar[tuple[str, ...]] = ()
     """The dialects that it takes a file from when both claim it."""
     block_names: ClassVar[BlockNames] = "diffusers"
+    only_for: ClassVar[str | None] = None
+    """The class of the one model, in diffusers, that files of this dialect are for; None for any model."""
 
     @abstractmethod
     def claims(self, file: TensorFile) -> bool:

@@ -8,7 +8,10 @@ Pattern: nothing or `diffusion_model.`, a block of Black Forest Labs' names, `pr
 In a double block `lora1` is for the image's stream and `lora2` for the text's. In a single block `qkv_lora` is for the
 first three parts of the rows of `linear1`, and `proj_lora` for `linear2`. No alpha: scale 1.
 
-Source: XLabs-AI/x-flux, `src/flux/modules/layers.py`.
+XLabs' own loader makes processors for FLUX.1's width alone, of one rank, and wants every layer of a block that a file
+has any of; the loaders of others, lorry's too, take blocks by the layer and by the rank.
+
+Source: XLabs-AI/x-flux, `src/flux/modules/layers.py` and `src/flux/xflux_pipeline.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Xlabs(Dialect):
 
     name: ClassVar[str] = "xlabs"
     block_names: ClassVar[BlockNames] = "original"
+    only_for: ClassVar[str | None] = "FluxTransformer2DModel"
     before: ClassVar[tuple[str, ...]] = (
         "attention-processors",
         "comfyui",

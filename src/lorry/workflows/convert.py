@@ -148,6 +148,12 @@ def convert_adapter(
                 f"{adapter.source}: the dialect {dialect.name!r} has the names of the original checkpoint, and which "
                 "base model the adapter is for cannot be told. Say it: `--base NAME`, or `--base FOLDER` of a pipeline."
             )
+    elif dialect.only_for not in (None, *(type(model).__name__ for model in models.values())):
+        raise UnsupportedAdapterError(
+            f"{adapter.source}: files of the dialect {dialect.name!r} are for a {dialect.only_for}, and the adapter is "
+            f"for {base.title if base else ' and '.join(type(model).__name__ for model in models.values())}. "
+            "`--to comfyui` has the original checkpoint's names of any model."
+        )
     elif _has_original_names(dialect, base, models):
         named = in_original_names(adapter, models, join)
     else:
