@@ -9,7 +9,7 @@ from lorry.errors import StateError
 DENOISER = "denoiser"
 """The component of a file that says 'the model' without naming it: the pipeline's `unet` or `transformer`."""
 
-DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+DENOISERS = ("unet", "transformer", "transformer_2", "transformer_ref", "prior")
 CONDITIONER = "text_conditioner"
 """Anima's model between its text encoder and its transformer, which original files call `llm_adapter`."""
 CONNECTORS = "connectors"

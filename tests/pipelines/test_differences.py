@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import lorry
 from lorry import errors
 from models import tiny_unet
-from pipelines import oracle
+from pipelines import every, oracle
 from pipelines.conftest import Files
 from pipelines.oracle import Lora, check_close
 
@@ -473,6 +474,18 @@ def test_numbered_names_are_never_taken_twice(files: Files) -> None:
         pipe.load_lora_weights(str(files.get("sd", "b", text=False)))
     assert theirs.get_list_adapters()["unet"] == ["default_1"]  # the one that was there is overwritten
     assert mine.get_list_adapters()["unet"] == ["default_1", "default_2"]
+
+
+def test_a_file_for_two_denoisers_reaches_both() -> None:
+    tensors = every.adapter(every.build("WanPipeline"))
+    mine, theirs = lorry.attach(every.build("WanPipeline")), every.build("WanPipeline")
+    before = every.weights(mine)
+    for pipe in (mine, theirs):
+        pipe.load_lora_weights(tensors)
+        pipe.fuse_lora(components=["transformer", "transformer_2"])
+    second = before["transformer_2"]
+    assert every.largest_difference(every.weights(mine)["transformer_2"], second) > 0.1
+    assert every.largest_difference(every.weights(theirs)["transformer_2"], second) == 0
 
 
 def test_a_file_has_one_name_in_all_components(files: Files) -> None:

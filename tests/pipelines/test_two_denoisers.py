@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,3 +94,38 @@ def test_the_argument_of_diffusers_fills_the_second() -> None:
     assert pipe.get_list_adapters() == {"transformer_2": ["x"]}
     with pytest.raises(StateError, match="'transformer_2' is not among this pipeline's denoisers"):
         Wan22(both=False).load_lora_weights(in_original_names(), load_into_transformer_2=True)
+
+
+class MiniMax(lorry.LoraLoaderMixin):
+    """As much of MiniMax-H3's pipeline as the loader looks at: what a call does not need is not loaded."""
+
+    def __init__(self, **models: WanTransformer3DModel | None) -> None:
+        self.transformer = models.get("transformer")
+        self.transformer_ref = models.get("transformer_ref")
+
+
+def test_a_file_goes_to_the_second_denoiser_where_asked_or_where_the_first_is_not_loaded() -> None:
+    tensors = {
+        key.replace("diffusion_model.", "transformer."): tensor for key, tensor in in_original_names().items()
+    }
+    both = MiniMax(transformer=tiny_wan(0), transformer_ref=tiny_wan(1))
+    both.load_lora_weights(tensors, adapter_name="x")
+    both.load_lora_weights(tensors, adapter_name="y", load_into_transformer_ref=True)
+    assert both.get_list_adapters() == {"transformer": ["x"], "transformer_ref": ["y"]}
+    alone = MiniMax(transformer_ref=tiny_wan(1))
+    alone.load_lora_weights(tensors, adapter_name="x")
+    assert alone.get_list_adapters() == {"transformer_ref": ["x"]}
+
+
+def test_layers_of_any_component_are_saved_and_an_argument_for_none_is_named(tmp_path: Path) -> None:
+    layers = {"blocks.0.attn1.to_q.lora_A.weight": torch.ones(1, WIDTH)}
+    Wan22.save_lora_weights(
+        tmp_path, layers, transformer_2_lora_layers=layers, transformer_2_lora_adapter_metadata={"r": 1}
+    )
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert sorted(key.partition(".")[0] for key in file.keys()) == ["transformer_2", "unet"]  # noqa: SIM118
+        assert "transformer_2.r" in file.metadata()["lora_adapter_metadata"]
+    with pytest.raises(
+        TypeError, match=r"'transfomer_2_lora_layers'.*Did you mean 'transformer_2_lora_layers'"
+    ):
+        Wan22.save_lora_weights(tmp_path, transfomer_2_lora_layers=layers)

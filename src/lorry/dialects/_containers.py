@@ -26,6 +26,7 @@ DOTTED = {
     "unet": "unet",
     "transformer": "transformer",
     "transformer_2": "transformer_2",
+    "transformer_ref": "transformer_ref",  # MiniMax-H3
     "prior": "prior",
     "conditional_transformer": "transformer",  # Ideogram
     "text_encoder": "text_encoder",

@@ -25,6 +25,7 @@ COMPONENT_FOLDERS = (
     "unet",
     "transformer",
     "transformer_2",
+    "transformer_ref",
     "prior",
     "text_encoder",
     "text_encoder_2",

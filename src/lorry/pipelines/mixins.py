@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorry.binding import LoadReport
 from lorry.errors import FuseError, NothingAppliedError, StateError, did_you_mean
-from lorry.names import DENOISER, DENOISERS, TEXT_ENCODERS
+from lorry.names import CONDITIONER, DENOISER, DENOISERS, TEXT_ENCODERS
 from lorry.patching import Originals, Undo, check_strength, exclusive, find_state
 from lorry.pipelines.calls import alone, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
@@ -21,7 +21,7 @@ from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.parts import check_parts
 from lorry.pipelines.preparing import prepare
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
-from lorry.pipelines.saving import Layers, SaveFunction, write_layers
+from lorry.pipelines.saving import Layers, SaveFunction, saved_by, write_layers
 from lorry.pipelines.strengths import for_component, per_adapter, strength_for
 from lorry.pipelines.tokens import adapters_with_tokens, drop_tokens
 
@@ -60,7 +60,8 @@ class LoraLoaderMixin:
                 `denoisers` (None): of a pipeline with two (Wan 2.2), the name or names of those that get the file. When
                 None, the one whose noise the file's name or title says (`high_noise`: `transformer`, `low_noise`:
                 `transformer_2`), else the first;
-                `load_into_transformer_2` (False): the same as `denoisers="transformer_2"`.
+                `load_into_transformer_2` (False): the same as `denoisers="transformer_2"`;
+                `load_into_transformer_ref` (False): the same as `denoisers="transformer_ref"` (MiniMax-H3).
 
         Returns:
             The load report, which accounts for every key of the file. It is logged, too.
@@ -73,8 +74,9 @@ class LoraLoaderMixin:
         """
         strict, hotswap = kwargs.pop("strict", True), kwargs.pop("hotswap", False)
         denoisers = _listed(kwargs.pop("denoisers", None) or [])
-        if kwargs.pop("load_into_transformer_2", False):
-            denoisers = ["transformer_2"]
+        for other in ("transformer_2", "transformer_ref"):
+            if kwargs.pop(f"load_into_{other}", False):
+                denoisers = [other]
         try:
             with collector_paused():
                 adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
@@ -156,6 +158,24 @@ class LoraLoaderMixin:
         )
 
     @classmethod
+    def load_lora_into_text_conditioner(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        text_conditioner: nn.Module,
+        adapter_name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        _pipeline: object = None,
+        low_cpu_mem_usage: bool | None = None,
+        hotswap: bool = False,
+    ) -> LoadReport:
+        """Load what a state dict has for Anima's model between text encoder and transformer into it.
+
+        Raises:
+            NothingAppliedError: the state dict has nothing for it.
+        """
+        return _load_into(CONDITIONER, text_conditioner, state_dict, None, adapter_name, metadata, hotswap)
+
+    @classmethod
     def load_lora_into_text_encoder(
         cls,
         state_dict: Mapping[str, Tensor],
@@ -214,6 +234,7 @@ class LoraLoaderMixin:
         text_encoder_3_lora_layers: Layers = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_3_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> None:
         """Write adapter layers to `save_directory`, as today's diffusers reads them.
 
@@ -225,9 +246,11 @@ class LoraLoaderMixin:
             save_function: called with (tensors, path) in place of the writer, for distributed training.
             safe_serialization: write safetensors, not a pickle.
             unet_lora_adapter_metadata: the adapter's configuration, kept in the file's header; the others likewise.
+            others: the same for other components, `transformer_2_lora_layers` or `prior_lora_adapter_metadata`.
 
         Raises:
             StateError: there is nothing to save, or `save_directory` is a file.
+            TypeError: an argument that nothing is known of.
         """
         layers = {
             "unet": unet_lora_layers,
@@ -243,6 +266,9 @@ class LoraLoaderMixin:
             "text_encoder_2": text_encoder_2_lora_adapter_metadata,
             "text_encoder_3": text_encoder_3_lora_adapter_metadata,
         }
+        for name, value in others.items():
+            component, kind = saved_by(name)
+            {"layers": layers, "adapter_metadata": metadata}[kind][component] = value
         write_layers(
             save_directory, layers, metadata, is_main_process, weight_name, save_function, safe_serialization
         )

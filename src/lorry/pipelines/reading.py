@@ -37,7 +37,14 @@ OTHER_ARGUMENTS = ("low_cpu_mem_usage", "unet_config", "return_lora_metadata", "
 """Arguments of `lora_state_dict` that are not about the file. Lorry never initialises weights that a file is about to
 replace, so `low_cpu_mem_usage` is accepted and changes nothing."""
 
-LOADING_ARGUMENTS = ("adapter_name", "strict", "hotswap", "denoisers", "load_into_transformer_2")
+LOADING_ARGUMENTS = (
+    "adapter_name",
+    "strict",
+    "hotswap",
+    "denoisers",
+    "load_into_transformer_2",
+    "load_into_transformer_ref",
+)
 """Arguments of `load_lora_weights` alone, which a misspelt one may mean as well."""
 
 Source = str | os.PathLike[str] | Mapping[str, Any]

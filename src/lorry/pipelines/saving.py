@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorry.dialects import check_replaceable
-from lorry.errors import StateError
+from lorry.errors import StateError, did_you_mean
 from lorry.files import check_inside, write_pickle, write_safetensors
+from lorry.names import DENOISERS, OTHERS, TEXT_ENCODERS
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,22 @@ def write_layers(
         write_pickle(path, tensors)
     log.info("Model weights saved in %s", path)
     return path
+
+
+def saved_by(argument: str) -> tuple[str, str]:
+    """Return the component, and "layers" or "adapter_metadata", that an argument such as `prior_lora_layers` is for.
+
+    Raises:
+        TypeError: it is no such argument.
+    """
+    component, lora, kind = argument.rpartition("_lora_")
+    known = (*DENOISERS, *OTHERS, *TEXT_ENCODERS)
+    if not lora or component not in known or kind not in ("layers", "adapter_metadata"):
+        near = did_you_mean(
+            argument, [f"{one}_lora_{end}" for one in known for end in ("layers", "adapter_metadata")]
+        )
+        raise TypeError(f"save_lora_weights() got an unexpected argument {argument!r}.{near}")
+    return component, kind
 
 
 def _flat(layers: nn.Module | Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
