@@ -350,7 +350,6 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
         ({"resolution": 15}, "`resolution`: 15 is no multiple of 4"),
         ({"targets": "atention"}, "There is no preset 'atention'.*Did you mean 'attention'"),
         ({"optimiser": "schedulefree"}, "`schedule`: the schedule-free optimiser has none"),
-        ({"quantize": "4bit"}, "`quantize`: diffusers quantizes by bitsandbytes on a GPU only"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

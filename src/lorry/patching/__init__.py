@@ -9,6 +9,7 @@ from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength, check_strength
 from lorry.patching.token_rows import TokenRows, add_rows, remove_rows
+from lorry.patching.trained import check_passes_gradients
 from lorry.patching.undo import Undo
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Undo",
     "add_rows",
     "can_be_kept",
+    "check_passes_gradients",
     "check_strength",
     "exclusive",
     "find_not_finite",

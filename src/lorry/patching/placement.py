@@ -37,11 +37,20 @@ def module_device(module: nn.Module) -> torch.device:
 
 def module_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype that the module computes in, which is not its weight's where that is quantized."""
-    hooks = getattr(layer_hooks(module), "hooks", {}).values()  # diffusers' layerwise casting is one
-    declared = [getattr(one, "compute_dtype", None) for one in (*hooks, module)]
+    declared = [*_cast_to(module), getattr(module, "compute_dtype", None)]
     own = weight_of(module).dtype
     candidates = (*declared[:-1], own, declared[-1])
     return next((dtype for dtype in candidates if dtype in COMPUTE_DTYPES), torch.float32)
+
+
+def casts_at_calls(module: nn.Module) -> bool:
+    """Whether diffusers' layerwise casting changes the module's dtype for each call."""
+    return any(dtype is not None for dtype in _cast_to(module))
+
+
+def _cast_to(module: nn.Module) -> list[torch.dtype | None]:
+    hooks = getattr(layer_hooks(module), "hooks", {}).values()
+    return [getattr(hook, "compute_dtype", None) for hook in hooks]
 
 
 def layer_hooks(module: nn.Module) -> object | None:

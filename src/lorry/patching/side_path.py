@@ -68,7 +68,9 @@ class SidePath(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Follow the module, but keep scales in float32, and keep all under a hook that casts at each call."""
         names = (SCALE, *(trained_names(name)[2] for name in self.lorry_trained))
-        names = names if layer_hooks(self) is None else (*BUFFERS, *names)
+        casts = layer_hooks(self) is not None
+        names = (*BUFFERS, *names) if casts else names
+        trained = {key: self._parameters.pop(key) for key in self._trained_keys()} if casts else {}
         shared = [key for key in ("weight", "bias") if shares(self, key)]
         self._buffers.update({f"lorry_{key}": None for key in shared})  # not moved twice
         exact = {name: tensor for name in names if (tensor := self._buffers[name]) is not None}
@@ -78,8 +80,16 @@ class SidePath(nn.Module):
         for name, tensor in exact.items():
             applied = cast(Tensor, self._buffers[name])
             self._buffers[name] = applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+        for parameter in trained.values():
+            _follow_device(cast(nn.Parameter, parameter), fn)
+        self._parameters.update(trained)
         say_moved(self, before)
         return self
+
+    def _trained_keys(self) -> list[str]:
+        """Return the names of the parameters of adapters in training."""
+        factors = [key for name in self.lorry_trained for key in trained_names(name)[:2]]
+        return factors + [key for formula in self.lorry_formulas for key in formula.parameters()]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -133,10 +143,13 @@ class LinearSidePath(SidePath):
         if is_sharded(out):
             return add_sharded(x, out, down, up, scale)
         hidden = functional.linear(x.to(down.dtype), down).mul_(scale)
-        if out is not x and _can_add_in_place(out, hidden, up):
-            out.view(-1, up.shape[0]).addmm_(hidden.view(-1, up.shape[1]), up.t())
-            return out
-        return out + functional.linear(hidden, up).to(out.dtype)
+        if not _can_accumulate(out, hidden, up):
+            return out + functional.linear(hidden, up).to(out.dtype)
+        rows, products = out.view(-1, up.shape[0]), (hidden.view(-1, up.shape[1]), up.t())
+        if out is x or _is_followed(out, hidden, up):
+            return torch.addmm(rows, *products).view_as(out)
+        rows.addmm_(*products)
+        return out
 
 
 class PackedLinearSidePath(LinearSidePath):
@@ -242,11 +255,19 @@ def _revived(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(side_path_class(cls))
 
 
-def _can_add_in_place(out: Tensor, hidden: Tensor, up: Tensor) -> bool:
-    """Whether the product may be accumulated into the base's output, which saves writing and reading it once more."""
-    return (
-        out.dtype == hidden.dtype == up.dtype
-        and not (torch.is_grad_enabled() and (hidden.requires_grad or out.requires_grad))
-        and out.is_contiguous()
-        and out.device == up.device
-    )
+def _follow_device(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
+    """Move a parameter, and its gradient, to where `fn` moves a tensor, in the dtype that it has."""
+    device = fn(parameter.data.new_empty(0)).device
+    if device != parameter.device:
+        parameter.data = parameter.data.to(device)
+        parameter.grad = None if parameter.grad is None else parameter.grad.to(device)
+
+
+def _can_accumulate(out: Tensor, hidden: Tensor, up: Tensor) -> bool:
+    """Whether one product can add to the base's output, which saves writing and reading it once more."""
+    return out.dtype == hidden.dtype == up.dtype and out.is_contiguous() and out.device == up.device
+
+
+def _is_followed(*tensors: Tensor) -> bool:
+    """Whether autograd is to know what becomes of one of them."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from lorry.algebra import Delta, LoraDelta
 from lorry.errors import FuseError, StateError
-from lorry.patching.layer_kinds import check_plain
+from lorry.patching.layer_kinds import check_plain, made_by
+from lorry.patching.placement import casts_at_calls
 from lorry.patching.side_path import Formula, SidePath, trained_names
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
@@ -47,6 +49,27 @@ def place_trained(
             undo.set_item(vars(module), attribute, value)
         elif attribute in vars(module):
             undo.delete_item(vars(module), attribute)
+
+
+def check_passes_gradients(path: str, module: nn.Module) -> None:
+    """Raise where a layer's own arithmetic would keep gradients from the layers before it.
+
+    Raises:
+        StateError: it is a torchao layer that quantizes its input, or a convolution under layerwise casting.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return
+    if made_by(weight.data, "torchao") and vars(weight.data).get("act_quant_kwargs") is not None:
+        raise StateError(
+            f"`{path}` quantizes what it is given (torchao), and no gradient comes back through that. For training, "
+            "quantize the weights alone."
+        )
+    if isinstance(module, nn.Conv2d) and casts_at_calls(module):
+        raise StateError(
+            f"`{path}`: layerwise casting takes a convolution's weight away after each call, and its gradient needs "
+            "it. For training, cast linear layers only (`skip_modules_classes`)."
+        )
 
 
 def _put_factors(module: SidePath, name: str, delta: LoraDelta, strength: float, undo: Undo) -> None:

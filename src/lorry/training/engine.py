@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorry.errors import TrainingError
 from lorry.training.bases import Base, Text
+from lorry.training.loading import compute_dtype
 from lorry.training.material import Material
 from lorry.training.objectives import Objective
 from lorry.training.optimisers import make_optimiser, rate_factor, weights_to_use
@@ -137,8 +138,7 @@ class Engine:
         device, base = self._accelerator.device, self._base
         samples = [self._sample(number, place, pictures[i]) for i, place in enumerate(places)]
         batch = {key: torch.stack([s[key] for s in samples]).to(device) for key in _BATCHED}
-        dtype = next(base.denoiser.parameters()).dtype
-        dtype = dtype if dtype.is_floating_point else torch.float32
+        dtype = compute_dtype(self._settings, device)
         task = self._objective.task(batch["latents"], batch["noise"], batch["moment"])
         with self._compute():
             text = {

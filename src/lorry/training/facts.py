@@ -28,6 +28,7 @@ _SAME: Final = (
     "noise_offset",
     "targets",
     "precision",
+    "quantize",
 )
 """The settings that what a step does depends on. `steps` may grow: a run goes on for longer."""
 

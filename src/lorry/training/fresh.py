@@ -11,7 +11,7 @@ from lorry.algebra import Delta
 from lorry.binding import weight_shape
 from lorry.errors import StateError
 from lorry.names import check_adapter_name
-from lorry.patching import Strength, Undo, get_state
+from lorry.patching import Strength, Undo, check_passes_gradients, get_state
 from lorry.training.adapter_config import AdapterConfig
 from lorry.training.families import Site, fresh_delta
 from lorry.training.targets import FEED_FORWARD_OUT, ends_in, matching, pattern_value
@@ -57,7 +57,13 @@ def add_adapter(
 
 
 def put_trainable(model: nn.Module, name: str, deltas: dict[str, Delta]) -> None:
-    """Make an adapter whose tensors are parameters the one active adapter of a model, and freeze the model's own."""
+    """Make an adapter whose tensors are parameters the one active adapter of a model, and freeze the model's own.
+
+    Raises:
+        StateError: the name is taken, no gradient comes through a layer, or a family cannot be trained on one.
+    """
+    for path, module in model.named_modules():
+        check_passes_gradients(path, module)
     with Undo() as undo:
         state = get_state(model, undo)
         state.add_trainable(name, deltas, undo)

@@ -14,38 +14,29 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from lorry.assets import base_folder
-from lorry.errors import FileError, SettingsError
+from lorry.errors import FileError
 from lorry.training.bases import Base, get_base
-from lorry.training.extras import needed
 from lorry.training.settings import Settings
 
 SHIPPED = "shipped"
 
 
-def load_base(settings: Settings, device: torch.device, *, stay: bool = False) -> tuple[Base, torch.dtype]:
-    """Load the base model of a run on the CPU, frozen; the denoiser on `device`, unless it is to `stay`.
-
-    Returns:
-        The base, and the dtype of its weights.
+def load_base(settings: Settings, device: torch.device) -> Base:
+    """Load the base model of a run on the CPU, frozen, in the dtype to compute in on `device`.
 
     Raises:
         FileError: it cannot be had or read.
         UnsupportedAdapterError: it is of an architecture that lorry does not train.
-        SettingsError: it is to be quantized, and there is no GPU.
-        MissingPackageError: it is to be quantized, and bitsandbytes is not installed.
     """
     source = str(base_folder()) if settings.base == SHIPPED else settings.base
-    dtype = compute_dtype(settings, device)
     with quiet():
-        base = get_base(_from_pretrained(source, settings, dtype, device))
+        base = get_base(_from_pretrained(source, settings, compute_dtype(settings, device)))
     for model in (base.denoiser, *base.text_encoders.values(), base.pipeline.vae):
         model.requires_grad_(False).eval()
-    if settings.quantize == "none" and not stay:
-        base.denoiser.to(device)
     if settings.checkpointing:
         base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         base.denoiser.train()  # which is when diffusers' models look at that
-    return base, dtype
+    return base
 
 
 def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
@@ -63,36 +54,16 @@ def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
+def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype) -> Any:
     local = Path(source).is_dir()
-    options: dict[str, Any] = {}
-    if settings.quantize != "none":
-        options["quantization_config"] = _quantization(settings, dtype, device)
     try:
-        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, local_files_only=local, **options)
+        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, local_files_only=local)
     except (OSError, ValueError) as error:
         expected = "a folder with a `model_index.json`" if local else "a folder, a Hub id, or `shipped`"
         reason = str(error).strip().splitlines()[0]
         raise FileError(
             f"The base model {settings.base!r} cannot be loaded: expected {expected}. diffusers says: {reason}"
         ) from error
-
-
-def _quantization(settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
-    if device.type == "cpu":
-        raise SettingsError(
-            "`quantize`: diffusers quantizes by bitsandbytes on a GPU only, and there is none here. Leave it at none."
-        )
-    needed("bitsandbytes", f"A base in {settings.quantize}")
-    from diffusers.quantizers import PipelineQuantizationConfig
-
-    four = settings.quantize == "4bit"
-    details = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
-    return PipelineQuantizationConfig(
-        quant_backend=f"bitsandbytes_{settings.quantize}",
-        quant_kwargs={f"load_in_{settings.quantize}": True, **details},
-        components_to_quantize=["unet", "transformer"],
-    )
 
 
 @contextmanager

@@ -13,12 +13,13 @@ from lorry.training.engine import Engine
 from lorry.training.facts import facts_of
 from lorry.training.folder import claim_folder
 from lorry.training.headers import Story
-from lorry.training.loading import load_base, quiet
+from lorry.training.loading import compute_dtype, load_base, quiet
 from lorry.training.loop import Result, run_steps
 from lorry.training.material import prepare_material, read_pictures
 from lorry.training.objectives import get_objective
 from lorry.training.outputs import Outputs
 from lorry.training.processes import Process, started
+from lorry.training.quantizing import quantize
 from lorry.training.settings import Settings
 from lorry.training.sharding import share_out
 from lorry.training.watching import Watcher
@@ -55,9 +56,12 @@ def _run(process: Process, resume: bool) -> Result:
     settings, accelerator = process.settings, process.accelerator
     data, prior = read_pictures(process)
     checkpoint = claim_folder(process, resume=resume)
-    base, _ = load_base(settings, process.device, stay=process.is_sharded)
+    base = load_base(settings, process.device)
     objective = get_objective(base.pipeline.scheduler, settings.min_snr, settings.noise_offset)
     base_hash = model_hash(base.denoiser)
+    quantize(base.denoiser, settings.quantize, compute_dtype(settings, process.device))
+    if not process.is_sharded:
+        base.denoiser.to(process.device)
     material = prepare_material(process, base, data, prior)
     components = adapters.put_on(base, settings)
     adapters.check_can_be_written(components, settings.dialect)
