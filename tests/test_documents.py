@@ -64,3 +64,10 @@ def test_every_documented_method_takes_what_is_documented(owner: str, method: st
     expected = arguments(text)
     assert real[: len(expected)] == expected
     assert ("**" in text) <= any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_that_is_to_be_run_is_there(document: Path) -> None:
+    for name in re.findall(r"python -m\s+([\w.]+)", document.read_text()):
+        path = ROOT / name.replace(".", "/")
+        assert name == "lorry" or path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
