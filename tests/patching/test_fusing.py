@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorry.algebra import DoraDelta, FullDelta
 from lorry.errors import FuseError, StateError
 from lorry.patching import Originals, Strength, find_state
 from lorry.patching.fusing import fused_parameter
@@ -476,3 +477,20 @@ def test_large_weights_of_half_precision_are_rounded_once(
     exact = original.double().cpu() + sum(s * delta.weight(dtype=torch.float64) for delta, s in deltas)
     wrong = (fused.cpu() != exact.to(dtype)).double().mean()
     assert float(wrong) < 0.01  # rounding the delta first gives more than a tenth
+
+
+def test_beside_weights_without_originals_only_who_needs_the_base_is_refused() -> None:
+    model, shape = Small(), (5, 16)
+    base = model.get_submodule("block.to_q").get_parameter("weight").detach().clone()
+    put(model, "fused", deltas={"block.to_q": random_delta(shape, 0)})
+    full = FullDelta(0.1 * torch.randn(shape))
+    put(model, "full", deltas={"block.to_q": full})
+    fuse(model, ["fused"], originals="none")
+    layer, x = model.get_submodule("block.to_q"), torch.randn(3, 16)
+    exact = base + random_delta(shape, 0).weight() + full.weight()
+    check_near(layer(x), x @ exact.T + layer.get_parameter("bias"), 1e-5)
+    before = snapshot(model)
+    turning = DoraDelta(random_delta(shape, 1), torch.ones(5))
+    with pytest.raises(FuseError, match=r'needs the weight as it was.*originals="none"'):
+        put(model, "turning", deltas={"block.to_q": turning})
+    check_same(snapshot(model), before)

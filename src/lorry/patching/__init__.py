@@ -3,6 +3,7 @@
 from lorry.patching.call_scale import take_scale
 from lorry.patching.finite import find_not_finite
 from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
+from lorry.patching.fuse_loss import FuseLoss, FuseLosses
 from lorry.patching.locks import exclusive
 from lorry.patching.memory import can_be_kept
 from lorry.patching.originals import Originals
@@ -14,6 +15,8 @@ from lorry.patching.undo import Undo
 
 __all__ = [
     "AdapterState",
+    "FuseLoss",
+    "FuseLosses",
     "LayersOfAKind",
     "Originals",
     "Strength",

@@ -217,7 +217,7 @@ def _base(full: str, parameter: nn.Parameter, weights: FusedWeights) -> Tensor:
             f"`{full}` is offloaded: its numbers are not here, and this adapter's family needs them. Load the adapter "
             "before offloading."
         )
-    return weights.original(f"{full}.weight", parameter.data)
+    return weights.unfused(full, BareParameter(parameter), "weight", parameter.data)
 
 
 def _mark_filled(owner: nn.Module, undo: Undo) -> None:

@@ -89,4 +89,6 @@ def _copy(
             torch.zeros(parts[0][0].shape, dtype=dtype, device=module_device(module)), parts
         )
     plain = plain_parameter(path, module, key)
-    return fused_parameter(plain.to(dtype), parts, weights.original(f"{path}.{key}", plain))
+    needs_base = any(part.needs_base for part, _ in parts)
+    base = weights.unfused(path, module, key, plain) if needs_base else plain
+    return fused_parameter(plain.to(dtype), parts, base)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from lorry.algebra import Delta
 from lorry.binding import carriers, weight_shape
 from lorry.errors import FuseError
-from lorry.patching.layer_kinds import LayerKind, Plain, find_kind
+from lorry.patching.fuse_loss import FuseLoss
+from lorry.patching.fusing import fused_parameter
+from lorry.patching.layer_kinds import Plain, find_kind, refusal_of
 from lorry.patching.sharded import check_not_fully_sharded
 
-Fusing = Literal["exact", "side path only"]
+Fusing = Literal["exact", "with loss", "side path only"]
+Contributions = Mapping[str, Sequence[tuple[Delta, float]]]
+"""By the path of a layer: what is to be fused into it, each at a strength."""
 
 
 @final
@@ -29,16 +34,25 @@ class LayersOfAKind:
     layers: int
     fusing: Fusing
     """`"exact"`: the sum is computed from the original in float32 at least, rounded once to the weight's dtype, and
-    unfusing brings the original's bits back. `"side path only"`: `fuse_lora` refuses."""
+    unfusing brings the original's bits back. `"with loss"`: `fuse_lora` refuses, unless `lossy=True` asks it to
+    quantize the sum again; unfusing brings the original's bits back all the same. `"side path only"`: it refuses."""
     rounding: float | None
     """Where it is exact, how much that one rounding moves a weight, as a part of it (root of mean squares): measured on
     one of the layers, with a small change added. Else None."""
     reason: str | None
     """Why it is refused and what to do; None where it is not."""
+    loss: FuseLoss | None = None
+    """Where it is with loss, how much: of the adapter that was asked about, on all these layers; else of a random
+    change by a hundredth of the weight, on one of them."""
+    by_layer: Mapping[str, FuseLoss] = field(default_factory=dict)
+    """The same for each layer that was measured."""
 
 
 def layers_by_kind(
-    component: str, model: nn.Module, only: Collection[str] | None = None
+    component: str,
+    model: nn.Module,
+    only: Collection[str] | None = None,
+    deltas: Contributions | None = None,
 ) -> list[LayersOfAKind]:
     """Sort the layers of a model that can carry an adapter by how they keep their weights.
 
@@ -46,8 +60,9 @@ def layers_by_kind(
         component: what to call the model.
         model: is not changed.
         only: the paths of the layers that count; all when None.
+        deltas: what would be fused into these layers, where that is to be measured.
     """
-    found: dict[tuple[str, str | None], list[tuple[str, nn.Module]]] = {}
+    found: dict[tuple[str, str | None, bool], dict[str, nn.Module]] = {}
     spread = _is_spread(model)
     for path, module in carriers(model).items():
         parameter = module._parameters.get("weight")
@@ -57,19 +72,30 @@ def layers_by_kind(
         label = type(parameter.data).__name__ if kind is None else kind.name
         if isinstance(kind, Plain):
             label = f"{kind.name}, {str(parameter.dtype).removeprefix('torch.')}"
-        refusal = LayerKind.refusal if kind is None else kind.refusal
-        found.setdefault((label, spread or refusal), []).append((path, module))
-    return [
-        LayersOfAKind(
-            component,
-            label,
-            len(layers),
-            "exact" if refusal is None else "side path only",
-            _rounding(layers[0][1]) if refusal is None else None,
-            None if refusal is None else refusal.format(key="weight", held=label).removesuffix("."),
-        )
-        for (label, refusal), layers in found.items()
-    ]
+        refusal, lossy = refusal_of(kind, module, parameter)
+        key = (label, spread or refusal, lossy and spread is None)
+        found.setdefault(key, {})[path] = module
+    return [_row(component, *key, layers, deltas) for key, layers in found.items()]
+
+
+def _row(
+    component: str,
+    label: str,
+    refusal: str | None,
+    lossy: bool,
+    layers: Mapping[str, nn.Module],
+    deltas: Contributions | None,
+) -> LayersOfAKind:
+    first = next(iter(layers))
+    if refusal is None:
+        return LayersOfAKind(component, label, len(layers), "exact", _rounding(layers[first]), None)
+    reason = refusal.format(key="weight", held=label).removesuffix(".")
+    if not lossy:
+        return LayersOfAKind(component, label, len(layers), "side path only", None, reason)
+    measured = [first] if deltas is None else layers
+    losses = {path: _loss(layers[path], None if deltas is None else deltas[path]) for path in measured}
+    total = FuseLoss.total(losses.values())
+    return LayersOfAKind(component, label, len(layers), "with loss", None, reason, total, losses)
 
 
 def _is_spread(model: nn.Module) -> str | None:
@@ -84,8 +110,26 @@ def _is_spread(model: nn.Module) -> str | None:
 def _rounding(module: nn.Module) -> float:
     weight: Tensor = module._parameters["weight"].data  # pyright: ignore[reportOptionalMemberAccess]
     wide = weight.flatten()[: 1 << 16].double()
-    random = torch.Generator().manual_seed(0)
-    change = torch.randn(wide.shape, generator=random, dtype=wide.dtype).to(wide.device)
-    changed = wide + 0.01 * wide.square().mean().sqrt() * change
+    changed = _changed(wide)
     lost = changed - changed.to(weight.dtype).double()
     return float((lost.square().sum() / changed.square().sum().clamp(min=1e-300)).sqrt())
+
+
+@torch.no_grad()
+def _loss(module: nn.Module, parts: Sequence[tuple[Delta, float]] | None) -> FuseLoss:
+    parameter, kind = module._parameters["weight"], find_kind(module)
+    if parameter is None or kind is None:
+        raise FuseError("has no weight of a kind that can be quantized again")
+    base = kind.plain(module, parameter).float()
+    weights = [
+        (part, strength) for delta, strength in parts or () if (part := delta.part("weight")) is not None
+    ]
+    exact = _changed(base) if parts is None else fused_parameter(base, weights)
+    return FuseLoss.of(base, exact, kind.plain(module, kind.repacked(module, parameter, exact)).float())
+
+
+def _changed(weight: Tensor) -> Tensor:
+    """The weight with a random change by a hundredth of it."""
+    random = torch.Generator().manual_seed(0)
+    change = torch.randn(weight.shape, generator=random, dtype=weight.dtype).to(weight.device)
+    return weight + 0.01 * weight.square().mean().sqrt() * change

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from lorry.algebra import Delta
 from lorry.errors import FuseError
 from lorry.patching.following import bring
+from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter
-from lorry.patching.layer_kinds import PARAMETERS, check_plain
+from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind
 from lorry.patching.memory import is_held_once
-from lorry.patching.originals import Keeper, Originals, Saved
+from lorry.patching.originals import Keeper, Originals, Saved, there
 from lorry.patching.undo import Undo
 
 Contributions = Sequence[tuple[Delta, float]]
@@ -40,14 +41,26 @@ class FusedWeights:
         originals = [saved.tensor for saved in self._originals.values() if saved.tensor is not None]
         return [*originals, *(self._aside or {}).values(), *self._spare.values()]
 
-    def original(self, name: str, parameter: Tensor) -> Tensor:
-        """Return what a parameter was before it was fused: itself, where it is not.
+    def unfused(self, path: str, module: nn.Module, key: str, plain: Tensor) -> Tensor:
+        """Return a parameter as plain numbers as it was before it was fused: `plain`, where it is not.
 
         Raises:
             FuseError: it is fused, and no original was kept.
         """
+        name, parameter, kind = f"{path}.{key}", module._parameters[key], find_kind(module, key)
+        if name not in self._originals or parameter is None or kind is None:
+            return plain
+        if self._originals[name].tensor is None:
+            raise FuseError(
+                f"`{path}`: an adapter that is active needs the {key} as it was before others were fused into it, and "
+                'with `originals="none"` it is not kept. Fuse with another `originals`, or leave that adapter inactive.'
+            )
+        return kind.plain(module, self._original(name, parameter))
+
+    def _original(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Return what is to be put back where a parameter is: what is there, where it is not fused."""
         if name not in self._originals:
-            return parameter
+            return _contents(parameter)
         original = self._originals[name].found(parameter.device, parameter.dtype)
         if original is None:
             raise _no_originals(name)
@@ -61,7 +74,7 @@ class FusedWeights:
             beside = saved.tensor if saved is not None and saved.beside else None
             self._spare.pop(name, None)
             for tensor in (beside, (self._aside or {}).get(name)):
-                if tensor is not None and tensor.device == before:
+                if tensor is not None and type(tensor) is Tensor and tensor.device == before:
                     bring(tensor, now)
 
     def rewrite(
@@ -72,7 +85,8 @@ class FusedWeights:
         *,
         safe: bool = False,
         keep: Originals = "device",
-    ) -> None:
+        lossy: bool = False,
+    ) -> dict[str, FuseLoss]:
         """Make modules' parameters what `contributions` make of their originals; without any, the originals.
 
         Args:
@@ -80,11 +94,16 @@ class FusedWeights:
             contributions: by path.
             safe: refuse values that are not finite.
             keep: where originals go that are not saved yet.
+            lossy: quantize sums again where a weight is quantized.
+
+        Returns:
+            What was lost, for each parameter that was quantized again.
 
         Raises:
-            FuseError: a parameter cannot take a delta without loss, its original was not kept, or `safe` found a value
-                that is not finite.
+            FuseError: a parameter cannot take a delta without loss (and not `lossy`, or its library cannot quantize it
+                again), its original was not kept, or `safe` found a value that is not finite.
         """
+        lost: dict[str, FuseLoss] = {}
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_spare", dict(self._spare))
         with Keeper(keep) as keeper:
@@ -95,28 +114,60 @@ class FusedWeights:
                         (one, strength) for delta, strength in deltas if (one := delta.part(key)) is not None
                     ]
                     if parts:
-                        self._fuse(name, check_plain(path, modules[path], key), parts, safe, keeper, undo)
+                        # what is fused with loss already was asked for
+                        again = lossy or name in self._originals
+                        parameter, kind = check_fusable(path, modules[path], key, lossy=again)
+                        if kind.refusal is None:
+                            self._fuse(name, parameter, parts, safe, keeper, undo)
+                        else:
+                            lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
-                        self._restore(name, _parameter(modules, name), undo)
+                        self._restore(name, modules, undo)
+        return lost
 
     def _fuse(
         self, name: str, parameter: nn.Parameter, parts: Contributions, safe: bool, keeper: Keeper, undo: Undo
     ) -> None:
-        original = self.original(name, parameter.data)
+        original = self._original(name, parameter)
         spare = self._spare.pop(name, None)
         new = fused_parameter(original, parts, out=_reusable(spare, original))
-        if safe and not bool(torch.isfinite(new).all()):
-            raise FuseError(f"`{name}` would not be finite: nothing was fused.")
+        if safe:
+            _check_finite(name, new)
         if name not in self._originals:
             self._originals[name] = keeper.keep(original)
         undo.set_attribute(parameter, "data", new)
 
-    def _restore(self, name: str, parameter: nn.Parameter, undo: Undo) -> None:
+    def _repack(
+        self,
+        name: str,
+        modules: Mapping[str, nn.Module],
+        kind: LayerKind,
+        parts: Contributions,
+        safe: bool,
+        keeper: Keeper,
+        undo: Undo,
+    ) -> FuseLoss:
+        """Quantize the sum of the dequantized original and the deltas as the original is quantized."""
+        _taken(modules, name, undo)
+        module = modules[name.rpartition(".")[0]]
+        original = self._original(name, _parameter(modules, name))
+        base = kind.plain(module, original).float()
+        exact = fused_parameter(base, parts)
+        if safe:
+            _check_finite(name, exact)
+        new = kind.repacked(module, original, exact)
+        if name not in self._originals:
+            self._originals[name] = keeper.keep(original)
+        self._spare.pop(name, None)
+        _put(modules, name, new, undo)
+        return FuseLoss.of(base, exact, kind.plain(module, new).float())
+
+    def _restore(self, name: str, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put a parameter's original back, which swaps pointers where that is on the device."""
-        fused, original = parameter.data, self.original(name, parameter)
-        if original is self._originals[name].tensor:
+        fused, original = _taken(modules, name, undo), self._original(name, _parameter(modules, name))
+        if original is self._originals[name].tensor and type(original) is Tensor:
             self._spare[name] = fused
-        undo.set_attribute(parameter, "data", original)
+        _put(modules, name, original, undo)
         del self._originals[name]
 
     def free_spare(self, undo: Undo) -> None:
@@ -130,16 +181,17 @@ class FusedWeights:
             FuseError: an original was not kept.
         """
         self.check_kept()
-        parameters = {name: _parameter(modules, name) for name in self._originals}
-        undo.set_attribute(self, "_aside", {name: parameter.data for name, parameter in parameters.items()})
-        for name, parameter in parameters.items():
-            undo.set_attribute(parameter, "data", self.original(name, parameter.data))
+        aside = {name: _taken(modules, name, undo) for name in self._originals}
+        undo.set_attribute(self, "_aside", aside)
+        for name in aside:
+            _put(modules, name, self._original(name, _parameter(modules, name)), undo)
 
     def bring_back(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the fused parameters back that were put aside."""
         for name, tensor in (self._aside or {}).items():
             parameter = _parameter(modules, name)
-            undo.set_attribute(parameter, "data", tensor.to(parameter.device, parameter.dtype))
+            _taken(modules, name, undo)
+            _put(modules, name, there(tensor, parameter.device, parameter.dtype), undo)
         undo.set_attribute(self, "_aside", None)
 
     def let_go(self, undo: Undo) -> None:
@@ -163,6 +215,36 @@ def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
     if parameter is None:
         raise FuseError(f"`{name}` was fused and is gone.")
     return parameter
+
+
+def _contents(parameter: nn.Parameter) -> Tensor:
+    """What makes a parameter what it is: its data, or itself where its library keeps more in it."""
+    return parameter.data if type(parameter) is nn.Parameter else parameter
+
+
+def _taken(modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
+    """Return the contents of a parameter, with all that its layer has moved out of it."""
+    path, _, key = name.rpartition(".")
+    parameter, kind, module = _parameter(modules, name), find_kind(modules[path], key), modules[path]
+    for part in () if kind is None else kind.moved:
+        if getattr(parameter, part) is None:
+            undo.set_attribute(parameter, part, getattr(module.state, part))
+            undo.set_attribute(module.state, part, None)
+    return _contents(parameter)
+
+
+def _put(modules: Mapping[str, nn.Module], name: str, contents: Tensor, undo: Undo) -> None:
+    """Give a parameter these contents."""
+    path, _, key = name.rpartition(".")
+    if isinstance(contents, nn.Parameter):
+        undo.set_item(modules[path]._parameters, key, contents)
+    else:
+        undo.set_attribute(_parameter(modules, name), "data", contents)
+
+
+def _check_finite(name: str, new: Tensor) -> None:
+    if not bool(torch.isfinite(new).all()):
+        raise FuseError(f"`{name}` would not be finite: nothing was fused.")
 
 
 def _reusable(spare: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,7 +1,8 @@
 """What a layer keeps its weight as: plain numbers, or one of the packed kinds of the quantization libraries.
 
 Each kind knows itself by the parameter, gives the weight as plain numbers (those that the layer itself computes with),
-and says whether an adapter can be fused into it. No library is imported: whoever made the parameter has imported it.
+says whether an adapter can be fused into it, and quantizes a weight again where its library can. No library is
+imported: whoever made the parameter has imported it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lorry.binding import weight_shape
 from lorry.errors import FuseError, StateError
+from lorry.patching.repacking import gguf_can_write, like_gguf, like_quanto, like_torchao, torchao_can_write
 
 PARAMETERS = ("weight", "bias")
 """The parameters of a module that a delta can be for."""
@@ -30,6 +32,8 @@ class LayerKind(ABC):
         "path loses nothing. To fuse, dequantize the base first, or load it in bfloat16 or float16."
     )
     """Why an adapter is not fused into this kind, and what to do; None where fusing is exact (rounded once)."""
+    moved: ClassVar[tuple[str, ...]] = ()
+    """What belongs to the parameter, and is moved to its layer's `state` at the first call."""
 
     @abstractmethod
     def claims(self, module: nn.Module, parameter: Tensor) -> bool:
@@ -42,6 +46,18 @@ class LayerKind(ABC):
         Raises:
             StateError: its numbers are not here.
         """
+
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        """Whether other numbers can be quantized as these are, by the same library."""
+        return False
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        """Return `plain` quantized as `parameter` is: a parameter of its class, or, where that is torch's, a tensor.
+
+        Raises:
+            StateError: it cannot be done.
+        """
+        raise StateError("cannot be quantized again")
 
 
 @final
@@ -106,6 +122,13 @@ class EightBitFloat(LayerKind):
     def plain(self, module: nn.Module, parameter: Tensor) -> Tensor:
         return parameter.data.float()
 
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return True
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        largest = torch.finfo(parameter.dtype).max
+        return plain.clamp(-largest, largest).to(parameter.dtype)
+
 
 @final
 class BitsAndBytes4(LayerKind):
@@ -126,12 +149,24 @@ class BitsAndBytes4(LayerKind):
             return library.matmul_4bit(unit, packed, quant_state=state).T
         return library.functional.dequantize_4bit(packed, state)
 
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return parameter.quant_state is not None
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        options = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+        how = {name: getattr(parameter, name) for name in options}
+        fresh: Any = type(parameter)
+        packed = fresh(plain.to(parameter.quant_state.dtype), requires_grad=False, **how).to(parameter.device)
+        packed.module = parameter.module
+        return packed
+
 
 @final
 class BitsAndBytes8(LayerKind):
     """int8 with a scale for each row."""
 
     name = "bitsandbytes, int8"
+    moved = ("CB", "SCB")
 
     def claims(self, module: nn.Module, parameter: Tensor) -> bool:
         return made_by(parameter, "bitsandbytes") and parameter.dtype == torch.int8
@@ -141,6 +176,13 @@ class BitsAndBytes8(LayerKind):
             parameter.SCB if parameter.SCB is not None else module.state.SCB
         )  # they move there at the first call
         return sys.modules["bitsandbytes"].functional.int8_vectorwise_dequant(parameter.data, rows)
+
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return True
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        fresh: Any = type(parameter)
+        return fresh(plain.half(), requires_grad=False, has_fp16_weights=False).to(parameter.device)
 
 
 @final
@@ -156,6 +198,13 @@ class Gguf(LayerKind):
         # The function that the layer's own forward calls stands beside the parameter's class.
         return sys.modules[type(parameter).__module__].dequantize_gguf_tensor(parameter)
 
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return gguf_can_write(parameter.quant_type)
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        fresh: Any = type(parameter)
+        return fresh(like_gguf(parameter, plain), quant_type=parameter.quant_type)
+
 
 @final
 class TorchAo(LayerKind):
@@ -169,6 +218,12 @@ class TorchAo(LayerKind):
     def plain(self, module: nn.Module, parameter: Any) -> Tensor:
         return parameter.data.dequantize()
 
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return torchao_can_write(parameter.data)
+
+    def repacked(self, module: nn.Module, parameter: Any, plain: Tensor) -> Tensor:
+        return _frozen(like_torchao(parameter.data, plain))
+
 
 @final
 class Quanto(LayerKind):
@@ -181,7 +236,20 @@ class Quanto(LayerKind):
         return frozen or _quantizes_at_calls(module, parameter)
 
     def plain(self, module: Any, parameter: Any) -> Tensor:
-        return (parameter.data if made_by(parameter.data, "optimum.quanto") else module.qweight).dequantize()
+        frozen = made_by(parameter.data, "optimum.quanto")
+        return (parameter.data if frozen else like_quanto(module, parameter.data)).dequantize()
+
+    def can_repack(self, module: nn.Module, parameter: Any) -> bool:
+        return True
+
+    def repacked(self, module: Any, parameter: Any, plain: Tensor) -> Tensor:
+        plain = plain.to(parameter.dtype)
+        frozen = made_by(parameter.data, "optimum.quanto")
+        return _frozen(like_quanto(module, plain)) if frozen else plain
+
+
+def _frozen(packed: Tensor) -> nn.Parameter:
+    return nn.Parameter(packed, requires_grad=False)
 
 
 def _quantizes_at_calls(module: nn.Module, parameter: Tensor) -> bool:
@@ -228,20 +296,56 @@ def find_kind(module: nn.Module, key: str = "weight") -> LayerKind | None:
     return next((kind for kind in KINDS if kind.claims(module, parameter)), None)
 
 
+LOSSY = (
+    " Or call `fuse_lora(lossy=True)`, which quantizes the sum again and loses a part of it: `lorry.fuse_support` says "
+    "how much."
+)
+"""What else can be done where the layer's library can quantize again."""
+
+
 def check_plain(path: str, module: nn.Module, key: str) -> nn.Parameter:
-    """Return a parameter that a delta can be added to without loss.
+    """Return a parameter of plain numbers.
 
     Raises:
         FuseError: it is not there, offloaded, sharded, quantized, or of a kind that lorry does not know.
     """
-    parameter = module._parameters.get(key)
-    if parameter is None:
-        raise FuseError(f"`{path}` has no {key} to fuse into. Leave the adapter unfused: that works here.")
-    kind = find_kind(module, key)
+    parameter, kind = _get(path, module, key)
     refusal = LayerKind.refusal if kind is None else kind.refusal
     if refusal is not None:
         raise FuseError(f"`{path}` {refusal.format(key=key, held=_held(module, parameter, kind))}")
     return parameter
+
+
+def check_fusable(path: str, module: nn.Module, key: str, *, lossy: bool) -> tuple[nn.Parameter, LayerKind]:
+    """Return a parameter that a delta can be added to without loss, or (`lossy`) that can be quantized again.
+
+    Raises:
+        FuseError: it is neither.
+    """
+    parameter, kind = _get(path, module, key)
+    refusal, can_repack = refusal_of(kind, module, parameter)
+    if kind is None or (refusal is not None and not (lossy and can_repack)):
+        held = _held(module, parameter, kind)
+        raise FuseError(f"`{path}` {(refusal or LayerKind.refusal or '').format(key=key, held=held)}")
+    return parameter, kind
+
+
+def refusal_of(kind: LayerKind | None, module: nn.Module, parameter: Tensor) -> tuple[str | None, bool]:
+    """Return why nothing is fused into a parameter unasked and what can be done, and whether it can be with loss.
+
+    The reason is None where fusing is exact.
+    """
+    refusal = LayerKind.refusal if kind is None else kind.refusal
+    if refusal is None or kind is None or not kind.can_repack(module, parameter):
+        return refusal, False
+    return f"{refusal}{LOSSY}", True
+
+
+def _get(path: str, module: nn.Module, key: str) -> tuple[nn.Parameter, LayerKind | None]:
+    parameter = module._parameters.get(key)
+    if parameter is None:
+        raise FuseError(f"`{path}` has no {key} to fuse into. Leave the adapter unfused: that works here.")
+    return parameter, find_kind(module, key)
 
 
 def plain_parameter(path: str, module: nn.Module, key: str) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorry.memory import new_block
 
@@ -21,11 +22,20 @@ IN_USE = 0.95
 def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of memory that `tensors` take: of each storage, from the first of them to the last."""
     ends: dict[int, tuple[int, int, int]] = {}
-    for tensor in tensors:
+    for tensor in (part for one in tensors for part in _parts(one)):
         storage, first = tensor.untyped_storage(), tensor.data_ptr()
         start, stop, size = ends.get(storage.data_ptr(), (first, first, storage.nbytes()))
         ends[storage.data_ptr()] = (min(start, first), max(stop, first + tensor.nbytes), size)
     return sum(min(size, padded(stop - start)) for start, stop, size in ends.values())
+
+
+def _parts(tensor: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a packed one is made of; itself where it is plain."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def can_be_kept(tensors: Sequence[Tensor]) -> bool:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import IO, Literal, Self, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lorry.errors import FuseError
 
 Originals = Literal["device", "cpu", "disk", "none"]
 """Where the original weights of fused targets are kept: beside the fused ones (unfuse swaps pointers), in main memory
@@ -28,7 +30,15 @@ class Saved:
 
     def found(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """Return it on a device, itself where it is there; None where none was kept."""
-        return None if self.tensor is None else self.tensor.to(device, dtype, copy=self.in_file)
+        return None if self.tensor is None else there(self.tensor, device, dtype, copy=self.in_file)
+
+
+def there(tensor: Tensor, device: torch.device, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
+    """Return a tensor on a device and in a dtype, itself where it is so; of packed parameters the bits are kept."""
+    if not isinstance(tensor, nn.Parameter):
+        return tensor.to(device, dtype, copy=copy)
+    moved = tensor if tensor.device == device else tensor.to(device)
+    return moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved, requires_grad=False)
 
 
 @final
@@ -48,9 +58,18 @@ class Keeper:
             self._file.close()  # its memory maps keep what it holds
 
     def keep(self, original: Tensor) -> Saved:
-        """Keep a tensor, or a copy of its bits elsewhere."""
+        """Keep a tensor, or a copy of its bits elsewhere.
+
+        Raises:
+            FuseError: a packed parameter would have to go elsewhere.
+        """
         if self._where == "none":
             return Saved(None)
+        if isinstance(original, nn.Parameter) and self._where != "device":
+            raise FuseError(
+                f"The originals of quantized weights stay beside the fused ones, which are as small: expected "
+                f'`originals="device"` or "none", got {self._where!r}.'
+            )
         if self._where == "cpu":
             return Saved(original.to("cpu", copy=original.device.type == "cpu"))
         return (

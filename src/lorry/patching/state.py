@@ -18,6 +18,7 @@ from lorry.patching.bare import BareParameters
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
 from lorry.patching.following import Home
+from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fused import FusedWeights
 from lorry.patching.group_copies import keep_in_step
 from lorry.patching.memory import held_bytes
@@ -392,12 +393,17 @@ class AdapterState:
         *,
         safe: bool = False,
         originals: Originals = "device",
-    ) -> None:
+        lossy: bool = False,
+    ) -> dict[str, FuseLoss]:
         """Fuse adapters (all active ones when None) into the weights, at `scale` times their strength.
+
+        Returns:
+            What was lost, by parameter, where `lossy` has quantized a sum again.
 
         Raises:
             FuseError: one is fused already, or has a strength that changes by step, adapters are disabled, a weight
-                cannot take a delta without loss, or `safe` and a fused weight would not be finite.
+                cannot take a delta without loss (and not `lossy`, or it cannot be quantized again), or `safe` and a
+                fused weight would not be finite.
         """
         wanted = [name for name in (self.active if names is None else names) if name in self.adapters]
         again = [name for name in wanted if name in self.fused]
@@ -415,9 +421,9 @@ class AdapterState:
                 "`set_adapters` first."
             )
         if not new:
-            return
+            return {}
         check_not_fully_sharded(self.model)
-        self._rewrite({**self.fused, **new}, new, undo, safe=safe, keep=originals)
+        return self._rewrite({**self.fused, **new}, new, undo, safe=safe, keep=originals, lossy=lossy)
 
     def unfuse(self, undo: Undo, names: Sequence[str] | None = None) -> None:
         """Take fused adapters (all when None) out of the weights, by their saved bits; they act as set before.
@@ -443,21 +449,34 @@ class AdapterState:
         *,
         safe: bool = False,
         keep: Originals = "device",
-    ) -> None:
+        lossy: bool = False,
+    ) -> dict[str, FuseLoss]:
         """Give the modules that the `changed` adapters reach the weights that `contributing` make of originals."""
-        deltas = {name: self.adapters[name].everywhere for name in (*contributing, *changed)}
-        contributions = {
+        contributions = self._contributions(changed, contributing)
+        lost = self._weights.rewrite(self._layers(), contributions, undo, safe=safe, keep=keep, lossy=lossy)
+        self._sides.forget_copies(undo)
+        undo.set_attribute(self, "fused", contributing)
+        self._refresh(undo)
+        return lost
+
+    def contributions(self, names: Iterable[str]) -> dict[str, list[tuple[Delta, float]]]:
+        """Return what adapters would add to their modules, by path, each with its strength there."""
+        here = {name: self.strengths[name] for name in names if name in self.adapters}
+        return self._contributions(here, here)
+
+    def _contributions(
+        self, reaching: Iterable[str], contributing: Mapping[str, Strength]
+    ) -> dict[str, list[tuple[Delta, float]]]:
+        """Return what `contributing` adapters add to the modules that the `reaching` ones reach."""
+        deltas = {name: self.adapters[name].everywhere for name in (*contributing, *reaching)}
+        return {
             path: [
                 (deltas[name][path], strength.at(path))
                 for name, strength in contributing.items()
                 if path in deltas[name]
             ]
-            for path in dict.fromkeys(path for name in changed for path in deltas[name])
+            for path in dict.fromkeys(path for name in reaching for path in deltas[name])
         }
-        self._weights.rewrite(self._layers(), contributions, undo, safe=safe, keep=keep)
-        self._sides.forget_copies(undo)
-        undo.set_attribute(self, "fused", contributing)
-        self._refresh(undo)
 
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""

@@ -28,18 +28,20 @@ class FuseSupport:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        head = ("component", "layers", "their weights", "fusing", "rounding")
+        head = ("component", "layers", "their weights", "fusing", "rounding", "of the change", "arrives")
         table = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[column]) for line in table) for column in range(len(head))]
         for line in table:
             yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for reason in dict.fromkeys(row.reason for row in self.rows if row.reason is not None):
-            yield f"side path only: the layer {reason}."
+        for fusing, reason in dict.fromkeys((row.fusing, row.reason) for row in self.rows if row.reason):
+            yield f"{fusing}: the layer {reason}."
 
 
 def _cells(row: LayersOfAKind) -> tuple[str, ...]:
-    rounding = "" if row.rounding is None else f"{row.rounding:.1e}"
-    return (row.component, str(row.layers), row.kind, row.fusing, rounding)
+    rounding = row.rounding if row.loss is None else row.loss.error
+    shown = "" if rounding is None else f"{rounding:.1e}"
+    lost = ("", "") if row.loss is None else (f"{row.loss.noise:.0%}", f"{row.loss.survives:.0%}")
+    return (row.component, str(row.layers), row.kind, row.fusing, shown, *lost)
 
 
 def fuse_support(model_or_pipeline: object, adapter: str | None = None) -> FuseSupport:
@@ -51,7 +53,9 @@ def fuse_support(model_or_pipeline: object, adapter: str | None = None) -> FuseS
 
     Returns:
         A row for each model and kind of layer, which says whether `fuse_lora` is exact there, with the one rounding
-        measured, or is refused, and why. It prints as a table.
+        measured; or can be done with loss (`lossy=True`), and how much: how far the weight would be off, as a part of
+        it and of the change, and what part of the change would arrive, of this adapter at the strength that is set; or
+        is refused, and why. It prints as a table.
 
     Raises:
         StateError: there is no model that adapters go into.
@@ -71,5 +75,6 @@ def fuse_support(model_or_pipeline: object, adapter: str | None = None) -> FuseS
             state = find_state(one)
             resident = None if state is None or adapter is None else state.adapters.get(adapter)
             only = None if adapter is None else () if resident is None else resident.everywhere.keys()
-            rows += layers_by_kind(component, one, only)
+            deltas = None if state is None or adapter is None else state.contributions([adapter])
+            rows += layers_by_kind(component, one, only, deltas)
     return FuseSupport(tuple(rows))

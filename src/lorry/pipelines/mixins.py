@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorry.binding import LoadReport
 from lorry.errors import FuseError, NothingAppliedError, StateError, did_you_mean
 from lorry.names import CONDITIONER, DENOISER, DENOISERS, TEXT_ENCODERS
-from lorry.patching import Originals, Undo, check_strength, exclusive, find_state
+from lorry.patching import FuseLoss, FuseLosses, Originals, Undo, check_strength, exclusive, find_state
 from lorry.pipelines.calls import alone, wrap_calls
 from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
 from lorry.pipelines.devices import usable_device
@@ -433,7 +433,8 @@ class LoraLoaderMixin:
         components: Iterable[str] | None = None,
         fuse_transformer: bool | None = None,
         originals: Originals = "device",
-    ) -> None:
+        lossy: bool = False,
+    ) -> FuseLosses:
         """Add adapters into their layers' own weights, from the saved originals in one rounding.
 
         Args:
@@ -445,11 +446,18 @@ class LoraLoaderMixin:
             components: which components, by name; goes before the `fuse_…` arguments.
             fuse_transformer: the same as `fuse_unet`.
             originals: where the original weights are kept for `unfuse_lora`: "device" (beside the fused ones; unfusing
-                swaps pointers), "cpu", "disk" (a temporary file), or "none" (no memory, and no way back).
+                swaps pointers), "cpu", "disk" (a temporary file), or "none" (no memory, and no way back). Of quantized
+                weights: "device" or "none".
+            lossy: where a weight is quantized, add to the dequantized one and quantize the sum again, by the library
+                that quantized it. What that would lose, `lorry.fuse_support(pipeline, adapter_name)` says beforehand.
+
+        Returns:
+            What was lost by quantizing again, by layer and in all; false where nothing was.
 
         Raises:
-            FuseError: nothing is active, an adapter is fused already, a weight cannot take a delta without loss, or
-                `safe_fusing` found values that are not finite. Nothing was fused.
+            FuseError: nothing is active, an adapter is fused already, a weight cannot take a delta without loss (and
+                not `lossy`, or it cannot be quantized again), or `safe_fusing` found values that are not finite.
+                Nothing was fused.
             UnknownAdapterError: a name is loaded nowhere.
         """
         if originals not in get_args(Originals):
@@ -476,9 +484,12 @@ class LoraLoaderMixin:
             raise FuseError(
                 "There is nothing to fuse: all of it is fused already. Call `unfuse_lora()` first."
             )
+        lost: dict[str, FuseLoss] = {}
         with Undo() as undo:
-            for state in states.values():
-                state.fuse(undo, names, scale, safe=safe_fusing, originals=originals)
+            for component, state in states.items():
+                here = state.fuse(undo, names, scale, safe=safe_fusing, originals=originals, lossy=lossy)
+                lost |= {f"{component}.{name}": one for name, one in here.items()}
+        return FuseLosses(lost)
 
     @alone
     def unfuse_lora(
