@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -17,25 +17,42 @@ from pipelines.of_every_family import TARGETS, Path2Delta
 KEYS = ("weight", "bias")
 
 
+Step = tuple[int, int]
+"""A denoising step, counted from 1, and how many there are."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Strong:
-    """A strength: a number, and a factor on the layers that have a segment in their path."""
+    """A strength: a number, a factor on the layers that have a segment in their path, and one that moves by step."""
 
     value: float = 1.0
     segment: str = ""
     factor: float = 1.0
+    ends: tuple[float, float] | None = None
+    """The factors of the first step and the last, between which it goes in a straight line."""
+    by_block: bool = False
+    """It was written as a dict of blocks, which lorry holds for another strength than the same written by part."""
 
     def at(self, path: str) -> float:
         return self.value * (self.factor if self.segment in path.split(".") else 1.0)
 
     def times(self, scale: float) -> Strong:
-        return Strong(self.value * scale, self.segment, self.factor)
+        return replace(self, value=self.value * scale)
 
-    def on(self, paths: Iterable[str]) -> Strong:
+    def in_step(self, step: Step | None) -> Strong:
+        if step is None or self.ends is None:
+            return self
+        (first, last), (number, count) = self.ends, step
+        return self.times(first + (last - first) * (number - 1) / max(1, count - 1))
+
+    def on(self, component: str, paths: Iterable[str]) -> Strong:
         """The same on a component that has these modules."""
+        ends = None if component.startswith("text") else self.ends
         met = any(self.segment in path.split(".") for path in paths)
-        return self if met and self.factor != 1.0 else Strong(self.value)
+        if not met or not self.segment or self.factor == 1.0:
+            return Strong(self.value, ends=ends)
+        return replace(self, factor=self.factor if self.value else 0.0, ends=ends)
 
 
 @final
@@ -47,11 +64,18 @@ class Component:
     strengths: dict[str, Strong] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)
     fused: dict[str, Strong] = field(default_factory=dict)
+    kept: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """Of each fused parameter (path and key), whether its original was kept."""
     enabled: bool = True
     prepared: bool = False
 
     def exists(self) -> bool:
         return bool(self.loaded) or self.prepared
+
+    @property
+    def no_way_back(self) -> bool:
+        """Whether an adapter is fused without its original."""
+        return not all(self.kept.values())
 
     def put(self, name: str, deltas: Path2Delta) -> None:
         self.loaded[name] = deltas
@@ -65,21 +89,50 @@ class Component:
         self.active = list(here)
         self.strengths |= here
 
-    def fuse(self, names: Iterable[str], scale: float) -> None:
-        self.fused |= {n: self.strengths[n].times(scale) for n in names if n not in self.fused}
+    def new(self, names: Iterable[str]) -> list[str]:
+        """Which of these are here and not fused."""
+        return [name for name in names if name in self.loaded and name not in self.fused]
+
+    def parameters(self, names: Iterable[str]) -> set[tuple[str, str]]:
+        """The parameters that these adapters change."""
+        return {
+            (path, key)
+            for name in names
+            for path, delta in self.loaded[name].items()
+            for key in KEYS
+            if delta.part(key) is not None
+        }
+
+    def fuse(self, names: Iterable[str], scale: float, *, keep: bool) -> None:
+        new = self.new(names)
+        self.fused |= {name: self.strengths[name].times(scale) for name in new}
+        for parameter in self.parameters(new):
+            self.kept.setdefault(parameter, keep)
+
+    def unfuse(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.fused.pop(name, None)
+        still = self.parameters(self.fused)
+        self.kept = {parameter: kept for parameter, kept in self.kept.items() if parameter in still}
 
     def remove(self, names: Iterable[str]) -> None:
+        names = list(names)
+        self.unfuse(names)
         for name in names:
-            for known in (self.loaded, self.strengths, self.fused):
-                known.pop(name, None)
+            self.loaded.pop(name, None)
+            self.strengths.pop(name, None)
         self.active = [name for name in self.active if name in self.loaded]
         self.enabled = self.enabled or not self.exists()
 
-    def acting(self, scale: float = 1.0) -> dict[str, Strong]:
+    def acting(self, scale: float = 1.0, step: Step | None = None) -> dict[str, Strong]:
         """Who changes what is computed, and how strongly."""
         if not self.enabled:
             return {}
-        beside = {name: self.strengths[name].times(scale) for name in self.active if name not in self.fused}
+        beside = {
+            name: self.strengths[name].in_step(step).times(scale)
+            for name in self.active
+            if name not in self.fused
+        }
         return self.fused | beside
 
     def fused_paths(self) -> set[str]:
@@ -108,11 +161,13 @@ class Dense:
                     if layer._parameters.get(key) is not None:
                         self.base[component, path, key] = layer._parameters[key].detach().clone()
 
-    def parameter(self, component: str, path: str, key: str, who: Component, scale: float) -> Tensor | None:
+    def parameter(
+        self, component: str, path: str, key: str, who: Component, scale: float, step: Step | None
+    ) -> Tensor | None:
         """What a parameter is in effect, in float64."""
         base = self.base.get((component, path, key))
         total = None if base is None else base.double()
-        for name, strength in who.acting(scale).items():
+        for name, strength in who.acting(scale, step).items():
             part = None
             if path in who.loaded[name]:
                 part = who.loaded[name][path].part(key)
@@ -130,12 +185,18 @@ class Dense:
 
     @torch.no_grad()
     def check(
-        self, pipeline: Any, component: str, who: Component, tolerance: float, scale: float = 1.0
+        self,
+        pipeline: Any,
+        component: str,
+        who: Component,
+        tolerance: float,
+        scale: float = 1.0,
+        step: Step | None = None,
     ) -> None:
         """Raise where a layer of a component does not compute what it must, for a fixed input."""
         for path in self._paths.get(component, ()):
             layer = carriers(getattr(pipeline, component))[path]
-            weight, bias = (self.parameter(component, path, key, who, scale) for key in KEYS)
+            weight, bias = (self.parameter(component, path, key, who, scale, step) for key in KEYS)
             if weight is None:
                 raise AssertionError(f"`{component}.{path}` has no weight")
             if isinstance(layer, BareParameter):

@@ -1,232 +1,101 @@
-"""Random sequences of everything that users do to a pipeline, against a plain account of what must hold.
+"""A state machine of everything that users do to a pipeline, against a plain account of what must hold.
 
-The same seed gives the same sequence. What an operation is done to is chosen by what is there, so that most of them do
-something; the others must be refused and leave everything alone.
+hypothesis chooses the operations and what they are done to, and makes a sequence that fails as short as it can. What is
+chosen is mostly there, so that most operations do something; the others must be refused and leave everything alone.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import gc
 import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import lorry
 from faults import FAULTS, InjectedError
 from lorry.binding import carriers
 from lorry.errors import DuplicateAdapterError, FuseError, LorryError, StateError, UnknownAdapterError
-from lorry.patching import Strength, find_state
-from lorry.pipelines.components import components_of
+from lorry.patching import find_state
 from pipelines import oracle
-from pipelines.account import Component, Dense, Strong
-from pipelines.of_every_family import DTYPES, KINDS, TARGETS, WHERE, FilesOfEveryFamily, Spec
-from small import changing, check_near
-from snapshots import check_same, snapshot
+from pipelines.account import Strong
+from pipelines.clean import Clean, Kind, all_outputs, bare_file, files_of, replay
+from pipelines.of_every_family import DIALECTS, DTYPES, KINDS, WHERE, Spec
+from pipelines.watched import TOLERANCE, Fault, Watched
+from small import check_near
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-"""Of the largest number of a layer's output, its own and what adapters add to it: five roundings of the dtype."""
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 SEGMENTS = {"sd": "down_blocks", "sdxl": "mid_block", "flux": "single_transformer_blocks", "wan": "1"}
+BLOCKS = {"sd": "down", "sdxl": "mid", "flux": "single_transformer_blocks", "wan": "blocks.1"}
+"""The same as `set_adapters` calls them in a dict for the denoiser."""
 
-NAMES = ("a", "b", "c")
-VALUES = (0.0, 0.25, 0.5, 1.0, -0.75)
-Fault = tuple[str, int] | None
-"""What fails, and at which step; None: nothing is made to fail."""
-
-
-@functools.cache
-def parts_of(kind: str, dtype: torch.dtype) -> Any:
-    """A pipeline whose parts are copied for each sequence."""
-    pipeline = oracle.ours(kind)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(dtype)
-    return pipeline
+NAMES = ["a", "b", "c"]
+VALUES = st.sampled_from([1.0, 0.5, 0.25, 0.0, -0.75])
+BOOLEANS = st.booleans()
+NO_FAULT = [None] * 12
+"""Beside the three kinds of faults: one operation in five has one."""
 
 
-@functools.cache
-def files_of(kind: str) -> FilesOfEveryFamily:
-    folder = tempfile.TemporaryDirectory(prefix="lorry-test-")
-    files = FilesOfEveryFamily(kind, oracle.base(kind), Path(folder.name))
-    weakref.finalize(files, folder.cleanup)
-    return files
+def of_machine(choices: Callable[[Any], list[Any]]) -> st.SearchStrategy[Any]:
+    """One of what the machine has to offer."""
+    return st.runner().flatmap(lambda machine: st.sampled_from(choices(machine)))
 
 
-class Clean:
-    """A pipeline that carries nothing, and what it is then."""
-
-    idle: ClassVar[dict[Any, list[Clean]]] = {}
-    """Those that sequences have left clean, for the next ones; by kind and dtype."""
-
-    def __init__(self, kind: str, dtype: torch.dtype) -> None:
-        source = parts_of(kind, dtype)
-        own = (*TARGETS[kind], "text_encoder_2")
-        parts = {n: copy.deepcopy(part) if n in own else part for n, part in source.components.items()}
-        self.key = (kind, dtype)
-        self.pipe = oracle.made(type(source), parts)
-        oracle.drawn(
-            self.pipe, num_inference_steps=1
-        )  # diffusers and transformers put attributes on at first calls
-        found = components_of(self.pipe)
-        self.models: dict[str, Any] = {name: model for name, model in found.items() if model is not None}
-        self.bare = {name: snapshot(model) for name, model in self.models.items()}
-        self.dense = Dense(kind, self.pipe)
-        self.bytes = self.held()
-
-    @classmethod
-    def taken(cls, kind: str, dtype: torch.dtype) -> Clean:
-        idle = cls.idle.setdefault((kind, dtype), [])
-        return idle.pop() if idle else cls(kind, dtype)
-
-    def held(self) -> int:
-        """The bytes behind all parameters and buffers, memory of which they are a part counted whole."""
-        tensors = [t for model in self.models.values() for t in (*model.parameters(), *model.buffers())]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
-
-    def check(self) -> None:
-        """Raise where it is not what it was."""
-        for name, model in self.models.items():
-            check_same(snapshot(model), self.bare[name])
-        assert self.held() == self.bytes
-
-    def give_back(self) -> None:
-        self.idle[self.key].append(self)
+LOADED = of_machine(lambda machine: [*machine.names * 5, *NAMES])
+"""The name of an adapter that is loaded, nearly always."""
+SOME_LOADED = st.lists(LOADED, min_size=1, max_size=3, unique=True)
+FREE = of_machine(lambda machine: [*[name for name in NAMES if name not in machine.names] * 5, *NAMES])
+SPECS = st.builds(
+    Spec,
+    st.sampled_from(KINDS),
+    st.sampled_from(list(WHERE)),
+    st.integers(0, 2),
+    st.sampled_from(DTYPES),
+    st.sampled_from([False, False, False, True]),
+).map(
+    lambda spec: (
+        spec if spec.family not in DIALECTS else Spec(spec.family, "everywhere", spec.seed, spec.dtype)
+    )
+)
+FAULT = st.tuples(st.sampled_from([*NO_FAULT, *FAULTS]), st.integers(1, 60))
+PARTS = st.sampled_from(["all", "denoiser", "text_encoder"])
+STRONG = st.builds(
+    Strong,
+    VALUES,
+    st.sampled_from(["", "segment"]),
+    st.sampled_from([0.5, 2.0, 0.0]),
+    st.sampled_from([None, None, (1.0, 0.0), (0.25, 1.5)]),
+)
+"""As it is written; `segment` stands for the one that the pipeline has."""
 
 
-class Machine:
-    """The pipeline under test, and beside it the account."""
-
-    def __init__(self, kind: str, dtype: torch.dtype, seed: int) -> None:
-        self.kind, self.dtype, self.random = kind, dtype, Random(f"{kind} {dtype} {seed}")
-        self.clean = Clean.taken(kind, dtype)
-        self.pipe, self.models, self.dense = self.clean.pipe, self.clean.models, self.clean.dense
-        self.modules = [module for model in self.models.values() for module in model.modules()]
-        self.bare = self.clean.bare
-        self.account = {name: Component() for name in self.models}
-        self.born: list[weakref.ref[Tensor]] = []
-        self.kept_fused = False
-        self.log: list[str] = []
-        self.count: Counter[str] = Counter()
-
-    def seen(self) -> list[Any]:
-        """All that an operation which fails must leave alone."""
-        seen: list[Any] = []
-        for module in self.modules:
-            seen.append((type(module), list(vars(module)), len(module._forward_hooks)))
-            tensors = (*module._parameters.items(), *module._buffers.items())
-            seen += [(name, id(t), None if t is None else t.detach().clone()) for name, t in tensors]
-        for state in filter(None, map(find_state, self.models.values())):
-            seen.append(
-                (list(state.adapters), dict(state.strengths), state.active, dict(state.fused), state.enabled)
-            )
-        return seen
-
-    def check_unchanged(self, before: list[Any]) -> None:
-        after = self.seen()
-        assert len(after) == len(before)
-        for now, then in zip(after, before, strict=True):
-            if isinstance(then[-1], Tensor):
-                assert now[:2] == then[:2]
-                assert torch.equal(now[2], then[2]), then[0]
-            else:
-                assert now == then
-
-    @property
-    def denoiser(self) -> str:
-        return next(name for name in self.models if not name.startswith("text"))
-
-    @property
-    def there(self) -> dict[str, Component]:
-        return {name: one for name, one in self.account.items() if one.exists()}
-
-    @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(name for one in self.account.values() for name in one.loaded))
-
-    # --- what there is to choose from ---
-
-    def one_name(self) -> str:
-        """A loaded adapter, nearly always."""
-        known = self.names if self.names and self.random.random() < 0.9 else NAMES
-        return self.random.choice(known)
-
-    def some_names(self) -> list[str]:
-        return list(dict.fromkeys(self.one_name() for _ in range(self.random.randint(1, 3))))
-
-    def value(self) -> float:
-        return self.random.choice(VALUES)
-
-    def spec(self) -> Spec:
-        pick = self.random.choice
-        return Spec(pick(KINDS), pick(list(WHERE)), pick(range(3)), pick(DTYPES))
-
-    def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
-
-    def chosen(self) -> list[str]:
-        """Some of the components."""
-        return self.random.choice([list(self.models), [self.denoiser], ["text_encoder"]])
-
-    def run(self, steps: int) -> None:
-        """Do that many operations; raise where anything is not as it must be after one, or after all is off again."""
-        self.load()
-        self.load()
-        for _ in range(steps):
-            operation, _ = self.random.choices(OPERATIONS, [weight for _, weight in OPERATIONS])[0]
-            operation(self)
-            self.check()
-        self.end()
-
-    def attempt(
-        self, what: str, operation: Callable[[], object], refused: type[LorryError] | None = None
-    ) -> bool:
-        """Do it, perhaps with a fault, and return whether it was done.
-
-        Raise where it was refused and should not be, or the other way round, or where it was not done and has left
-        anything changed.
-        """
-        fault = (self.random.choice(sorted(FAULTS)), self.random.randint(1, 60)) if self.chance(0.2) else None
-        self.log.append(f"{what}{f', failing at {fault}' if fault else ''}{' (refused)' if refused else ''}")
-        before = self.seen() if refused or fault else []
-        try:
-            with FAULTS[fault[0]](fault[1]) if fault else nullcontext():
-                operation()
-        except InjectedError:
-            self.check_unchanged(before)
-            self.count["failed on the way"] += 1
-            return False
-        except LorryError as error:
-            if refused is None or not isinstance(error, refused):
-                raise
-            self.check_unchanged(before)
-            self.count["refused"] += 1
-            return False
-        assert refused is None, f"expected a {refused}"
-        self.count["done"] += 1
-        return True
+class Pipeline(Watched):
+    """All that users do."""
 
     # --- load and take off ---
 
-    def load(self) -> None:
-        free = [name for name in NAMES if name not in self.names]
-        name, spec = self.random.choice(free if free and self.chance(0.9) else NAMES), self.spec()
+    @initialize(name=st.just("a"), spec=SPECS)
+    def first(self, name: str, spec: Spec) -> None:
+        self.load(name, spec, (None, 0))
+
+    @initialize(name=st.just("b"), spec=SPECS)
+    def second(self, name: str, spec: Spec) -> None:
+        self.load(name, spec, (None, 0))
+
+    @rule(name=FREE, spec=SPECS, fault=FAULT)
+    def load(self, name: str, spec: Spec, fault: Fault) -> None:
         path, deltas = files_of(self.kind).get(spec)
-        refused = DuplicateAdapterError if name in self.names else None
-        if not self.attempt(
-            f"load {name} {spec}", lambda: self.pipe.load_lora_weights(path, adapter_name=name), refused
-        ):
+        refused = DuplicateAdapterError if name in self.names else self.token_is_known(name, spec)
+        load = functools.partial(self.pipe.load_lora_weights, path, adapter_name=name)
+        if not self.attempt(load, refused, fault):
             return
         before = list(self.there.values())
         disabled = bool(before) and not any(one.enabled for one in before)
@@ -235,16 +104,19 @@ class Machine:
         for one in self.there.values():
             one.choose({name: Strong()})
             one.enabled = one.enabled and not disabled
-        self.remember_tensors(name)
+        self.remember(name, spec)
 
-    def swap(self) -> None:
-        name, spec = self.one_name(), self.spec()
+    @precondition(lambda self: self.names)
+    @rule(name=LOADED, spec=SPECS, fault=FAULT)
+    def swap(self, name: str, spec: Spec, fault: Fault) -> None:
         path, deltas = files_of(self.kind).get(spec)
         here = [one for one in self.account.values() if name in one.loaded]
         fused = any(name in self.account[component].fused for component in deltas)
-        refused = UnknownAdapterError if not here else StateError if fused else None
+        refused = (
+            UnknownAdapterError if not here else StateError if fused else self.token_is_known(name, spec)
+        )
         load = functools.partial(self.pipe.load_lora_weights, path, adapter_name=name, hotswap=True)
-        if not self.attempt(f"swap {name} {spec}", load, refused):
+        if not self.attempt(load, refused, fault):
             return
         first = here[0]
         acts, enabled, strength = name in first.active, first.enabled, Strong(first.strengths[name].value)
@@ -257,16 +129,20 @@ class Machine:
                 one.enabled = one.enabled and (existed or enabled)
             else:
                 one.remove([name])
+        self.remember(name, spec)
+
+    def token_is_known(self, name: str, spec: Spec) -> type[StateError] | None:
+        others = [one.token for other, one in self.tokens.items() if other != name]
+        return StateError if spec.tokens and spec.token in others else None
+
+    def remember(self, name: str, spec: Spec) -> None:
+        self.tokens.pop(name, None)
+        if spec.tokens:
+            self.tokens[name] = spec
         self.remember_tensors(name)
 
-    def remember_tensors(self, name: str) -> None:
-        """Note every tensor that is kept for an adapter, to see that it goes."""
-        for state in filter(None, map(find_state, self.models.values())):
-            if name in state.adapters:
-                self.born += [weakref.ref(tensor) for tensor in state.adapters[name].tensors()]
-
-    def load_what_is_broken(self) -> None:
-        what = self.random.choice(["another shape", "not finite", "no file", "cut short"])
+    @rule(what=st.sampled_from(["another shape", "not finite", "no file", "cut short"]))
+    def load_what_is_broken(self, what: str) -> None:
         path, _ = files_of(self.kind).get(Spec("lora"))
         with tempfile.TemporaryDirectory() as folder:
             broken = Path(folder) / "broken.safetensors"
@@ -277,144 +153,183 @@ class Machine:
                 key = next(key for key in reversed(tensors) if key.endswith("lora_up.weight"))
                 bad = torch.cat([tensors[key]] * 2) if what == "another shape" else tensors[key] * torch.nan
                 save_file({**tensors, key: bad}, broken)
-            self.attempt(
-                f"load {what}", lambda: self.pipe.load_lora_weights(broken, adapter_name="z"), LorryError
-            )
+            self.attempt(lambda: self.pipe.load_lora_weights(broken, adapter_name="z"), LorryError)
 
-    def delete(self) -> None:
-        names = self.some_names()
-        refused = None if {*names} <= {*self.names} else UnknownAdapterError
-        if self.attempt(f"delete {names}", lambda: self.pipe.delete_adapters(names), refused):
+    @precondition(lambda self: self.names)
+    @rule(names=SOME_LOADED, fault=FAULT)
+    def delete(self, names: list[str], fault: Fault) -> None:
+        stuck = any(one.no_way_back and {*names} & {*one.fused} for one in self.account.values())
+        refused = UnknownAdapterError if not {*names} <= {*self.names} else FuseError if stuck else None
+        if self.attempt(lambda: self.pipe.delete_adapters(names), refused, fault):
             for one in self.account.values():
                 one.remove(names)
+            for name in names:
+                self.tokens.pop(name, None)
 
-    def unload(self) -> None:
-        keep_fused = self.chance(0.3)
-        if self.attempt(
-            f"unload, {keep_fused=}", lambda: self.pipe.unload_lora_weights(keep_fused=keep_fused)
-        ):
-            fused = keep_fused and any(one.fused for one in self.account.values())
-            self.account = {name: Component() for name in self.account}
-            if fused:
-                self.dense.take_down(self.pipe)
-                self.bare.update({name: snapshot(model) for name, model in self.models.items()})
-                self.kept_fused = True
+    @precondition(lambda self: self.there)
+    @rule(keep_fused=BOOLEANS, fault=FAULT)
+    def unload(self, keep_fused: bool, fault: Fault) -> None:
+        refused = FuseError if self.no_way_back and not keep_fused else None
+        unload = functools.partial(self.pipe.unload_lora_weights, keep_fused=keep_fused)
+        if self.attempt(unload, refused, fault):
+            self.all_is_off(keep_fused)
 
-    def prepare(self) -> None:
-        rank = self.random.choice([0, 4])
-        if self.attempt(f"prepare {rank}", lambda: lorry.prepare(self.pipe, rank)):
+    @rule(rank=st.sampled_from([4, 0]), fault=FAULT)
+    def prepare(self, rank: int, fault: Fault) -> None:
+        if self.attempt(lambda: lorry.prepare(self.pipe, rank), None, fault):
             for one in self.account.values():
                 one.prepared = True
 
     # --- choose and weigh ---
 
-    def strong(self) -> Strong:
-        return Strong(
-            self.value(), self.random.choice(["", "", "segment"]), self.random.choice([0.0, 0.5, 2.0])
-        )
-
     def given(self, strength: Strong) -> Any:
         """A strength as a user writes it."""
-        if not strength.segment:
+        if not strength.segment and strength.ends is None:
             return strength.value
-        return lorry.Strengths(strength.value, parts={SEGMENTS[self.kind]: strength.factor})
+        parts = {SEGMENTS[self.kind]: strength.factor} if strength.segment else {}
+        steps = None if strength.ends is None else list(zip((0.0, 1.0), strength.ends, strict=True))
+        return lorry.Strengths(strength.value, parts=parts, steps=steps)
 
     def meant(self, strength: Strong, component: str) -> Strong:
         """What it means on a component."""
-        if not strength.segment:
-            return Strong(strength.value)
-        paths = list(carriers(self.models[component]))
-        return Strong(strength.value, SEGMENTS[self.kind], strength.factor).on(paths)
+        segment = SEGMENTS[self.kind] if strength.segment else ""
+        written = Strong(strength.value, segment, strength.factor, strength.ends)
+        return written.on(component, list(carriers(self.models[component])))
 
-    def choose(self) -> None:
-        chosen = {name: self.strong() for name in self.some_names()}
+    def set_adapters(
+        self,
+        names: list[str],
+        weights: Any,
+        meant: dict[str, dict[str, Strong]],
+        fault: Fault,
+    ) -> None:
+        refused = None if all(one.may_choose(meant[c]) for c, one in self.there.items()) else StateError
+        refused = refused if {*names} <= {*self.names} else UnknownAdapterError
+        if self.attempt(lambda: self.pipe.set_adapters(names, weights), refused, fault):
+            for component, one in self.there.items():
+                one.choose(meant[component])
+
+    @precondition(lambda self: self.names)
+    @rule(chosen=st.dictionaries(LOADED, STRONG, min_size=1, max_size=3), fault=FAULT)
+    def choose(self, chosen: dict[str, Strong], fault: Fault) -> None:
         meant = {c: {n: self.meant(s, c) for n, s in chosen.items()} for c in self.there}
-        refused = None if all(one.may_choose(meant[c]) for c, one in self.there.items()) else StateError
-        refused = refused if chosen.keys() <= set(self.names) else UnknownAdapterError
-        weights = [self.given(strength) for strength in chosen.values()]
-        if self.attempt(f"choose {chosen}", lambda: self.pipe.set_adapters(list(chosen), weights), refused):
-            for component, one in self.there.items():
-                one.choose(meant[component])
+        self.set_adapters(list(chosen), [self.given(strength) for strength in chosen.values()], meant, fault)
 
-    def choose_by_component(self) -> None:
-        name = self.one_name()
-        numbers = {self.denoiser: self.value(), "text_encoder": self.value()}
+    @precondition(lambda self: self.names)
+    @rule(name=LOADED, own=VALUES, text=VALUES, fault=FAULT)
+    def choose_by_component(self, name: str, own: float, text: float, fault: Fault) -> None:
+        numbers = {self.denoiser: own, "text_encoder": text}
         meant = {c: {name: Strong(numbers.get(c, 1.0))} for c in self.there}
-        refused = None if all(one.may_choose(meant[c]) for c, one in self.there.items()) else StateError
-        refused = refused if name in self.names else UnknownAdapterError
-        if self.attempt(f"choose {name} {numbers}", lambda: self.pipe.set_adapters(name, numbers), refused):
-            for component, one in self.there.items():
-                one.choose(meant[component])
+        self.set_adapters([name], numbers, meant, fault)
 
-    def choose_for_text_encoder(self) -> None:
-        chosen = {name: self.value() for name in self.some_names()}
+    @precondition(lambda self: self.names)
+    @rule(name=LOADED, value=VALUES, fault=FAULT)
+    def choose_by_block(self, name: str, value: float, fault: Fault) -> None:
+        by_block = Strong(1.0, SEGMENTS[self.kind], value, by_block=True)
+        meant = {c: {name: by_block if c == self.denoiser else Strong()} for c in self.there}
+        self.set_adapters([name], {self.denoiser: {BLOCKS[self.kind]: value}}, meant, fault)
+
+    @precondition(lambda self: self.account["text_encoder"].loaded)
+    @rule(chosen=st.dictionaries(LOADED, VALUES, min_size=1, max_size=3), fault=FAULT)
+    def choose_for_text_encoder(self, chosen: dict[str, float], fault: Fault) -> None:
         one = self.account["text_encoder"]
         meant = {name: Strong(value) for name, value in chosen.items()}
         refused = None if one.may_choose(meant) else StateError
         refused = refused if chosen.keys() <= one.loaded.keys() else UnknownAdapterError
         values = list(chosen.values())
         choose = functools.partial(self.pipe.set_adapters_for_text_encoder, list(chosen), None, values)
-        if self.attempt(f"choose for text {chosen}", choose, refused):
+        if self.attempt(choose, refused, fault):
             one.choose(meant)
 
-    def enable(self) -> None:
-        enabled, only_text = self.chance(0.6), self.chance(0.3)
+    @precondition(lambda self: self.there)
+    @rule(enabled=BOOLEANS, only_text=BOOLEANS, fault=FAULT)
+    def enable(self, enabled: bool, only_text: bool, fault: Fault) -> None:
+        reached = [one for name, one in self.there.items() if name == "text_encoder" or not only_text]
+        stuck = not enabled and any(one.enabled and one.no_way_back for one in reached)
         verb = "enable_lora" if enabled else "disable_lora"
-        if self.attempt(
-            f"{verb}, {only_text=}", getattr(self.pipe, f"{verb}_for_text_encoder" if only_text else verb)
-        ):
-            for component, one in self.there.items():
-                if component == "text_encoder" or not only_text:
-                    one.enabled = enabled
+        switch = getattr(self.pipe, f"{verb}_for_text_encoder" if only_text else verb)
+        if self.attempt(switch, FuseError if stuck else None, fault):
+            for one in reached:
+                one.enabled = enabled
 
-    def park(self) -> None:
-        names = self.some_names()
+    @precondition(lambda self: self.names)
+    @rule(names=SOME_LOADED, fault=FAULT)
+    def park(self, names: list[str], fault: Fault) -> None:
         refused = None if {*names} <= {*self.names} else UnknownAdapterError
-        self.attempt(f"park {names}", lambda: self.pipe.set_lora_device(names, "cpu"), refused)
+        self.attempt(lambda: self.pipe.set_lora_device(names, "cpu"), refused, fault)
         for name in self.names:
             self.remember_tensors(name)
 
     # --- fuse and unfuse ---
 
-    def fuse(self) -> None:
-        names = None if self.chance(0.5) else self.some_names()
-        components, scale, safe = self.chosen(), self.value(), self.chance(0.3)
-        keep = self.random.choice(["device", "cpu", "disk"])
+    @precondition(lambda self: self.names)
+    @rule(
+        names=st.none() | SOME_LOADED,
+        parts=PARTS,
+        scale=VALUES,
+        safe=BOOLEANS,
+        originals=st.sampled_from(["device", "device", "cpu", "cpu", "disk", "disk", "none"]),
+        fault=FAULT,
+    )
+    def fuse(
+        self,
+        names: list[str] | None,
+        parts: str,
+        scale: float,
+        safe: bool,
+        originals: str,
+        fault: Fault,
+    ) -> None:
+        components = self.chosen(parts)
         wanted = {
             component: [n for n in (one.active if names is None else names) if n in one.loaded]
             for component, one in self.there.items()
             if component in components
         }
-        pairs = [(self.account[component], name) for component, found in wanted.items() for name in found]
-        refused: type[LorryError] | None = None
-        if names is not None and not set(names) <= set(self.names):
-            refused = UnknownAdapterError
-        else:
-            again = [name in one.fused for one, name in pairs]
-            disabled = any(not one.enabled for one, _ in pairs)
-            refused = FuseError if disabled or not again or (any if names else all)(again) else None
         fuse = functools.partial(
             self.pipe.fuse_lora,
             lora_scale=scale,
             safe_fusing=safe,
             adapter_names=names,
             components=components,
-            originals=keep,
+            originals=originals,
         )
-        if self.attempt(f"fuse {names} of {components} at {scale} {keep}", fuse, refused):
+        refused = self.fuse_is_refused(names, wanted)
+        if self.attempt(fuse, refused, fault, may_need_originals=originals == "none"):
             for component, found in wanted.items():
-                self.account[component].fuse(found, scale)
+                self.account[component].fuse(found, scale, keep=originals != "none")
 
-    def unfuse(self) -> None:
-        components = self.chosen()
-        if self.attempt(f"unfuse {components}", lambda: self.pipe.unfuse_lora(components=components)):
-            for component in components:
-                self.account[component].fused.clear()
+    def fuse_is_refused(
+        self, names: list[str] | None, wanted: dict[str, list[str]]
+    ) -> type[LorryError] | None:
+        if names is not None and not {*names} <= {*self.names}:
+            return UnknownAdapterError
+        pairs = [(self.account[component], name) for component, found in wanted.items() for name in found]
+        again = [name in one.fused for one, name in pairs]
+        if any(not one.enabled for one, _ in pairs) or not again or (any if names else all)(again):
+            return FuseError
+        for one, name in pairs:
+            if name not in one.fused and (
+                one.strengths[name].ends is not None
+                or any(not one.kept.get(parameter, True) for parameter in one.parameters([name]))
+            ):
+                return FuseError
+        return None
+
+    @precondition(lambda self: self.fused)
+    @rule(parts=PARTS, fault=FAULT)
+    def unfuse(self, parts: str, fault: Fault) -> None:
+        components = self.chosen(parts)
+        reached = [self.account[component] for component in components]
+        refused = FuseError if any(one.no_way_back for one in reached) else None
+        if self.attempt(lambda: self.pipe.unfuse_lora(components=components), refused, fault):
+            for one in reached:
+                one.unfuse(list(one.fused))
 
     # --- what must not matter ---
 
+    @rule()
     def cast_there_and_back(self) -> None:
-        self.log.append("cast there and back")
         own = [(m, n, b) for m in self.modules for n, b in m._buffers.items() if "lorry" not in n]
         for model in self.models.values():
             model.to(WIDER[self.dtype])
@@ -424,50 +339,76 @@ class Machine:
         for module, name, buffer in own:  # casts make new ones (Wan's positions)
             module._buffers[name] = buffer
 
-    def draw(self) -> None:
-        """Call the pipeline at a strength; what its layers compute is looked at in the middle of the call."""
-        scale, fails = self.random.choice([0.5, 1.0, 2.0]), self.chance(0.3)
-        self.log.append(f"draw at {scale}, {fails=}")
+    @rule()
+    def move_to_other_memory(self) -> None:
+        """What a way to another device and back does: every tensor lies in new memory."""
+        own = [(m, n, b) for m in self.modules for n, b in m._buffers.items() if "lorry" not in n]
+        for model in self.models.values():
+            model._apply(lambda tensor: tensor.clone() if tensor.is_floating_point() else tensor)
+        for module, name, buffer in own:
+            module._buffers[name] = buffer
+
+    @rule()
+    def ask(self) -> None:
+        before = self.seen()
+        lorry.fuse_support(self.pipe)
+        for state in filter(None, map(find_state, self.models.values())):
+            assert str(state)
+            assert state.nbytes >= 0
+        self.check_unchanged(before)
+
+    @rule(
+        scale=st.sampled_from([1.0, 0.5, 2.0]),
+        steps=st.integers(1, 3),
+        raises=st.sampled_from([False, False, True]),
+        fault=st.tuples(st.sampled_from([*NO_FAULT, "torch"]), st.integers(1, 3000)),
+    )
+    def draw(self, scale: float, steps: int, raises: bool, fault: Fault) -> None:
+        """Call the pipeline at a strength; what its layers compute is looked at after each step of the call."""
         looked = []
 
-        def look(*_: Any) -> dict[str, Any]:
-            self.check_layers(scale)
-            looked.append(True)
-            if fails:
+        def look(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+            looked.append(step)
+            if not fault[0]:
+                self.check_layers(scale, (step + 1, pipe.num_timesteps))
+            if raises:
                 raise InjectedError
             return {}
 
-        kwargs = {oracle.scale_argument(self.pipe): {"scale": scale}, "num_inference_steps": 2}
+        before = self.seen()
+        kwargs = {oracle.scale_argument(self.pipe): {"scale": scale}, "num_inference_steps": steps}
         fused = any(one.enabled and one.fused for one in self.account.values())
         try:
-            oracle.drawn(self.pipe, callback_on_step_end=look, **kwargs)
+            with FAULTS["torch"](fault[1]) if fault[0] else nullcontext():
+                oracle.drawn(self.pipe, callback_on_step_end=look, **kwargs)
         except FuseError:
             assert fused
-            assert scale != 1.0
+            assert scale != 1.0 or self.no_way_back
         except InjectedError:
-            assert fails
+            assert raises or fault[0]
+            self.count["failed on the way"] += 1
         else:
             assert looked
             assert not fused or scale == 1.0
+            self.count["done"] += 1
+        self.check_unchanged(before, identity=False)
 
+    @rule()
     def save(self) -> None:
         """Save the denoiser; with nothing fused into it, it is the base's file byte for byte."""
         for name, one in self.models.items():
-            assert list(one.state_dict()) == self.bare[name]["keys"]
-        model = self.models[self.denoiser]
-        self.log.append("save")
-        if self.kept_fused or self.account[self.denoiser].fused_paths():
+            assert list(one.state_dict()) == self.clean.bare[name]["keys"]
+        if self.settled or self.account[self.denoiser].fused_paths():
             return
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
+            self.models[self.denoiser].save_pretrained(folder)
             name = "diffusion_pytorch_model.safetensors"
             assert (Path(folder) / name).read_bytes() == bare_file(self.kind, self.dtype)
 
+    @precondition(lambda self: not self.settled and not any(one.prepared for one in self.account.values()))
+    @rule()
     def compare_with_a_fresh_pipeline(self) -> None:
         """What was done before does not matter: a pipeline that was never anything else draws the same."""
-        if self.kept_fused or any(one.prepared for one in self.account.values()):
-            return
-        self.log.append("compare")
         fresh = Clean.taken(self.kind, self.dtype)
         for component, one in self.account.items():
             replay(fresh.models[component], one)
@@ -477,113 +418,20 @@ class Machine:
         fresh.check()
         fresh.give_back()
 
-    # --- what must hold ---
-
-    def check_layers(self, scale: float = 1.0) -> None:
-        for component, one in self.account.items():
-            self.dense.check(self.pipe, component, one, TOLERANCE[self.dtype], scale)
-
-    def check(self) -> None:
-        self.check_layers()
-        self.parameters_without_anything_fused_into_them_have_their_own_bits()
-        self.the_pipeline_says_what_was_done()
-
-    def parameters_without_anything_fused_into_them_have_their_own_bits(self) -> None:
-        for (component, path, key), base in self.dense.base.items():
-            parameter = carriers(self.models[component])[path]._parameters[key]
-            fused = path in self.account[component].fused_paths()
-            assert fused or (parameter is not None and torch.equal(parameter, base)), f"{component}.{path}"
-
-    def the_pipeline_says_what_was_done(self) -> None:
-        loaded = {name: list(one.loaded) for name, one in self.account.items() if one.loaded}
-        assert self.pipe.get_list_adapters() == loaded
-        active = dict.fromkeys(name for one in self.account.values() for name in one.active)
-        assert self.pipe.get_active_adapters() == list(active)
-        assert self.pipe.fused_loras == {name for one in self.account.values() for name in one.fused}
-        for component, one in self.account.items():
-            assert (find_state(self.models[component]) is not None) == one.exists()
-
-    def end(self) -> None:
-        """Take everything off; raise where anything is not as at the start, or is left of an adapter."""
-        self.log.append("end")
-        self.pipe.unload_lora_weights()
-        self.clean.check()
-        if any(tensor() is not None for tensor in self.born):
-            gc.collect()
-        left = [found.shape for tensor in self.born if (found := tensor()) is not None]
-        assert not left, f"{len(left)} tensors of adapters are left"
-        if not self.kept_fused:
-            self.clean.give_back()
-
-
-OPERATIONS: list[tuple[Callable[[Machine], None], float]] = [
-    (Machine.load, 4),
-    (Machine.swap, 1),
-    (Machine.load_what_is_broken, 0.7),
-    (Machine.delete, 0.7),
-    (Machine.unload, 0.3),
-    (Machine.prepare, 0.3),
-    (Machine.choose, 4),
-    (Machine.choose_by_component, 1),
-    (Machine.choose_for_text_encoder, 1),
-    (Machine.enable, 2),
-    (Machine.park, 0.7),
-    (Machine.fuse, 3),
-    (Machine.unfuse, 2),
-    (Machine.cast_there_and_back, 0.7),
-    (Machine.draw, 1),
-    (Machine.save, 0.5),
-    (Machine.compare_with_a_fresh_pipeline, 0.7),
-]
-"""Each with how often it is done beside the others."""
-
-
-def run_sequence(kind: str, dtype: torch.dtype, seed: int, steps: int = 15) -> Counter[str]:
-    """Drive a pipeline through the sequence of a seed.
-
-    Returns:
-        How many operations were done, refused, or failed on the way.
-
-    Raises:
-        AssertionError, LorryError: something is not as it must be; with a note of what was done.
-    """
-    machine = Machine(kind, dtype, seed)
-    try:
-        machine.run(steps)
-    except BaseException as error:
-        done = "\n  ".join(machine.log)
-        error.add_note(f"in sequence {seed} of {kind} in {dtype}:\n  {done}")
-        raise
-    return machine.count
-
-
-def replay(model: Any, account: Component) -> None:
-    """Bring a model on which nothing was ever loaded to what an account says, by the shortest way."""
-
-    def strength(one: Strong) -> Strength:
-        by_path = {p: one.at(p) for p in carriers(model) if one.at(p) != one.value}
-        return Strength(one.value, by_path or None)
-
-    if not account.loaded:
-        return
-    with changing(model) as (state, undo):
-        for name, deltas in account.loaded.items():
-            state.add(name, deltas, undo)
-        for name, fused in account.fused.items():
-            state.set_active({name: strength(fused)}, undo)
-            state.fuse(undo, [name])
-        state.strengths = {name: strength(one) for name, one in account.strengths.items()}
-        state.set_active({name: state.strengths[name] for name in account.active}, undo)
-        state.set_enabled(account.enabled, undo)
-
-
-def all_outputs(pipeline: Any) -> list[Tensor]:
-    return [oracle.denoised(pipeline), *oracle.encoded(pipeline).values()]
-
 
 @functools.cache
-def bare_file(kind: str, dtype: torch.dtype) -> bytes:
-    """The denoiser's file of a pipeline on which nothing was ever loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        oracle.denoiser_of(parts_of(kind, dtype)).save_pretrained(folder)
-        return (Path(folder) / "diffusion_pytorch_model.safetensors").read_bytes()
+def machine_of(kind: Kind, dtype: torch.dtype) -> type[Pipeline]:
+    """The machine for one kind of pipeline in one dtype."""
+    name = f"{kind}_{str(dtype).removeprefix('torch.')}"
+    return type(name, (Pipeline,), {"kind": kind, "dtype": dtype, "count": Counter(), "__module__": __name__})
+
+
+def settings_for(sequences: int, steps: int) -> settings:
+    """So many sequences, each of at most so many operations; a failing one is made shorter and printed."""
+    return settings(
+        max_examples=sequences,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lorry.adapters import Adapter, Entry
+from lorry.adapters import Adapter, Embedding, Entry
 from lorry.algebra import (
     BoftDelta,
     Delta,
@@ -23,6 +23,9 @@ from lorry.algebra import (
     LokrDelta,
     OftDelta,
     PartsDelta,
+    ReplaceDelta,
+    SparseDelta,
+    VeraDelta,
 )
 from lorry.binding import BareParameter, carriers, weight_shape
 from lorry.dialects import get_dialect
@@ -125,6 +128,14 @@ def _with_bias(shape: Shape, rand: Random) -> Delta:
     return PartsDelta(_lora(shape, rand, rank=2, alpha=2.0), FullDelta(0.3 * rand(shape[0])))
 
 
+def _sparse(shape: Shape, rand: Random) -> Delta:
+    count = torch.Size(shape[1:]).numel()
+    cells = torch.arange(0, shape[0] * count, 7)
+    return SparseDelta(
+        _lora(shape, rand, rank=2, alpha=1.5), rand(len(cells)), torch.stack([cells // count, cells % count])
+    )
+
+
 FAMILIES: dict[str, Callable[[Shape, Random], Delta]] = {
     "lora": lambda shape, rand: _lora(shape, rand, rank=4, alpha=6.0),
     "lora of rank 1": lambda shape, rand: _lora(shape, rand, rank=1, alpha=1.0),
@@ -140,14 +151,18 @@ FAMILIES: dict[str, Callable[[Shape, Random], Delta]] = {
     "hra": lambda shape, rand: HraDelta(rand(torch.Size(shape[1:]).numel(), 2), target_shape=shape),
     "ia3": lambda shape, rand: Ia3Delta(0.3 * rand(shape[0], *(1 for _ in shape[1:])), target_shape=shape),
     "full": lambda shape, rand: FullDelta(0.2 * rand(*shape)),
+    "sparse": _sparse,
+    "replacement": lambda shape, rand: ReplaceDelta(0.3 * rand(*shape)),
 }
 MIXED = "mixed"
 """Another family on each layer."""
-KINDS = (*FAMILIES, MIXED)
+VERA = "vera"
+"""Two matrices that all layers share. lorry does not write it; its file is spelled here."""
+KINDS = (*FAMILIES, MIXED, VERA)
 WHOLE = ("full", MIXED)
 """Those whose files have norms and bare parameters too."""
-ONLY_PEFT = ("hra",)
-"""Families that other dialects than PEFT's do not carry; its files name no component, and are for the denoiser."""
+DIALECTS = {"hra": "peft", "replacement": "comfyui", VERA: "peft"}
+"""Of families that kohya's names do not carry. The files here are for the denoiser alone."""
 WHERE: dict[str, Callable[[str, str], bool]] = {
     "everywhere": lambda component, path: True,
     "the denoiser": lambda component, path: not component.startswith("text"),
@@ -168,6 +183,12 @@ class Spec:
     where: str = "everywhere"
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    tokens: bool = False
+    """It brings a token of two vectors along. Those of the same seed have the same name."""
+
+    @property
+    def token(self) -> str:
+        return f"toy{self.seed}"
 
 
 @final
@@ -184,18 +205,28 @@ class FilesOfEveryFamily:
         """Return the file of a spec, and its deltas by component and path."""
         if spec not in self._made:
             deltas = self._deltas(spec)
-            entries = tuple(
-                Entry(Target(component, path), delta, ())
-                for component, found in deltas.items()
-                for path, delta in found.items()
-            )
-            file = get_dialect("peft" if spec.family in ONLY_PEFT else "kohya").write(
-                Adapter(entries, "test")
-            )
+            tensors, metadata = _vera_file(deltas) if spec.family == VERA else self._written(spec, deltas)
             path = self._folder / f"{self._kind}-{len(self._made)}.safetensors"
-            write_safetensors(path, file.tensors, file.metadata)
+            write_safetensors(path, tensors, metadata)
             self._made[spec] = (path, deltas)
         return self._made[spec]
+
+    def vectors(self, spec: Spec) -> Tensor:
+        """Return the token's vectors, (2, width)."""
+        width = self._models["text_encoder"].get_input_embeddings().embedding_dim  # pyright: ignore[reportCallIssue]
+        return torch.randn(2, width, generator=torch.Generator().manual_seed(spec.seed)).to(spec.dtype)
+
+    def _written(self, spec: Spec, deltas: dict[str, Path2Delta]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        entries = tuple(
+            Entry(Target(component, path), delta, ())
+            for component, found in deltas.items()
+            for path, delta in found.items()
+        )
+        tokens = (Embedding(spec.token, "text_encoder", self.vectors(spec), ""),) if spec.tokens else ()
+        file = get_dialect(DIALECTS.get(spec.family, "kohya")).write(
+            Adapter(entries, "test", embeddings=tokens)
+        )
+        return dict(file.tensors), dict(file.metadata)
 
     def _deltas(self, spec: Spec) -> dict[str, Path2Delta]:
         random = torch.Generator().manual_seed(spec.seed)
@@ -203,7 +234,9 @@ class FilesOfEveryFamily:
         def rand(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random)
 
-        families = [name for name in FAMILIES if name not in ONLY_PEFT]
+        families = [name for name in FAMILIES if name not in DIALECTS]
+        if spec.family == VERA:
+            return self._veras(spec, rand)
         deltas: dict[str, Path2Delta] = {}
         for component, paths in TARGETS[self._kind].items():
             for number, path in enumerate(paths):
@@ -223,9 +256,23 @@ class FilesOfEveryFamily:
                 deltas.setdefault(component, {})[path] = delta.with_tensors(cast)
         return deltas
 
+    def _veras(self, spec: Spec, rand: Random) -> dict[str, Path2Delta]:
+        """VeRAs on the linear layers of the denoiser."""
+        component = next(iter(self._models))
+        layers = {path: carriers(self._models[component])[path] for path in TARGETS[self._kind][component]}
+        shapes = {path: tuple(one.weight.shape) for path, one in layers.items() if isinstance(one, nn.Linear)}
+        outs, ins = (max(sizes) for sizes in zip(*shapes.values(), strict=True))
+        a, b = (0.2 * rand(*shape).to(spec.dtype) for shape in ((4, ins), (outs, 4)))
+        return {
+            component: {
+                path: VeraDelta(rand(shape[0]).to(spec.dtype), rand(4).to(spec.dtype), a, b, shape)
+                for path, shape in shapes.items()
+            }
+        }
+
     @staticmethod
     def _has(spec: Spec, component: str, path: str) -> bool:
-        if spec.family in ONLY_PEFT:
+        if spec.family in DIALECTS:
             return not component.startswith("text")
         return WHERE[spec.where](component, path)
 
@@ -234,3 +281,15 @@ def _whole(layer: nn.Module, shape: Shape, rand: Random) -> Delta:
     full = FullDelta(0.3 * rand(*shape))
     has_bias = layer._parameters.get("bias") is not None
     return PartsDelta(full, FullDelta(0.3 * rand(*shape))) if has_bias else full
+
+
+def _vera_file(deltas: dict[str, Path2Delta]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The file that PEFT writes with `save_projection`."""
+    ((_, found),) = deltas.items()
+    tensors: dict[str, Tensor] = {}
+    for path, delta in found.items():
+        own = delta.tensors()
+        tensors["base_model.vera_A"], tensors["base_model.vera_B"] = own["shared_a"], own["shared_b"]
+        for name in ("lambda_b", "lambda_d"):
+            tensors[f"base_model.model.{path}.vera_{name}"] = own[name]
+    return tensors, {}
