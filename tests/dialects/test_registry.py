@@ -95,6 +95,7 @@ REFUSED = {
         "model.diffusion_model.input_blocks.0.0.weight",
         "first_stage_model.encoder.conv_in.weight",
     ],
+    "ControlNet, which is a model": ["controlnet_cond_embedding.conv_in.weight", "conv_in.weight"],
     "VAE": ["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight"],
     "textual inversion": ["<toy>"],
     "textual inversion embedding": ["clip_l", "clip_g"],
@@ -111,6 +112,13 @@ def test_what_is_no_lora_is_refused_by_name(what: str) -> None:
     with pytest.raises(UnsupportedAdapterError, match=rf"test\.safetensors is .*{what}") as caught:
         read_adapter(file)
     assert any(key in str(caught.value) for key in REFUSED[what])
+
+
+def test_a_model_without_a_name_for_its_kind_is_guessed_at() -> None:
+    with pytest.raises(UnknownDialectError, match="Is it a whole model, and no adapter"):
+        read_adapter(make_file({"down_blocks.0.resnets.0.conv1.weight": (2, 2), "conv_in.bias": (2,)}))
+    with pytest.raises(UnknownDialectError, match="Is it a LoRA file"):
+        read_adapter(make_file({"down_blocks.0.resnets.0.conv1.weight": (2, 2), "conv_in.foo": (2,)}))
 
 
 def test_a_minimax_file_of_another_trainer_is_read() -> None:

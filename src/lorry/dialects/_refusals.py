@@ -80,6 +80,11 @@ REFUSALS = (
         "have `default` in their keys. If a trainer of DiffSynth's kind wrote it, rename the part after `lora_A` and "
         "`lora_B` to `default`; if not, remove that part",
     ),
+    Refusal(
+        re.compile(r"control_model\.|controlnet_(?:down_blocks|mid_block|cond_embedding|blocks)\.(?!.*lora)"),
+        ("control_model.", "controlnet_"),
+        "a ControlNet, which is a model of its own. Load it with `ControlNetModel.from_single_file`",
+    ),
     Refusal(re.compile("hypernet"), ("hypernet",), "a hypernetwork, which is no LoRA"),
 )
 """Each kind by keys of published files of it, and of the code that writes them."""

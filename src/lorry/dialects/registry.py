@@ -108,7 +108,13 @@ def _unknown(file: TensorFile) -> str:
         return f"{file.source} holds no tensors at all."
     shown = some([f"`{key}` {tuple(file.tensors[key].shape)}" for key in sorted(file.tensors)])
     metadata = f" Its metadata has {some(sorted(file.metadata))}." if file.metadata else ""
+    plain = all(key.endswith((".weight", ".bias")) for key in file.tensors)
+    guess = (
+        "These are the names of a model's own weights. Is it a whole model, and no adapter?"
+        if plain
+        else "Is it a LoRA file? If so, please report these keys."
+    )
     return (
         f"{file.source} is in no dialect that lorry knows ({', '.join(dialect.name for dialect in DIALECTS)}). Its "
-        f"{len(file.tensors)} keys begin with {shown}.{metadata} Is it a LoRA file? If so, please report these keys."
+        f"{len(file.tensors)} keys begin with {shown}.{metadata} {guess}"
     )
