@@ -71,3 +71,14 @@ def test_every_module_that_is_to_be_run_is_there(document: Path) -> None:
     for name in re.findall(r"python -m\s+([\w.]+)", document.read_text()):
         path = ROOT / name.replace(".", "/")
         assert name == "lorry" or path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_is_named_is_there(document: Path) -> None:
+    known = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    named = set(re.findall(r"`(test_\w+)`", document.read_text()))
+    assert named <= known, named - known
