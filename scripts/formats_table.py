@@ -150,8 +150,11 @@ def architectures() -> str:
         named.setdefault(next(iter(parts.values())).cls, []).append(f"`{name}`")
     classes = {path.stem for path in TABLES.glob("*.json")} | set(named)
     for cls in sorted(classes):
+        table = TABLES / f"{cls}.json"
+        has = cls.startswith("UNet") or table.exists()
         names = "the running block numbers of SGM" if cls.startswith("UNet") else "a table"
-        has = cls.startswith("UNet") or (TABLES / f"{cls}.json").exists()
+        if table.exists() and "scripts/" in json.loads(table.read_text("utf-8"))["source"]:
+            names = "a table, typed"
         lines.append(
             f"| {cls} | {names if has else 'the same as in diffusers'} | {', '.join(named.get(cls, ['–']))} |"
         )
@@ -196,6 +199,12 @@ in [formats.json](formats.json), which `scripts/formats_matrix.py` writes.
 The names of diffusers are read for every model. `comfyui` is written in the original checkpoint's names; `kohya` too,
 but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
 of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
+Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
+are in no package; each name of theirs must be a layer of the model and each layer must have one. Two things in them
+have no bits that come back: CogVideoX's original has its two modulations in one layer, half by half, so that LoRAs of
+both come back as the same deltas at four times the rank; HunyuanDiT's `norm2` and `norm3` are exchanged in the
+original, and are read and written under diffusers' names alone. What ComfyUI calls otherwise than HunyuanVideo's
+checkpoints do is read, and written in its dialect.
 
 {architectures()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,5 +37,7 @@ class Checkpoint:
     """A pattern of live modules that the original calls by the same name, or has nothing for."""
     typed: str = ""
     """Rows of the table, `original -> live + live`, where there is no conversion code in an installed package."""
+    also: Callable[[str], str] | None = None
+    """Gives another spelling of a name, which is read too."""
     source: str = ""
     """Where the typed rows are from."""

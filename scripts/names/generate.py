@@ -17,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
-from scripts.names import flux, image, video
+from scripts.names import flux, image, typed, video
 from scripts.names.checkpoint import Checkpoint
 from scripts.names.patterns import patterns
 from scripts.names.recording import Landed, record, record_lora
@@ -25,7 +25,7 @@ from scripts.names.recording import Landed, record, record_lora
 from lorry.binding.tables import FOLDER, Piece
 from lorry.binding.targets import bare_parameters, carriers, weight_shape
 
-CHECKPOINTS = (*flux.CHECKPOINTS, *image.CHECKPOINTS, *video.CHECKPOINTS)
+CHECKPOINTS = (*flux.CHECKPOINTS, *image.CHECKPOINTS, *video.CHECKPOINTS, *typed.CHECKPOINTS)
 
 
 def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     model = build(checkpoint)
     landed = _landed(checkpoint, model)
-    typed = dict(_rows(checkpoint.typed))
+    rows = dict(_rows(checkpoint.typed))
     reached = {piece.path for pieces in landed.values() for piece in pieces}
-    reached |= {path for row in typed.values() for path in _expanded(_paths(row), checkpoint.blocks)}
+    reached |= {path for row in rows.values() for path in _expanded(_paths(row), checkpoint.blocks)}
     there = {path for path, module in carriers(model).items() if weight_shape(module) is not None}
     bare = bare_parameters(model).keys()
     left = [p for p in sorted(there - bare - reached) if not re.match(checkpoint.same or "$", p)]
@@ -48,14 +48,14 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
         raise ValueError(f"{checkpoint.model}: {sorted(reached - there)} are no modules of it")
     module = "lora_conversion_utils" if checkpoint.lora else "single_file_utils"
     source = checkpoint.source or f"diffusers.loaders.{module}.{checkpoint.convert}"
-    return {
-        "model": checkpoint.model,
-        "source": source,
-        "names": {
-            name: _with_shares(row, model, checkpoint.blocks)
-            for name, row in sorted((patterns(landed) | typed).items())
-        },
+    names = {
+        name: _with_shares(row, model, checkpoint.blocks)
+        for name, row in sorted((patterns(landed) | rows).items())
     }
+    spelt = {checkpoint.also(name): row for name, row in names.items()} if checkpoint.also else {}
+    also = {name: row for name, row in sorted(spelt.items()) if name not in names}
+    table = {"model": checkpoint.model, "source": source, "names": names}
+    return table | {"also": also} if also else table
 
 
 def _landed(checkpoint: Checkpoint, model: Any) -> Landed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from scripts.names.checkpoint import Checkpoint
 
+from lorry.dialects.comfyui import live_name
+
 WAN_BLOCK = (
     *(f"self_attn.{layer}" for layer in ("q", "k", "v", "o", "norm_q", "norm_k")),
     *(f"cross_attn.{layer}" for layer in ("q", "k", "v", "o", "norm_q", "norm_k")),
@@ -52,6 +54,17 @@ _HUNYUAN = f"""
         *("_mod.linear", "_attn_qkv", "_attn_q_norm", "_attn_k_norm", "_attn_proj", "_mlp.fc1", "_mlp.fc2"),
     )
 )
+
+
+def also_in_comfyui(pattern: str) -> str:
+    """Return what ComfyUI calls the modules of a pattern, or what lorry makes of OMI's name for Flux's first layer."""
+    if pattern == "img_in.proj":
+        return "img_in"
+    return (
+        live_name(pattern.replace("*", "0")).replace(".0.", ".*.", 1)
+        if "*" in pattern
+        else live_name(pattern)
+    )
 
 
 def _qkv(block: str, name: str = "to_{}") -> str:
@@ -193,6 +206,7 @@ CHECKPOINTS = (
         config={"num_layers": 2, "num_single_layers": 2},
         names=_HUNYUAN,
         rows={"single_blocks.*.linear1": 3 * 3072 + 12288},
+        also=also_in_comfyui,
     ),
     Checkpoint(
         model="HunyuanVideoFramepackTransformer3DModel",
@@ -205,6 +219,7 @@ CHECKPOINTS = (
         },
         names=_HUNYUAN,
         rows={"single_blocks.*.linear1": 3 * 3072 + 12288},
+        also=also_in_comfyui,
         same="clean_x_embedder|image_projection",
     ),
     Checkpoint(
@@ -221,6 +236,7 @@ CHECKPOINTS = (
             vision_in.proj.3 -> image_embedder.linear_2
             vision_in.proj.4 -> image_embedder.norm_out
         """,
+        also=also_in_comfyui,
         source=_HUNYUAN_SOURCE,
     ),
     Checkpoint(
@@ -246,6 +262,7 @@ CHECKPOINTS = (
             single_blocks.*.linear2 -> {_SINGLE}.proj_out
             single_blocks.*.linear2.fc -> {_SINGLE}.proj_out
         """,
+        also=also_in_comfyui,
         source=_HUNYUAN_SOURCE,
     ),
     Checkpoint(

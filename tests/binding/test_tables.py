@@ -14,10 +14,13 @@ from scripts.names.generate import CHECKPOINTS, build, table_of
 from scripts.names.patterns import patterns
 from scripts.names.recording import record
 
-from lorry.binding import ModuleIndex, weight_shape
+from lorry.adapters import Adapter, Entry
+from lorry.binding import ModuleIndex, in_names_of_model, in_original_names, weight_shape
+from lorry.binding.draft import equal
 from lorry.binding.tables import FOLDER, Piece, original_names
+from lorry.dialects import get_dialect, read_adapter
 from lorry.names import Target
-from models import tiny_flux_transformer
+from models import random_delta, tiny_flux_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed:FutureWarning:diffusers")
 BY_MODEL = {checkpoint.model: checkpoint for checkpoint in CHECKPOINTS}
@@ -42,6 +45,44 @@ def test_every_original_name_of_a_table_is_found_dotted_and_flattened(name: str)
         assert places == index.find(Target("transformer", original.replace(".", "_"), flat=True)), original
         assert {place.path for place in places} == {piece.path for piece in pieces}
         assert all(weight_shape(index.modules[place.path]) is not None for place in places), original
+
+
+@pytest.mark.parametrize("name", [name for name, checkpoint in BY_MODEL.items() if checkpoint.also])
+def test_other_spellings_mean_the_same_modules(name: str) -> None:
+    index = ModuleIndex(build(BY_MODEL[name]))
+    also = original_names(index.model, index.modules, "also")
+    assert also
+    for spelling, pieces in also.items():
+        places = index.find(Target("transformer", spelling))
+        assert places is not None
+        assert places == index.find(Target("transformer", spelling.replace(".", "_"), flat=True)), spelling
+        originals = [original for original, row in index.original.items() if row == pieces]
+        assert any(index.find(Target("transformer", original)) == places for original in originals), spelling
+
+
+@pytest.mark.parametrize("name", [c.model for c in CHECKPOINTS if c.typed or c.also])
+def test_a_lora_of_all_layers_goes_into_the_original_names_and_back(name: str) -> None:
+    models = {"transformer": build(BY_MODEL[name])}
+    shapes = {path: weight_shape(module) for path, module in models["transformer"].named_modules()}
+    entries = tuple(
+        Entry(Target("transformer", path), random_delta(shape, number, 2), ())
+        for number, (path, shape) in enumerate(shapes.items())
+        if path and shape is not None and len(shape) in (2, 4)
+    )
+    adapter = Adapter(entries, "test")
+    halved = ("norm1.linear", "norm2.linear") if name == "CogVideoXTransformer3DModel" else ()
+    """Layers whose rows alternate in one of the original's: each half gets ranks of its own."""
+    for dialect in ("kohya", "comfyui"):
+        file = get_dialect(dialect).write(in_original_names(adapter, models))
+        again = in_names_of_model(read_adapter(file), models)
+        found = {str(entry.target): entry.delta for entry in again.entries}
+        assert found.keys() == {str(entry.target) for entry in entries}
+        for entry in entries:
+            got = found[str(entry.target)]
+            if entry.target.path.endswith(halved):
+                assert torch.allclose(entry.delta.weight(), got.weight(), atol=1e-6), entry.target
+            else:
+                assert equal(entry.delta, got), entry.target
 
 
 def test_the_names_of_full_depth_models_are_converted_as_diffusers_does() -> None:

@@ -47,12 +47,21 @@ class ModuleIndex:
         return names or {name: (Piece(path),) for name, path in sgm_names(self.modules).items()}
 
     @cached_property
+    def _also(self) -> Names:
+        return original_names(self.model, self.modules, "also")
+
+    @cached_property
+    def _spelt(self) -> Names:
+        """The original names, and other spellings of them."""
+        return {**self._also, **self._original}
+
+    @cached_property
     def _flat(self) -> dict[str, set[str]]:
         return _flattened(self.modules)
 
     @cached_property
     def _flat_original(self) -> dict[str, set[str]]:
-        return _flattened(self._original)
+        return {**_flattened(self._also), **_flattened(self._original)}
 
     def find(self, target: Target) -> tuple[Place, ...] | None:
         """Return where the rows of `target` land, or None where the model has no such module.
@@ -92,7 +101,7 @@ class ModuleIndex:
         )
         if own is not None and self._carries(own):
             return (Piece(own),)
-        return self._original.get(path) or ((Piece(own),) if own else self._find_part(path))
+        return self._spelt.get(path) or ((Piece(own),) if own else self._find_part(path))
 
     def _carries(self, path: str) -> bool:
         """Whether a delta can be put on a module. A name of one that cannot may be an original name of another.
@@ -104,7 +113,7 @@ class ModuleIndex:
     def _find_part(self, path: str) -> tuple[Piece, ...] | None:
         """Find parts of a fused module by their numbers: `img_attn.qkv.0` (OneTrainer), `linear1.0-2` (XLabs)."""
         whole, _, numbers = path.rpartition(".")
-        pieces = self._original.get(whole, ())
+        pieces = self._spelt.get(whole, ())
         first, _, last = numbers.partition("-")
         last = last or first
         is_part = first.isdecimal() and last.isdecimal() and int(first) <= int(last) < len(pieces) > 1
@@ -117,7 +126,7 @@ class ModuleIndex:
                 return (Piece(own),)
             original = _only(name, self._flat_original.get(spelling))
             if original is not None:
-                return self._original[original]
+                return self._spelt[original]
             if own is not None:
                 return (Piece(own),)
         return None

@@ -179,4 +179,12 @@ class _Renaming:
         if len({piece.path for piece in pieces}) == 1:  # parts of one module in another order
             spans = tuple((p.part * n, (p.part + 1) * n) for p, n in zip(pieces, rows, strict=True))
             return cut_rows(parts[pieces[0].path], spans)
-        return self.join(name, [parts.get(piece.path) for piece in pieces], rows)
+        cut = [_part_of(parts.get(p.path), p, n) for p, n in zip(pieces, rows, strict=True)]
+        return self.join(name, cut, rows)
+
+
+def _part_of(delta: Delta | None, piece: Piece, rows: int) -> Delta | None:
+    """Return the rows of a module's delta that a piece of the module is."""
+    if delta is None or piece.of == 1:
+        return delta
+    return cut_rows(delta, ((piece.part * rows, (piece.part + 1) * rows),))

@@ -9,7 +9,8 @@ live model its rows are, in their order:
     "final_layer.adaLN_modulation.1": "norm_out.linear[1/2] + norm_out.linear[0/2]"         halves exchanged
 
 A `*` is a block's number, the same on both sides, and `$` that of the last block, where it differs from the others.
-`path[i/n]` is the i-th of n equal parts of a module's rows. Names that are the same in both are left out.
+`path[i/n]` is the i-th of n equal parts of a module's rows. Names that are the same in both are left out. Names under
+"also" are other spellings, which are read and not written.
 `scripts/names/generate.py` writes the tables from public conversion code.
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 
@@ -59,16 +60,18 @@ class Piece:
         return f"{share}{self.path}" + ("" if self.of == 1 else f"[{self.part}/{self.of}]")
 
 
+Section = Literal["names", "also"]
 Names = Mapping[str, tuple[Piece, ...]]
 """{original name: the pieces that its rows are, in their order}."""
 
 
-def original_names(model: nn.Module, paths: Iterable[str]) -> Names:
+def original_names(model: nn.Module, paths: Iterable[str], section: Section = "names") -> Names:
     """Return the original names of a model's modules; none for a class of model without a table.
 
-    A name is left out where a piece of it is not among `paths`, as the text stream of a last block.
+    Those of the section "also" are other spellings of them. A name is left out where a piece of it is not among
+    `paths`, as the text stream of a last block.
     """
-    table = next((found for cls in type(model).__mro__ if (found := _by_path(cls.__name__))), {})
+    table = next((found for cls in type(model).__mro__ if (found := _by_path(cls.__name__, section))), {})
     if not table:
         return {}
     known = set(paths)
@@ -128,7 +131,8 @@ def find_pieces(model: str, name: str) -> tuple[Piece, ...] | None:
 
 @cache
 def _by_flat_name(model: str) -> dict[str, tuple[Piece, ...]]:
-    return {original.replace(".", "_"): pieces for original, pieces in _rows(model)}
+    rows = (*_rows(model, "also"), *_rows(model))
+    return {original.replace(".", "_"): pieces for original, pieces in rows}
 
 
 def _patterns(paths: set[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -153,21 +157,21 @@ def _filled(pattern: str, number: str) -> str:
 
 
 @cache
-def _by_path(model: str) -> dict[str, list[tuple[str, tuple[Piece, ...]]]]:
+def _by_path(model: str, section: Section) -> dict[str, list[tuple[str, tuple[Piece, ...]]]]:
     """Return the table of a class of model by the path of each name's first piece."""
     by_path: dict[str, list[tuple[str, tuple[Piece, ...]]]] = {}
-    for original, pieces in _rows(model):
+    for original, pieces in _rows(model, section):
         by_path.setdefault(pieces[0].path, []).append((original, pieces))
     return by_path
 
 
 @cache
-def _rows(model: str) -> tuple[tuple[str, tuple[Piece, ...]], ...]:
+def _rows(model: str, section: Section = "names") -> tuple[tuple[str, tuple[Piece, ...]], ...]:
     """Return the rows of the table of a class of model; none where it has no table."""
     path = FOLDER / f"{model}.json"
     if not path.exists():
         return ()
-    names = json.loads(path.read_text("utf-8"))["names"]
+    names = json.loads(path.read_text("utf-8")).get(section, {})
     return tuple(
         (original, tuple(Piece.parse(text) for text in row.split(" + "))) for original, row in names.items()
     )

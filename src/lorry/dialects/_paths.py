@@ -32,7 +32,7 @@ _XLABS_LAYERS = {
 _BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
 _MODULATION = ".diff_m"
 """What Wan's distilled LoRAs call the difference of a block's `modulation`, which is a parameter and no layer."""
-_NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.set_weight)?$")
+_NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.(?P<rest>set_weight|diff))?$")
 
 _RESPELT = (
     (re.compile(r"\battention_blocks\.0\b"), "attn1"),  # AnimateDiff's motion modules
@@ -54,14 +54,15 @@ def plain_key(key: str) -> str:
     `double_blocks.0.processor.qkv_lora1.down.weight` becomes `double_blocks.0.img_attn.qkv.lora.down.weight`.
 
     The scale of a norm, a whole tensor in Flux's control LoRAs, becomes what ComfyUI calls it: `….norm.key_norm.scale`
-    and `….norm.key_norm.scale.set_weight` become `….norm.key_norm.set_weight`.
+    and `….norm.key_norm.scale.set_weight` become `….norm.key_norm.set_weight`. `….key_norm.scale.diff` becomes
+    `….key_norm.diff`: ComfyUI called the parameter `scale` until it began to rename it at loading.
 
     Source: huggingface/diffusers v0.19, `models/attention_processor.py` (`LoRAAttnProcessor`) and `loaders.py`.
     """
     if key.endswith(_MODULATION):
         return f"{key.removesuffix(_MODULATION)}.modulation.diff"
     if "_norm.scale" in key and (found := _NORM_SCALE.search(key)) is not None:
-        return f"{key[: found.start()]}.{found['norm']}.set_weight"
+        return f"{key[: found.start()]}.{found['norm']}.{found['rest'] or 'set_weight'}"
     if "_lora" not in key:
         return key
     if (found := _XLABS.fullmatch(key)) is not None and found["layer"] in _XLABS_LAYERS:

@@ -8,15 +8,19 @@ transformers.
 Pattern: `diffusion_model.` for the denoiser or `text_encoders.` with a text encoder's name and `transformer.`, the
 module's dotted path, most often under the original checkpoint's name, and the suffixes of any family: PEFT's or kohya's
 for LoRA, `.diff`, `.diff_b` and `.set_weight` for what is no LoRA. Written are kohya's and LyCORIS's suffixes, but
-`.diff` and `.diff_b` for norm layers.
+`.diff` and `.diff_b` for norm layers, and `img_in.reshape_weight` for the layer that Flux's control LoRAs widen.
 
 Source: Comfy-Org/ComfyUI, `comfy/lora.py` (`model_lora_keys_unet`, `model_lora_keys_clip`), `comfy/weight_adapter/`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, final
+
+import torch
+from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import ReplaceDelta
@@ -34,8 +38,23 @@ UNREAD = ("ia3_weight", "on_input", "bias_indices", "bias_values", "bias_size")
 """LyCORIS's (IA)^3 and sparse differences, which ComfyUI does not apply."""
 SUFFIXES = {role: suffix for role, suffix in LYCORIS_SUFFIXES.items() if role not in UNREAD}
 SUFFIXES |= {"w_norm": "diff", "b_norm": "diff_b", "saved_weight": "set_weight"}
-NORM_SCALES = ("query_norm", "key_norm")
-"""Norms whose parameter Flux's original checkpoint calls `scale`, which ComfyUI's names of whole tensors end in."""
+_LIVE_NAMES = (
+    (r"((?:double|single)_blocks\.\d+\.(?:img|txt))_attn_(qkv|proj)", r"\1_attn.\2"),
+    (r"((?:double|single)_blocks\.\d+\.(?:img|txt))_attn_q_norm", r"\1_attn.norm.query_norm"),
+    (r"((?:double|single)_blocks\.\d+\.(?:img|txt))_attn_k_norm", r"\1_attn.norm.key_norm"),
+    (r"(single_blocks\.\d+)\.q_norm", r"\1.norm.query_norm"),
+    (r"(single_blocks\.\d+)\.k_norm", r"\1.norm.key_norm"),
+    (r"((?:double|single)_blocks\.\d+\.(?:\w+_mod|modulation))\.linear", r"\1.lin"),
+    (r"(txt_in\.individual_token_refiner\.blocks\.\d+\.self_attn)_(qkv|proj)", r"\1.\2"),
+    (r"((?:txt_in\.individual_token_refiner|double)\S*mlp)\.fc1", r"\1.0"),
+    (r"((?:txt_in\.individual_token_refiner|double)\S*mlp)\.fc2", r"\1.2"),
+    (r"((?:time|time_r|guidance)_in|txt_in\.t_embedder)\.mlp\.0", r"\1.in_layer"),
+    (r"((?:time|time_r|guidance)_in|txt_in\.t_embedder)\.mlp\.2", r"\1.out_layer"),
+    (r"(txt_in\.c_embedder)\.linear_1", r"\1.in_layer"),
+    (r"(txt_in\.c_embedder)\.linear_2", r"\1.out_layer"),
+)
+"""What ComfyUI calls modules of HunyuanVideo otherwise than its checkpoints do: it renames them when it loads one, and
+knows some under both names."""
 CONTAINERS = ("diffusion_model.", "text_encoders.")
 T5_ROOT = "encoder.block."
 
@@ -65,16 +84,38 @@ class Comfyui(Dialect):
                 only a model can tell.
         """
         check_writable(adapter, self.obstacles(adapter), self.name)
-        return TensorFile(spelled(adapter.entries, SUFFIXES, _name), plain_header(adapter), adapter.source)
+        tensors = spelled(adapter.entries, SUFFIXES, _name) | _wider_shapes(adapter)
+        return TensorFile(tensors, plain_header(adapter), adapter.source)
 
 
 def _name(entry: Entry) -> str:
     target = with_clip_root(dotted(entry.target))
     if target.component in (*DENOISERS[:2], "prior"):
-        is_scale = isinstance(entry.delta, ReplaceDelta) and target.path.endswith(NORM_SCALES)
-        return f"diffusion_model.{target.path}{'.scale' if is_scale else ''}"
+        return f"diffusion_model.{live_name(target.path)}"
     encoders = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     name = "t5xxl" if target.path.startswith(T5_ROOT) else encoders.get(target.component)
     if name is None:
         raise UnsupportedAdapterError(f"{target}: ComfyUI's dialect has no name for this component.")
     return f"text_encoders.{name}.transformer.{target.path}"
+
+
+def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:
+    """Return what tells ComfyUI to widen Flux's first layer for a control LoRA.
+
+    Such an adapter is known by the scales of norms that it replaces.
+    """
+    if not any(isinstance(entry.delta, ReplaceDelta) for entry in adapter.entries):
+        return {}
+    return {
+        f"{_name(entry)}.reshape_weight": torch.tensor(entry.delta.shape)
+        for entry in adapter.entries
+        if entry.target.path == "img_in" and entry.delta.part("weight") is not None
+    }
+
+
+def live_name(path: str) -> str:
+    """Return what ComfyUI calls a module of an original checkpoint."""
+    for pattern, name in _LIVE_NAMES:
+        if (found := re.fullmatch(pattern, path)) is not None:
+            return found.expand(name)
+    return path

@@ -1,0 +1,152 @@
+"""The checkpoints whose conversion is in no installed package: what is typed is checked against the live model."""
+
+from __future__ import annotations
+
+from scripts.names.checkpoint import Checkpoint
+
+_SCRIPTS = "huggingface/diffusers, scripts/convert_{}_to_diffusers.py"
+
+
+def _rows(pattern: str, *names: tuple[str, str]) -> str:
+    original, live = pattern.split(" -> ")
+    return "\n".join(f"{original.format(one)} -> {live.format(other)}" for one, other in names)
+
+
+def _joined(path: str, parts: str) -> str:
+    return " + ".join(path.format(part) for part in parts)
+
+
+def without_root(name: str) -> str:
+    """Return a name of SAT's without its root, which files have as their container."""
+    return name.removeprefix("transformer.")
+
+
+_SAT_LAYER = f"""
+    transformer.layers.*.attention.query_key_value -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+    transformer.layers.*.attention.dense -> transformer_blocks.*.attn1.to_out.0
+    transformer.layers.*.mlp.dense_h_to_4h -> transformer_blocks.*.ff.net.0.proj
+    transformer.layers.*.mlp.dense_4h_to_h -> transformer_blocks.*.ff.net.2
+    mixins.patch_embed.proj -> patch_embed.proj
+    mixins.patch_embed.text_proj -> patch_embed.text_proj
+    mixins.final_layer.linear -> proj_out
+"""
+_PIXART = "blocks.*.{} -> transformer_blocks.*.{}"
+_EMBEDDER = "{} -> adaln_single.emb.{}"
+_HUNYUAN = "blocks.*.{} -> blocks.*.{}"
+_POOLER = "pooler.{} -> time_extra_emb.pooler.{}"
+
+CHECKPOINTS = (
+    Checkpoint(
+        model="CogVideoXTransformer3DModel",
+        config={"num_layers": 2, "ofs_embed_dim": 512},
+        typed=f"""
+            {_SAT_LAYER}
+            transformer.layers.*.input_layernorm -> transformer_blocks.*.norm1.norm
+            transformer.layers.*.post_attention_layernorm -> transformer_blocks.*.norm2.norm
+            transformer.final_layernorm -> norm_final
+            mixins.adaln_layer.query_layernorm_list.* -> transformer_blocks.*.attn1.norm_q
+            mixins.adaln_layer.key_layernorm_list.* -> transformer_blocks.*.attn1.norm_k
+            mixins.adaln_layer.adaLN_modulations.*.1 -> {
+            " + ".join(f"transformer_blocks.*.norm{n}.linear[{half}/2]" for half in (0, 1) for n in (1, 2))
+        }
+            mixins.final_layer.norm_final -> norm_out.norm
+            mixins.final_layer.adaLN_modulation.1 -> norm_out.linear
+            time_embed.0 -> time_embedding.linear_1
+            time_embed.2 -> time_embedding.linear_2
+            ofs_embed.0 -> ofs_embedding.linear_1
+            ofs_embed.2 -> ofs_embedding.linear_2
+        """,
+        also=without_root,
+        source=_SCRIPTS.format("cogvideox"),
+    ),
+    Checkpoint(
+        model="CogView4Transformer2DModel",
+        config={"num_layers": 2},
+        typed=f"""
+            {_SAT_LAYER}
+            mixins.adaln.adaln_modules.*.1 -> transformer_blocks.*.norm1.linear
+            mixins.final_layer.adaln.1 -> norm_out.linear[1/2] + norm_out.linear[0/2]
+            time_embed.0 -> time_condition_embed.timestep_embedder.linear_1
+            time_embed.2 -> time_condition_embed.timestep_embedder.linear_2
+            label_emb.0.0 -> time_condition_embed.condition_embedder.linear_1
+            label_emb.0.2 -> time_condition_embed.condition_embedder.linear_2
+        """,
+        also=without_root,
+        source=_SCRIPTS.format("cogview4"),
+    ),
+    Checkpoint(
+        model="PixArtTransformer2DModel",
+        config={"num_layers": 2, "caption_channels": 4096},
+        typed=f"""
+            x_embedder.proj -> pos_embed.proj
+            y_embedder.y_proj.fc1 -> caption_projection.linear_1
+            y_embedder.y_proj.fc2 -> caption_projection.linear_2
+            t_block.1 -> adaln_single.linear
+            final_layer.linear -> proj_out
+            final_layer.scale_shift_table -> scale_shift_table
+            blocks.*.attn.qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.cross_attn.kv_linear -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            {
+            _rows(
+                _PIXART,
+                ("attn.proj", "attn1.to_out.0"),
+                ("cross_attn.q_linear", "attn2.to_q"),
+                ("cross_attn.proj", "attn2.to_out.0"),
+                ("mlp.fc1", "ff.net.0.proj"),
+                ("mlp.fc2", "ff.net.2"),
+                ("scale_shift_table", "scale_shift_table"),
+            )
+        }
+            {
+            _rows(
+                _EMBEDDER,
+                ("t_embedder.mlp.0", "timestep_embedder.linear_1"),
+                ("t_embedder.mlp.2", "timestep_embedder.linear_2"),
+                ("csize_embedder.mlp.0", "resolution_embedder.linear_1"),
+                ("csize_embedder.mlp.2", "resolution_embedder.linear_2"),
+                ("ar_embedder.mlp.0", "aspect_ratio_embedder.linear_1"),
+                ("ar_embedder.mlp.2", "aspect_ratio_embedder.linear_2"),
+            )
+        }
+        """,
+        source=_SCRIPTS.format("pixart_sigma"),
+    ),
+    Checkpoint(
+        model="HunyuanDiT2DModel",
+        config={"num_layers": 4, "in_channels": 4, "hidden_size": 1408, "patch_size": 2, "mlp_ratio": 4.3637},
+        blocks=4,
+        typed=f"""
+            x_embedder.proj -> pos_embed.proj
+            final_layer.linear -> proj_out
+            final_layer.adaLN_modulation.1 -> norm_out.linear[1/2] + norm_out.linear[0/2]
+            mlp_t5.0 -> text_embedder.linear_1
+            mlp_t5.2 -> text_embedder.linear_2
+            t_embedder.mlp.0 -> time_extra_emb.timestep_embedder.linear_1
+            t_embedder.mlp.2 -> time_extra_emb.timestep_embedder.linear_2
+            extra_embedder.0 -> time_extra_emb.extra_embedder.linear_1
+            extra_embedder.2 -> time_extra_emb.extra_embedder.linear_2
+            {_rows(_POOLER, *((name, name) for name in ("q_proj", "k_proj", "v_proj", "c_proj")))}
+            pooler.positional_embedding -> time_extra_emb.pooler.positional_embedding
+            blocks.*.attn1.Wqkv -> {_joined("blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.attn2.kv_proj -> {_joined("blocks.*.attn2.to_{}", "kv")}
+            {
+            _rows(
+                _HUNYUAN,
+                ("norm1", "norm1.norm"),
+                ("default_modulation.1", "norm1.linear"),
+                ("attn1.q_norm", "attn1.norm_q"),
+                ("attn1.k_norm", "attn1.norm_k"),
+                ("attn1.out_proj", "attn1.to_out.0"),
+                ("attn2.q_proj", "attn2.to_q"),
+                ("attn2.q_norm", "attn2.norm_q"),
+                ("attn2.k_norm", "attn2.norm_k"),
+                ("attn2.out_proj", "attn2.to_out.0"),
+                ("mlp.fc1", "ff.net.0.proj"),
+                ("mlp.fc2", "ff.net.2"),
+            )
+        }
+        """,
+        same=r"blocks\.\d+\.(norm[23]|skip_(linear|norm))$",
+        source=_SCRIPTS.format("hunyuandit"),
+    ),
+)

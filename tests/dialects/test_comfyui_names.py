@@ -1,0 +1,122 @@
+"""Keys that ComfyUI knows: its names for HunyuanVideo's modules, for norms, and for a layer that is to be widened."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorry.adapters import Adapter, Entry
+from lorry.algebra import FullDelta
+from lorry.binding.tables import FOLDER, find_pieces
+from lorry.dialects import get_dialect, read_adapter
+from lorry.dialects.comfyui import live_name
+from lorry.files import TensorFile
+from lorry.names import Target
+
+RENAMED = (
+    ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
+    ("txt_in.t_embedder.mlp.2.", "txt_in.t_embedder.out_layer."),
+    ("txt_in.c_embedder.linear_1.", "txt_in.c_embedder.in_layer."),
+    ("txt_in.c_embedder.linear_2.", "txt_in.c_embedder.out_layer."),
+    ("_mod.linear.", "_mod.lin."),
+    ("_attn_qkv.", "_attn.qkv."),
+    ("mlp.fc1.", "mlp.0."),
+    ("mlp.fc2.", "mlp.2."),
+    ("_attn_q_norm.", "_attn.norm.query_norm."),
+    ("_attn_k_norm.", "_attn.norm.key_norm."),
+    (".q_norm.", ".norm.query_norm."),
+    (".k_norm.", ".norm.key_norm."),
+    ("_attn_proj.", "_attn.proj."),
+    (".modulation.linear.", ".modulation.lin."),
+    ("_in.mlp.2.", "_in.out_layer."),
+    ("_in.mlp.0.", "_in.in_layer."),
+)
+"""What ComfyUI does to the keys of a HunyuanVideo checkpoint, in this order. Source: Comfy-Org/ComfyUI,
+`comfy/supported_models.py`, `HunyuanVideo.process_unet_state_dict`."""
+HUNYUAN = ("HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel")
+
+
+def in_comfyui(name: str) -> str:
+    key = f"{name}.weight"
+    for old, new in RENAMED:
+        key = key.replace(old, new)
+    return key.removesuffix(".weight")
+
+
+def names_of(model: str) -> list[str]:
+    return [name.replace("*", "7") for name in json.loads((FOLDER / f"{model}.json").read_text())["names"]]
+
+
+@pytest.mark.parametrize("model", HUNYUAN)
+def test_every_module_of_hunyuan_video_is_written_as_comfyui_calls_it(model: str) -> None:
+    names = names_of(model)
+    assert {name: live_name(name) for name in names} == {name: in_comfyui(name) for name in names}
+    assert sum(live_name(name) != name for name in names) > 20
+
+
+@pytest.mark.parametrize("model", HUNYUAN)
+def test_these_names_mean_the_same_modules(model: str) -> None:
+    for name in names_of(model):
+        pieces = find_pieces(model, name)
+        assert pieces == find_pieces(model, live_name(name))
+        assert pieces is not None
+
+
+@pytest.mark.parametrize("model", sorted({path.stem for path in FOLDER.glob("*.json")} - set(HUNYUAN)))
+def test_names_of_other_checkpoints_stay_as_they_are(model: str) -> None:
+    if model not in ("HunyuanVideo15Transformer3DModel", "HunyuanImageTransformer2DModel"):
+        assert [live_name(name) for name in names_of(model)] == names_of(model)
+
+
+@pytest.mark.parametrize("end", ["scale.diff", "diff", "w_norm"])
+def test_the_difference_of_a_norm_is_read_by_each_of_its_names_and_written_by_the_one_of_today(
+    end: str,
+) -> None:
+    norm = "diffusion_model.double_blocks.0.img_attn.norm.key_norm"
+    adapter = read_adapter(TensorFile({f"{norm}.{end}": torch.ones(8)}))
+    assert [str(entry.target) for entry in adapter.entries] == [
+        "denoiser.double_blocks.0.img_attn.norm.key_norm"
+    ]
+    assert list(get_dialect("comfyui").write(adapter).tensors) == [f"{norm}.diff"]
+
+
+def test_a_parameter_of_a_block_has_its_own_name_before_the_suffix() -> None:
+    target = Target("transformer", "blocks.0.modulation")
+    adapter = Adapter((Entry(target, FullDelta(torch.ones(1, 6, 8)), ()),), "test")
+    assert list(get_dialect("comfyui").write(adapter).tensors) == ["diffusion_model.blocks.0.modulation.diff"]
+
+
+def control_lora() -> dict[str, Tensor]:
+    rand = torch.Generator().manual_seed(0)
+    return {
+        "img_in.lora_A.weight": torch.randn(4, 16, generator=rand),
+        "img_in.lora_B.weight": torch.randn(6, 4, generator=rand),
+        "img_in.lora_B.bias": torch.randn(6, generator=rand),
+        "single_blocks.0.norm.key_norm.scale": torch.randn(3, generator=rand),
+        "single_blocks.0.norm.query_norm.scale": torch.randn(3, generator=rand),
+    }
+
+
+def test_a_control_lora_tells_comfyui_how_wide_the_first_layer_is_and_comes_back() -> None:
+    tensors = control_lora()
+    written = get_dialect("comfyui").write(read_adapter(TensorFile(tensors)))
+    assert {key: (tuple(t.shape), t.tolist()) for key, t in written.tensors.items() if "reshape" in key} == {
+        "diffusion_model.img_in.reshape_weight": ((2,), [6, 16])
+    }
+    again = read_adapter(written)
+    assert (again.unknown, len(again.entries)) == ((), 3)
+    found = {str(e.target): e.delta for e in again.entries}
+    for entry in read_adapter(TensorFile(tensors)).entries:
+        mine, other = entry.delta.tensors(), found[str(entry.target)].tensors()
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+        assert entry.delta.rank_scale == found[str(entry.target)].rank_scale
+
+
+def test_other_loras_of_the_first_layer_do_not() -> None:
+    plain = {key: tensor for key, tensor in control_lora().items() if "img_in.lora" in key}
+    written = get_dialect("comfyui").write(read_adapter(TensorFile(plain)))
+    assert not any("reshape" in key for key in written.tensors)
