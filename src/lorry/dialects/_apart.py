@@ -24,6 +24,7 @@ from lorry.algebra import (
     PartsDelta,
     ReplaceDelta,
     SparseDelta,
+    VeraDelta,
 )
 from lorry.dialects._suffixes import Role
 from lorry.dialects._turning_builders import NEUMANN_TERMS
@@ -172,4 +173,5 @@ _TAKERS: dict[type[Delta], Callable[[Any], Roles]] = {
     PartsDelta: _parts,
     ReplaceDelta: lambda delta: {"saved_weight": delta.value},
     SparseDelta: _sparse,
+    VeraDelta: lambda delta: {"vera_lambda_b": delta.lambda_b, "vera_lambda_d": delta.lambda_d},
 }

@@ -25,6 +25,8 @@ PEFT_SUFFIXES: Mapping[Role, str] = {
     "boft_s": "boft_s",
     "ia3_l": "ia3_l",
     "hra_u": "hra_u",
+    "vera_lambda_b": "vera_lambda_b",
+    "vera_lambda_d": "vera_lambda_d",
 }
 """The suffixes of PEFT's types. Source: huggingface/peft, `tuners/*/layer.py`, `adapter_layer_names`."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, final
 
+import torch
+
 from lorry.algebra import (
     BoftDelta,
     Delta,
@@ -18,6 +20,7 @@ from lorry.algebra import (
     LoraDelta,
     OftDelta,
     PartsDelta,
+    VeraDelta,
 )
 
 Deltas = Mapping[str, Any]
@@ -60,6 +63,7 @@ _NAMES: dict[type[Delta], str] = {
     BoftDelta: "BOFT",
     Ia3Delta: "IA3",
     HraDelta: "HRA",
+    VeraDelta: "VERA",
 }
 
 
@@ -210,6 +214,24 @@ def _hra_obstacles(deltas: Deltas) -> dict[str, str]:
     )
 
 
+def share_matrices(one: VeraDelta, other: VeraDelta) -> bool:
+    """Whether two VeRAs are of the same shared matrices."""
+    pairs = ((one.shared_a, other.shared_a), (one.shared_b, other.shared_b))
+    return all(mine is its or (mine.dtype == its.dtype and torch.equal(mine, its)) for mine, its in pairs)
+
+
+def _vera_options(deltas: Deltas) -> dict[str, Any]:
+    return {"r": next(iter(deltas.values())).rank, "save_projection": True}
+
+
+def _vera_obstacles(deltas: Deltas) -> dict[str, str]:
+    first = next(iter(deltas.values()), None)
+    reason = "VeRA: shared matrices of another VeRA"
+    return {
+        path: reason for path, delta in deltas.items() if first is None or not share_matrices(first, delta)
+    }
+
+
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -219,6 +241,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("OFT", _oft_options, _oft_obstacles),
         Kind("BOFT", _boft_options, _boft_obstacles),
         Kind("HRA", _hra_options, _hra_obstacles),
+        Kind("VERA", _vera_options, _vera_obstacles),
         Kind("IA3", _ia3_options, lambda _: {}),
     )
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import Delta
+from lorry.algebra import Delta, VeraDelta
 from lorry.dialects import _peft_config
 from lorry.dialects._exporting import find_obstacles
 from lorry.dialects._headers import kept_configs
@@ -21,7 +23,23 @@ def find_peft_obstacles(adapter: Adapter, suffixes: Mapping[Role, str]) -> dict[
     for entries in _by_component(adapter).values():
         named = {str(entry.target): entry.delta for entry in entries if str(entry.target) not in found}
         found |= _peft_config.find_obstacles(named)
-    return found
+    first = next((e.target.component for e in adapter.entries if isinstance(e.delta, VeraDelta)), None)
+    several = "VeRA: in a second component, whose shared matrices have no names of their own"
+    return found | {
+        str(entry.target): several
+        for entry in adapter.entries
+        if isinstance(entry.delta, VeraDelta) and entry.target.component != first
+    }
+
+
+def shared_matrices(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the matrices that all layers of a VeRA share, once, by PEFT's keys."""
+    tensors = {}
+    for entry in adapter.entries:
+        if isinstance(entry.delta, VeraDelta):
+            root = f"{dotted(entry.target).component}.base_model"
+            tensors |= {f"{root}.vera_A": entry.delta.shared_a, f"{root}.vera_B": entry.delta.shared_b}
+    return tensors
 
 
 def make_configs(adapter: Adapter) -> dict[str, dict[str, Any]]:

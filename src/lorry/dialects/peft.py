@@ -5,8 +5,9 @@
     transformer.base_model.model.transformer_blocks.0.attn.to_k.lora_A.default.weight
 
 Pattern: `base_model.model.`, once or more, the module's dotted path, and `.lora_A.weight` or `.lora_B.weight`, or the
-suffixes of the config's `peft_type`: LoHa, LoKr, OFT, BOFT or (IA)^3. The file names no component; alpha, its
-exceptions (`alpha_pattern`), `use_rslora` and what else the tensors do not show stand in the config.
+suffixes of the config's `peft_type`: LoHa, LoKr, OFT, BOFT, (IA)^3, HRA, or VeRA, whose shared matrices stand once
+(`base_model.vera_A`). The file names no component; alpha, its exceptions (`alpha_pattern`), `use_rslora` and what else
+the tensors do not show stand in the config.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lorry.dialects._headers import config_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted
 from lorry.dialects._peft_apart import PEFT_SUFFIXES, take_apart_for_peft
-from lorry.dialects._peft_writing import find_peft_obstacles, make_configs
+from lorry.dialects._peft_writing import find_peft_obstacles, make_configs, shared_matrices
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 
@@ -58,7 +59,9 @@ class Peft(Dialect):
                 flattened names whose meaning only a model can tell.
         """
         check_writable(adapter, self.obstacles(adapter), self.name)
-        tensors = spelled(adapter.entries, PEFT_SUFFIXES, _name, take_apart_for_peft)
+        tensors = spelled(adapter.entries, PEFT_SUFFIXES, _name, take_apart_for_peft) | shared_matrices(
+            adapter
+        )
         return TensorFile(tensors, config_header(adapter, make_configs(adapter)), adapter.source)
 
 
