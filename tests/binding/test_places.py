@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import BoftDelta, Delta, DoraDelta, FullDelta, LokrDelta, LoraDelta, PartsDelta
 from lorry.binding import LoadReport, Plan, bind, weight_shape
-from lorry.errors import ShapeMismatchError, UnknownTargetError
+from lorry.errors import ShapeMismatchError, UnknownTargetError, UnsupportedAdapterError
 from lorry.names import Target
 from models import random_delta, tiny_flux_transformer, tiny_sd3_transformer, tiny_unet
 
@@ -113,15 +113,25 @@ def test_a_family_that_the_border_cuts_through_has_the_same_numbers() -> None:
     assert torch.equal(torch.cat([double(part) for part in found.values()]), double(delta))
 
 
-def test_a_family_that_needs_the_whole_base_is_refused_with_its_name_and_left_out_when_asked() -> None:
+@pytest.mark.parametrize(
+    "delta",
+    [
+        BoftDelta(torch.randn(1, 16, 6, 6)),
+        DoraDelta(random_delta((3 * WIDTH, WIDTH)), torch.rand(1, WIDTH), on_input=True),
+    ],
+    ids=["BOFT", "DoRA"],
+)
+def test_a_family_that_needs_the_whole_base_gets_it_from_all_the_layers(delta: Delta) -> None:
     model = tiny_flux_transformer()
-    boft = BoftDelta(torch.randn(1, 16, 6, 6))
-    entries = (("double_blocks.0.img_attn.qkv", boft), ("img_in", random_delta((WIDTH, 16))))
-    with pytest.raises(ShapeMismatchError, match=r"attn\.to_q \+ .*BOFT of \(96, 32\) works on all rows"):
-        planned(model, *entries)
-    plan = bind(adapter(*entries), {"transformer": model}, strict=False)
-    assert list(plan.deltas["transformer"]) == ["x_embedder"]
-    check_sum(plan.report)
+    found = planned(model, ("double_blocks.0.img_attn.qkv", delta))
+    assert list(found) == [Q, K, V]
+    base = torch.cat([model.get_submodule(path).weight.detach() for path in found])
+    parts = [
+        part.completed(lambda path: model.get_submodule(path).weight.detach()) for part in found.values()
+    ]
+    assert torch.equal(torch.cat([part.weight() for part in parts]), delta.weight(base))
+    with pytest.raises(UnsupportedAdapterError, match=rf"several layers together \({Q}, {K}, {V}\)"):
+        found[Q].weight(base[:WIDTH])
 
 
 def test_a_fused_delta_of_a_wrong_size_is_refused_with_the_size_of_all_parts() -> None:
@@ -160,9 +170,6 @@ def test_separate_layers_of_a_file_are_stacked_into_the_models_fused_one() -> No
 def test_what_needs_all_rows_of_q_k_and_v_is_put_on_the_layer_that_has_them_all() -> None:
     delta = DoraDelta(random_delta((3 * WIDTH, WIDTH)), torch.rand(1, WIDTH), on_input=True)
     name = "double_blocks.0.img_attn.qkv"
-    with pytest.raises(ShapeMismatchError, match=r"call that before loading") as refused:
-        planned(tiny_flux_transformer(), (name, delta))
-    assert "`fuse_qkv_projections()`" in str(refused.value)
     assert planned(fused_flux(), (name, delta)) == {QKV: delta}
 
 

@@ -15,6 +15,7 @@ from lorry.algebra.lora import LoraDelta
 from lorry.algebra.oft import OftDelta
 from lorry.algebra.parts import PartsDelta
 from lorry.algebra.replacing import ReplaceDelta
+from lorry.algebra.shared import Share, SharedDelta
 from lorry.algebra.sparse import SparseDelta
 from lorry.algebra.stacked import StackedDelta
 from lorry.algebra.vera import VeraDelta
@@ -37,6 +38,8 @@ __all__ = [
     "VeraDelta",
     "ReplaceDelta",
     "RowsDelta",
+    "Share",
+    "SharedDelta",
     "Span",
     "Spans",
     "StackedDelta",

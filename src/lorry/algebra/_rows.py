@@ -25,9 +25,8 @@ def cut_rows(delta: Delta, spans: Spans) -> Delta:
         return own
     if delta.needs_base:
         raise UnsupportedAdapterError(
-            f"{delta.family} of {delta.shape} works on all rows of that weight together, and this model keeps them in "
-            "layers of their own: it cannot be cut. Where they are q, k and v, and the model has "
-            "`fuse_qkv_projections()`, call that before loading"
+            f"{delta.family} of {delta.shape} works on all rows of that weight together, which diffusers' model has in "
+            "layers of their own: it cannot be cut. Loaded into a pipeline it works, with the weights of them all"
         )
     return RowsDelta(delta, spans)
 

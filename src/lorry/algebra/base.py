@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -119,6 +119,14 @@ class Delta(ABC):
     def narrowed(self, channels: int) -> Self | None:
         """The inverse of `padded`: the delta of the first input channels, or None where it changes others too."""
         return None
+
+    def completed(self, weight_of: Callable[[str], Tensor]) -> Delta:
+        """The same delta with the base weights of other layers, where it depends on those; itself where it does not.
+
+        Args:
+            weight_of: gives a layer's base weight by its name.
+        """
+        return self
 
     def part(self, parameter: str) -> Delta | None:
         """The delta of one of the module's parameters, "weight" or "bias"; None for one that it leaves alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -63,6 +63,11 @@ class StackedDelta(Delta):
             own[int(number)][name] = tensor
         parts = [part.with_tensors(found) for part, found in zip(self.parts, own, strict=True)]
         return replace(self, parts=tuple(parts))
+
+    def completed(self, weight_of: Callable[[str], Tensor]) -> Self:
+        parts = tuple(part.completed(weight_of) for part in self.parts)
+        same = all(new is old for new, old in zip(parts, self.parts, strict=True))
+        return self if same else replace(self, parts=parts)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

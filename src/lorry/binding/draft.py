@@ -72,7 +72,8 @@ class Draft:
         parts: dict[Place, Delta | None] = {}
         try:
             parts = {
-                place: None if whole is None else placed_delta(entry.delta, place, whole) for place in places
+                place: None if whole is None else placed_delta(entry.delta, place, whole, places)
+                for place in places
             }
             if len(places) == 1 and whole is not None and parts[places[0]] is None:
                 parts[places[0]] = other_inputs(entry.delta, places[0], whole, index.modules)

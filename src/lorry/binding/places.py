@@ -9,7 +9,7 @@ from typing import final
 
 from torch import nn
 
-from lorry.algebra import Delta, PartsDelta, Span, Spans, StackedDelta, cut_rows
+from lorry.algebra import Delta, PartsDelta, Share, SharedDelta, Span, Spans, StackedDelta, cut_rows
 from lorry.binding.tables import Piece
 from lorry.binding.targets import INPUTS, weight_shape
 
@@ -105,13 +105,14 @@ def whole_shape(shapes: Mapping[Place, tuple[int, ...] | None]) -> tuple[int, ..
     return (sum(shape[0] for shape in known), *known[0][1:])
 
 
-def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...]) -> Delta | None:
+def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...], places: Sequence[Place]) -> Delta | None:
     """Return the part of a delta that lands in `place`, or None where the shapes do not fit.
 
     Args:
         delta: what a file has for all of its module.
         place: where its rows go.
         whole: the shape that it must have, all rows together.
+        places: where all of its rows go.
 
     Raises:
         UnsupportedAdapterError: the rows cannot be had without the rest.
@@ -119,7 +120,17 @@ def placed_delta(delta: Delta, place: Place, whole: tuple[int, ...]) -> Delta | 
     fitted = delta.fitted(whole)
     if fitted is None or place.rows is None:
         return fitted
-    return cut_rows(fitted, place.rows)
+    if isinstance(fitted, PartsDelta) and fitted.on_weight is not None:
+        return PartsDelta(_rows(fitted.on_weight, place.rows, places), cut_rows(fitted.on_bias, place.rows))
+    return _rows(fitted, place.rows, places)
+
+
+def _rows(delta: Delta, rows: Spans, places: Sequence[Place]) -> Delta:
+    """Return some rows of a delta: by themselves where they can be had so, else as a share of the whole."""
+    if not delta.needs_base or (own := delta.rows(rows)) is None:
+        shares = tuple(Share(place.path, place.rows or (), place.into) for place in places)
+        return SharedDelta(delta, rows, shares) if delta.needs_base else cut_rows(delta, rows)
+    return own
 
 
 def other_inputs(

@@ -72,7 +72,11 @@ class Copies:
                     if not (key == "weight" and name in joined)
                     and (part := resident.deltas[path].part(key)) is not None
                 ]
-                copy = _copy(path, modules[path], key, parts, weights) if parts else None
+                copy = (
+                    _copy(path, modules[path], key, weights.completed(parts, modules), weights)
+                    if parts
+                    else None
+                )
                 undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
         undo.set_attribute(self, "_made", made)
         for path in (*gone, *made):

@@ -13,7 +13,7 @@ from lorry.errors import FuseError
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter
-from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind
+from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind, plain_parameter
 from lorry.patching.memory import is_held_once
 from lorry.patching.originals import Keeper, Originals, Saved, there
 from lorry.patching.undo import Undo
@@ -56,6 +56,18 @@ class FusedWeights:
                 'with `originals="none"` it is not kept. Fuse with another `originals`, or leave that adapter inactive.'
             )
         return kind.plain(module, self._original(name, parameter))
+
+    def completed(self, parts: Contributions, modules: Mapping[str, nn.Module]) -> Contributions:
+        """Return deltas with the base weights of other layers, where they depend on those.
+
+        Raises:
+            FuseError: such a weight is fused, and no original was kept.
+        """
+
+        def weight_of(path: str) -> Tensor:
+            return self.unfused(path, modules[path], "weight", plain_parameter(path, modules[path], "weight"))
+
+        return [(delta.completed(weight_of), strength) for delta, strength in parts]
 
     def _original(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Return what is to be put back where a parameter is: what is there, where it is not fused."""
@@ -110,9 +122,14 @@ class FusedWeights:
             for path, deltas in contributions.items():
                 for key in PARAMETERS:
                     name = f"{path}.{key}"
-                    parts = [
-                        (one, strength) for delta, strength in deltas if (one := delta.part(key)) is not None
-                    ]
+                    parts = self.completed(
+                        [
+                            (one, strength)
+                            for delta, strength in deltas
+                            if (one := delta.part(key)) is not None
+                        ],
+                        modules,
+                    )
                     if parts:
                         # what is fused with loss already was asked for
                         again = lossy or name in self._originals

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Ignored
-from lorry.algebra import Delta
+from lorry.algebra import Delta, SharedDelta
 from lorry.binding import LoadReport, bind, size_of
 from lorry.dialects import read_adapter
-from lorry.errors import FileError, StateError
+from lorry.errors import FileError, StateError, UnsupportedAdapterError
 from lorry.files import read_adapter_file, stream_safetensors
 from lorry.patching.fusing import fused_parameter
 from lorry.workflows.checkpoints import Checkpoint, Place, Reader, open_checkpoint, skeleton_of
@@ -145,6 +145,12 @@ def _plan(
                 if part is not None and place is None:
                     raise StateError(
                         f"`{component}.{path}` has no {parameter} in {checkpoint.source} to add to."
+                    )
+                if isinstance(part, SharedDelta):
+                    raise UnsupportedAdapterError(
+                        f"`{component}.{path}`: a {part.family} that works on the rows of several layers together, and "
+                        "a checkpoint is baked layer by layer. Load it into a pipeline, `fuse_lora()`, and "
+                        "`save_pretrained()`."
                     )
                 if part is not None and place is not None:
                     terms[place.file].setdefault(place.key, []).append((place, part, strength))

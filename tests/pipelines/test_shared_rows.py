@@ -1,0 +1,157 @@
+"""Deltas for a fused layer whose rows depend on each other, on a model that keeps the layer in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lorry
+from lorry.dialects import read_adapter
+from lorry.errors import FuseError, UnsupportedAdapterError
+from lorry.files import TensorFile, write_safetensors
+from lorry.workflows.bake import bake_files
+from models import tiny_flux_pipeline
+
+PARTS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+BLOCK = "single_transformer_blocks.0"
+
+
+def dora_of_columns(rows: int, columns: int) -> dict[str, Tensor]:
+    factors = {"lora_down.weight": torch.randn(2, columns), "lora_up.weight": torch.randn(rows, 2)}
+    return {**factors, "alpha": torch.tensor(1.0), "dora_scale": torch.rand(1, columns) + 0.5}
+
+
+def oft(rows: int, columns: int) -> dict[str, Tensor]:
+    return {"oft_blocks": torch.randn(2, rows // 2, rows // 2) / 20, "alpha": torch.tensor(0.0)}
+
+
+def limited_oft(rows: int, columns: int) -> dict[str, Tensor]:
+    return {"oft_blocks": torch.randn(2, rows // 2, rows // 2), "alpha": torch.tensor(0.01)}
+
+
+def boft(rows: int, columns: int) -> dict[str, Tensor]:
+    return {"oft_blocks": torch.randn(1, 2, rows // 2, rows // 2) / 20, "alpha": torch.tensor(0.0)}
+
+
+Make = Callable[[int, int], Mapping[str, Tensor]]
+FAMILIES: Mapping[str, Make] = {"DoRA": dora_of_columns, "OFT": oft, "limited OFT": limited_oft, "BOFT": boft}
+
+
+def whole_of(pipe: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+    """What the single block's layers compute with now, as the original's one layer."""
+    block = pipe.transformer.get_submodule(BLOCK)
+    return torch.cat([block.get_submodule(part).weight.detach().to(dtype) for part in PARTS])
+
+
+def file(pipe: Any, make: Make) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    rows, columns = whole_of(pipe).shape
+    return {
+        f"lora_unet_single_blocks_0_linear1.{suffix}": t.contiguous()
+        for suffix, t in make(rows, columns).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_get_their_rows_of_what_the_whole_weight_gets(family: str, dtype: torch.dtype) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline().to(dtype))
+    before, tensors = whole_of(pipe), file(pipe, FAMILIES[family])
+    (entry,) = read_adapter(TensorFile(tensors)).entries
+    delta = entry.delta.fitted(tuple(before.shape))
+    assert delta is not None
+    expected = before + delta.weight(before, torch.float64, 0.7)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    report = pipe.load_lora_weights(tensors, adapter_name="a")
+    assert (report.applied, report.targets) == (len(tensors), 4)
+    pipe.set_adapters("a", 0.7)
+    torch.testing.assert_close(whole_of(pipe), expected, **tolerance)
+    pipe.fuse_lora()
+    torch.testing.assert_close(whole_of(pipe), expected, **tolerance)
+    pipe.unfuse_lora()
+    pipe.set_adapters("a", 0.0)
+    assert torch.equal(whole_of(pipe), before)
+    pipe.unload_lora_weights()
+    assert torch.equal(whole_of(pipe), before)
+
+
+@pytest.mark.parametrize("first", ["shared", "plain"])
+def test_another_adapter_that_is_fused_into_one_of_the_layers_changes_nothing_of_it(first: str) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    before, tensors = whole_of(pipe), file(pipe, dora_of_columns)
+    width = pipe.transformer.get_submodule(f"{BLOCK}.attn.to_q").weight.shape
+    plain = {
+        f"transformer.{BLOCK}.attn.to_q.lora_A.weight": torch.randn(2, width[1]),
+        f"transformer.{BLOCK}.attn.to_q.lora_B.weight": torch.randn(width[0], 2),
+    }
+    pipe.load_lora_weights(plain, adapter_name="plain")
+    pipe.load_lora_weights(tensors, adapter_name="shared")
+    pipe.set_adapters(["plain", "shared"])
+    together = whole_of(pipe)
+    pipe.fuse_lora(adapter_names=[first])
+    got, expected = plus_side(pipe, first, plain), plus_side(pipe, "none", plain, together)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    pipe.fuse_lora()
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.equal(whole_of(pipe), before)
+
+
+def plus_side(pipe: Any, fused: str, plain: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+    """The whole weight with what acts beside it: the plain adapter's product, unless that is fused."""
+    found = (whole_of(pipe) if weights is None else weights).clone()
+    if fused != "plain":
+        down, up = (t.double() for t in plain.values())
+        found[: up.shape[0]] += up @ down
+    return found
+
+
+def test_a_model_that_fuses_some_of_the_layers_gets_the_same_rows() -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    before, tensors = whole_of(pipe), file(pipe, dora_of_columns)
+    (entry,) = read_adapter(TensorFile(tensors)).entries
+    expected = before + entry.delta.weight(before, torch.float64)
+    pipe.transformer.fuse_qkv_projections()
+    block = pipe.transformer.get_submodule(BLOCK)
+    report = pipe.load_lora_weights(tensors)
+    assert report.targets == 2
+    now = torch.cat([layer.weight.detach().double() for layer in (block.attn.to_qkv, block.proj_mlp)])
+    torch.testing.assert_close(now, expected, rtol=1e-5, atol=1e-6)
+    pipe.unload_lora_weights()
+
+
+def test_a_whole_file_is_supported_and_prepared_models_take_it_too() -> None:
+    pipe, plain = (lorry.attach(tiny_flux_pipeline()) for _ in range(2))
+    tensors = file(pipe, oft)
+    assert lorry.is_supported(tensors, pipe)
+    lorry.prepare(pipe, rank=4)
+    for each in (pipe, plain):
+        each.load_lora_weights(tensors)
+    assert torch.equal(whole_of(pipe), whole_of(plain))
+
+
+def test_without_originals_it_is_refused_and_nothing_is_changed() -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    pipe.load_lora_weights(file(pipe, oft), adapter_name="a")
+    before = whole_of(pipe)
+    with pytest.raises(FuseError, match=r'needs the weight as it was before.*originals="none"'):
+        pipe.fuse_lora(originals="none")
+    assert torch.equal(whole_of(pipe), before)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def test_a_checkpoint_is_not_baked_with_it_and_the_way_around_is_told(tmp_path: Path) -> None:
+    pipe = tiny_flux_pipeline()
+    pipe.transformer.save_pretrained(tmp_path / "transformer")
+    write_safetensors(tmp_path / "a.safetensors", file(pipe, dora_of_columns))
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"attn\.to_q.*DoRA that works on.*several layers.*`fuse_lora"
+    ):
+        bake_files(tmp_path / "transformer", [(tmp_path / "a.safetensors", 1.0)], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"transformer", "a.safetensors"}
