@@ -135,7 +135,9 @@ def check_refusals(shard: Callable[[nn.Module], None]) -> None:
     if shard is fully_sharded:
         return
     dora = DoraDelta(lora((32, 12), 0), torch.ones(32))
-    with pytest.raises(StateError, match=r"`widen` is spread over several processes.*LoRA works here"):
+    with pytest.raises(
+        StateError, match=r"`widen` is spread over several processes.*A LoRA without that works here"
+    ):
         put(model, "dora", {"widen": dora})
     assert torch.equal(called(model), bare)
 

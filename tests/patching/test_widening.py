@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import Tensor, nn
 
 from lorry.algebra import Delta, FullDelta, LohaDelta, LoraDelta, PartsDelta
@@ -14,6 +17,9 @@ from lorry.binding import bind
 from lorry.errors import FuseError, ShapeMismatchError, StateError
 from lorry.patching import Strength, Undo, find_state, get_state
 from models import as_adapter, random_delta, tiny_flux_transformer, tiny_unet, unet_inputs
+from patching.test_group_offloading import a_machine_with_streams, offload
+
+__all__ = ["a_machine_with_streams"]
 
 OUT, IN, WIDE = 32, 16, 32
 INNER = "single_transformer_blocks.0.attn.to_q"
@@ -238,6 +244,46 @@ def test_a_prepared_model_keeps_the_inputs_it_was_prepared_for() -> None:
     with pytest.raises(StateError, match="the model is prepared for those it has"):
         load(model, "control", control())
     check_same(model, before)
+
+
+def sequentially(model: nn.Module, folder: Path) -> None:
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+def by_stream(model: nn.Module, folder: Path) -> None:
+    offload(model, "leaf_level", stream=True)
+
+
+def in_groups_on_disk(model: nn.Module, folder: Path) -> None:
+    cpu, where = torch.device("cpu"), str(folder)
+    apply_group_offloading(model, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=where)
+
+
+def in_float8(model: nn.Module, folder: Path) -> None:
+    apply_layerwise_casting(model, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=("norm",))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (sequentially, "wider, which cannot be done here: `x_embedder` is offloaded"),
+        (by_stream, r"`x_embedder` is offloaded.*before offloading is put on"),
+        (in_groups_on_disk, "offloaded to disk in groups"),
+        (in_float8, "wider, which cannot be done here: `x_embedder` keeps its weight as .*float8"),
+    ],
+)
+def test_an_offloaded_or_quantized_model_keeps_its_inputs(
+    place: Callable[[nn.Module, Path], None], says: str, tmp_path: Path
+) -> None:
+    model: Any = tiny_flux_transformer()
+    plan = bind(as_adapter(control(), "transformer"), {"transformer": model})
+    place(model, tmp_path)
+    own = output(model, IN)
+    with pytest.raises(StateError, match=says), Undo() as undo:
+        get_state(model, undo).add("control", plan.deltas["transformer"], undo)
+    assert find_state(model) is None
+    assert (model.config.in_channels, model.x_embedder.in_features) == (IN, IN)
+    assert torch.equal(output(model, IN), own)
 
 
 def test_weights_that_stay_fused_for_good_keep_the_layer_wide() -> None:

@@ -17,9 +17,12 @@ import torch
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import Tensor, nn
 
+import lorry
+from lorry.errors import StateError
 from patching.test_group_offloading import a_machine_with_streams, offload
 from pipelines import oracle
 from pipelines.conftest import Files
+from small import check_near
 
 __all__ = ["a_machine_with_streams"]
 
@@ -176,3 +179,97 @@ def test_what_was_fused_before_is_drawn_fused(placement: str, files: Files, tmp_
     PLACEMENTS[placement](pair[0], tmp_path)
     assert torch.equal(oracle.drawn(pair[0]), oracle.drawn(pair[1]))
     assert torch.equal(oracle.drawn(pair[0]), oracle.drawn(pair[1]))
+
+
+# --- prepared models ------------------------------------------------------------------------------------------------
+
+NOT_HERE = ("sequential", "device map with disk")
+"""Of these, the weights are on the `meta` device between calls."""
+
+
+@pytest.mark.parametrize("when", ["prepared first", "placed first"])
+@pytest.mark.parametrize("placement", [name for name in PLACEMENTS if name not in NOT_HERE])
+def test_a_prepared_pipeline_draws_the_same_wherever_it_is_kept(
+    placement: str, when: str, files: Files, tmp_path: Path
+) -> None:
+    def place(pipe: Any) -> None:
+        if when == "prepared first":
+            lorry.prepare(pipe, 4)
+        PLACEMENTS[placement](pipe, tmp_path)
+        if when == "placed first":
+            lorry.prepare(pipe, 4)
+
+    plain = plain_life("sd", files, "placed")
+    for got, expected in zip(life(fresh("sd"), files, "sd", place, "placed"), plain, strict=True):
+        check_near(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("placement", NOT_HERE)
+def test_what_needs_a_copy_of_a_weight_that_is_not_here_is_refused(
+    placement: str, files: Files, tmp_path: Path
+) -> None:
+    """In a prepared model that is everything but linear layers: those have slots."""
+    pipe, plain = fresh("sd"), fresh("sd")
+    PLACEMENTS[placement](pipe, tmp_path)
+    bare = oracle.drawn(pipe)
+    lorry.prepare(pipe, 4)
+    with pytest.raises(StateError, match=r"`conv_in` is offloaded.*`lorry\.prepare`"):
+        pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    assert not pipe.get_list_adapters()
+    check_near(oracle.drawn(pipe), bare, 1e-5)
+    linear = oracle.kohya(oracle.lora("sd").only("to_q", "to_v", "q_proj"))
+    for one in (pipe, plain):
+        one.load_lora_weights(linear, adapter_name="a")
+    check_near(oracle.drawn(pipe), oracle.drawn(plain), 1e-5)
+
+
+# --- groups on disk -------------------------------------------------------------------------------------------------
+
+
+def groups_on_disk(pipe: Any, folder: Path, kind: str) -> None:
+    for number, model in enumerate(models_of(pipe)):
+        blocks: dict[str, Any] = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+        place = str(folder / str(number))
+        apply_group_offloading(model, CPU, CPU, offload_type=kind, offload_to_disk_path=place, **blocks)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_groups_on_disk_draw_what_was_loaded_before_and_refuse_every_change(
+    kind: str, files: Files, tmp_path: Path
+) -> None:
+    pipe, plain = fresh("sd"), fresh("sd")
+    for one in (pipe, plain):
+        one.load_lora_weights(files.get("sd", "a"), adapter_name="a")
+        one.set_adapters("a", 0.5)
+    groups_on_disk(pipe, tmp_path, kind)
+    expected = oracle.drawn(plain)
+    check_near(oracle.drawn(pipe), expected, 1e-5)
+    scaled = {oracle.scale_argument(pipe): {"scale": 0.5}}
+    changes: list[Callable[[], object]] = [
+        lambda: pipe.load_lora_weights(files.get("sd", "b"), adapter_name="b"),
+        lambda: pipe.set_adapters("a", 0.75),
+        pipe.disable_lora,
+        pipe.fuse_lora,
+        lambda: pipe.delete_adapters("a"),
+        pipe.unload_lora_weights,
+        lambda: lorry.prepare(pipe, 4),
+        lambda: oracle.drawn(pipe, **scaled),
+    ]
+    for change in changes:
+        with pytest.raises(StateError, match=r"offloaded to disk in groups.*put it on again"):
+            change()
+        assert pipe.get_list_adapters() == plain.get_list_adapters()
+        check_near(oracle.drawn(pipe), expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_an_adapter_for_a_pipeline_with_groups_on_disk_is_refused(
+    kind: str, files: Files, tmp_path: Path
+) -> None:
+    pipe = fresh("sd")
+    groups_on_disk(pipe, tmp_path, kind)
+    bare = oracle.drawn(pipe)
+    with pytest.raises(StateError, match="offloaded to disk in groups"):
+        pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    assert not pipe.get_list_adapters()
+    check_near(oracle.drawn(pipe), bare, 1e-5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from lorry.errors import StateError
 from lorry.patching.bare import bare_buffers
 from lorry.patching.placement import layer_hooks
 from lorry.patching.side_path import BUFFERS, SCALE, SidePath
@@ -19,6 +21,7 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
     The copies were made when offloading was put on. At a call, diffusers looks up the copy of each tensor of a layer:
     it would miss new ones, and bring back old strengths.
     """
+    check_not_on_disk(model)
     if layer_hooks(model) is None:
         return
     for group in groups_by_stream(model):
@@ -29,6 +32,34 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
             if name == SCALE or tensor not in kept:  # a new strength is written into the tensor that is there
                 kept[tensor] = group._to_cpu(tensor, group.low_cpu_mem_usage)
         undo.set_attribute(group, "cpu_param_dict", kept)
+
+
+def check_not_on_disk(model: nn.Module) -> None:
+    """Refuse to change what adapters do in a model whose groups of layers are offloaded to files.
+
+    Between calls the numbers in its tensors are not those of the model, and at a call diffusers overwrites every tensor
+    that was there when offloading was put on by what its files hold: old strengths, and weights before or after a fuse.
+
+    Raises:
+        StateError: it is such a model.
+    """
+    for module in _where_groups_begin(model):
+        for hook in getattr(layer_hooks(module), "hooks", {}).values():
+            if getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None:
+                raise StateError(
+                    f"This {type(model).__name__} is offloaded to disk in groups, whose files keep what adapters do as "
+                    "it was then. Take that off, change adapters, and put it on again; or offload to main memory "
+                    "(without `offload_to_disk_path`)."
+                )
+
+
+def _where_groups_begin(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield modules of which one at least has a hook, where a model is offloaded in groups: they are few."""
+    yield model
+    for child in model.children():
+        yield child
+        yield from child.children()
+    yield from itertools.islice((one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)), 1)
 
 
 def groups_by_stream(model: nn.Module) -> list[Any]:

@@ -371,7 +371,10 @@ def plain_parameter(path: str, module: nn.Module, key: str) -> Tensor:
             return kind.plain(module, parameter)
         except StateError as error:
             problem = str(error)
-    raise StateError(f"`{path}` {problem}. This adapter's family needs it; LoRA works here.")
+    raise StateError(
+        f"`{path}` {problem}. It is needed for a copy with the adapter added, by which this adapter's family acts, and "
+        "everything but linear layers in a model that `lorry.prepare` has prepared. A LoRA without that works here."
+    )
 
 
 def _held(module: nn.Module, parameter: Tensor, kind: LayerKind | None) -> str:

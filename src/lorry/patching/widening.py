@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta
 from lorry.errors import FuseError, StateError
-from lorry.patching.group_copies import groups_by_stream
+from lorry.patching.group_copies import check_not_on_disk, groups_by_stream
 from lorry.patching.layer_kinds import check_plain
 from lorry.patching.placement import module_device
 from lorry.patching.undo import Undo
@@ -61,6 +61,7 @@ class Widened:
         Raises:
             StateError: its weight is offloaded, quantized or sharded.
         """
+        check_not_on_disk(model)
         layer = model.get_submodule(path)
         try:
             weight = check_plain(path, layer, "weight")
