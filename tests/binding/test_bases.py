@@ -94,7 +94,7 @@ def test_an_error_names_the_base_that_a_file_was_made_for_and_the_one_that_this_
 
 
 def test_of_a_model_that_is_not_known_the_error_names_the_file_s_base_alone() -> None:
-    with pytest.raises(BindingError, match=r"it is for SDXL\. "):
+    with pytest.raises(BindingError, match=r"it is for SDXL\.\n"):
         bind(adapter_for(2048), {"unet": tiny_unet()})
     with pytest.raises(BindingError, match=r"Was the adapter made for another base model\?"):
         bind(adapter_for(33), {"unet": tiny_unet()})

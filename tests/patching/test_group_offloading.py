@@ -16,8 +16,10 @@ import torch
 from diffusers.hooks import group_offloading
 from torch import Tensor, nn
 
+from lorry.algebra import FullDelta
+from lorry.binding import bare_parameters
 from lorry.patching import Strength, group_copies
-from models import tiny_unet, unet_inputs
+from models import T5_WIDTH, random_deltas, tiny_unet, tiny_wan_transformer, unet_inputs
 from small import changing, put
 
 CPU = torch.device("cpu")
@@ -117,6 +119,50 @@ def test_whatever_is_changed_between_calls_is_drawn(first: str, kind: str, strea
         state.clear(undo)
     assert torch.equal(drawn(model), bare)
     check_no_copies_left(model)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["", "by stream"])
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("first", ["hook", "patch"])
+def test_so_is_what_is_changed_of_parameters_of_blocks(first: str, kind: str, stream: bool) -> None:
+    model, plain = tiny_wan_transformer(), tiny_wan_transformer()
+    bare = drawn_by_wan(plain)
+    if first == "hook":
+        offload(model, kind, stream)
+        assert torch.equal(drawn_by_wan(model), bare)
+    deltas = {
+        name: FullDelta(torch.randn(stand_in.weight.shape, generator=torch.Generator().manual_seed(number)))
+        for number, (name, stand_in) in enumerate(bare_parameters(plain).items())
+    }
+    assert len(deltas) == 3
+    for one in (model, plain):
+        with changing(one) as (state, undo):
+            state.add("a", {**deltas, **random_deltas(one, ends=("attn1.to_q",))}, undo)
+        set_strength(one, 0.5)
+    if first == "patch":
+        offload(model, kind, stream)
+    for value in (0.75, -1.0):
+        for one in (model, plain):
+            set_strength(one, value)
+        assert torch.equal(drawn_by_wan(model), drawn_by_wan(plain))
+    assert float((drawn_by_wan(model) - bare).abs().max()) > 0.1
+    half = [drawn_by_wan(one, attention_kwargs={"scale": 0.5}) for one in (model, plain)]
+    assert torch.equal(*half)
+    assert torch.equal(drawn_by_wan(model), drawn_by_wan(plain))
+    with changing(model) as (state, undo):
+        state.clear(undo)
+    assert torch.equal(drawn_by_wan(model), bare)
+    check_no_copies_left(model)
+
+
+def drawn_by_wan(model: Any, **kwargs: Any) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    inputs = {"hidden_states": torch.randn(1, 4, 1, 4, 4, generator=random), "timestep": torch.tensor([3])}
+    inputs["encoder_hidden_states"] = torch.randn(1, 5, T5_WIDTH, generator=random)
+    with torch.no_grad():
+        first, second = (model(**inputs, **kwargs).sample for _ in range(2))
+    assert torch.equal(first, second)
+    return second
 
 
 def check_no_copies_left(model: nn.Module) -> None:

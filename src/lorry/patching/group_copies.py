@@ -24,7 +24,10 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
     check_not_on_disk(model)
     if layer_hooks(model) is None:
         return
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for group in groups_by_stream(model):
+        # What is added to a block's own parameters is listed there, where it was in place before the groups were made.
+        undo.set_attribute(group, "buffers", [one for one in group.buffers if id(one) in own])
         copies: dict[Tensor, Tensor] = group.cpu_param_dict
         here = {id(tensor) for tensor in _all_of(group)}
         kept = {tensor: copy for tensor, copy in copies.items() if id(tensor) in here}
