@@ -2,23 +2,27 @@
 
 Three contenders on the same model and inputs: a step of `lorry train` with all that belongs to it (its cache, its
 order, accelerate); a fresh LoRA of lorry in the loop of diffusers' training scripts (noise added by the scheduler,
-UNet, mean squared error, backward, clipping, AdamW, the scheduler of the rate); and one of PEFT in that loop. Latents
-and captions are encoded already. They compute on one thread and take their steps in turn, so that what other programs
-do at the time meets all alike; the fastest step of each counts, in seconds of the processor. For the peak of memory
-each runs in a process of its own.
+UNet, mean squared error, backward, clipping, AdamW, the scheduler of the rate); and one of PEFT in that loop. Beside
+them lorry's step on a base that is held in bitsandbytes' 4 bits. Latents and captions are encoded already. They compute
+on one thread and take their steps in turn, there and back, so that what other programs do at the time meets all alike;
+a ratio is the middle one of those within a turn, in seconds of the processor. For the peak of memory each runs in a
+process of its own, and what it took to build the model is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,10 +33,12 @@ from torch.nn import functional
 
 from benchmarks.models import build_unet
 from benchmarks.training_engine import engine_step
+from lorry.training.quantizing import quantize
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks-training.md"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-CONTENDERS = ("lorry train", "lorry", "PEFT")
+FOUR_BITS = "lorry, base in 4 bits"
+CONTENDERS = ("lorry train", "lorry", "PEFT", FOUR_BITS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Case:
 
 CASES = {
     "shipped tiny UNet, batch 8": Case("tiny", batch=8, side=8, steps=60),
-    "SD 1.5 UNet, batch 1, latents 32x32": Case("SD 1.5", batch=1, side=32, steps=2),
+    "SD 1.5 UNet, batch 1, latents 32x32": Case("SD 1.5", batch=1, side=32, steps=10),
 }
 
 
@@ -63,7 +69,7 @@ def build(model: str) -> UNet2DConditionModel:
 
 def put_adapter(unet: nn.Module, contender: str) -> list[nn.Parameter]:
     """Put a fresh LoRA of rank 16 on the attention; return its parameters."""
-    if contender == "lorry":
+    if contender != "PEFT":
         from lorry.training import AdapterConfig, add_adapter
 
         return add_adapter(unet, AdapterConfig(rank=16, alpha=16, target_modules=TARGETS))
@@ -103,30 +109,37 @@ def script_step(contender: str, unet: UNet2DConditionModel, case: Case) -> Calla
 def prepared(contender: str, case: Case) -> Callable[[], Tensor]:
     """Build a model of its own; return a contender's step on it."""
     unet = build(case.model).train()
+    if contender == FOUR_BITS:
+        quantize(unet, "4bit", torch.float32)
+        unet.to("cpu")
     return (engine_step if contender == "lorry train" else script_step)(contender, unet, case)
 
 
-def measure_seconds(case: Case) -> dict[str, float]:
-    """Let all contenders take their steps in turn; return the fastest of each, the first not counted."""
+def measure_seconds(case: Case) -> dict[str, list[float]]:
+    """Let all contenders take their steps in turn; return the seconds of each, the first not counted."""
     steps = {contender: prepared(contender, case) for contender in CONTENDERS}
     seconds: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
-    for _ in range(case.steps + 1):
-        for contender, step in steps.items():
+    for turn in range(case.steps + 1):
+        for contender in CONTENDERS if turn % 2 else reversed(CONTENDERS):
             begin = time.process_time()
-            step()
+            steps[contender]()
             seconds[contender].append(time.process_time() - begin)
-    return {contender: min(found[1:]) for contender, found in seconds.items()}
+    return {contender: found[1:] for contender, found in seconds.items()}
 
 
-def measure_peak(contender: str, case: Case) -> dict[str, float]:
-    """Take two steps; return the most bytes that the process has held."""
+def measure_peak(contender: str, case: Case) -> dict[str, list[float]]:
+    """Take two steps; return the most bytes that the process has held while it took them."""
     step = prepared(contender, case)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # what it has held so far is forgotten
     for _ in range(2):
         step()
-    return {contender: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {contender: [int(next(line for line in lines if "VmHWM" in line).split()[1]) * 1024]}
 
 
-def in_a_process(*words: str) -> dict[str, float]:
+def in_a_process(*words: str) -> dict[str, list[float]]:
     """Measure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training", *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -138,10 +151,11 @@ def rows(case: str) -> list[str]:
     seconds = in_a_process("--measure", "all", "--case", case)
     peaks: dict[str, float] = {}
     for contender in CONTENDERS:
-        peaks |= in_a_process("--measure", contender, "--case", case)
+        peaks[contender] = in_a_process("--measure", contender, "--case", case)[contender][0]
     lines = []
     for c in CONTENDERS:
-        cells = [case, c, f"{seconds[c]:.3g} s", f"{seconds['PEFT'] / seconds[c]:.2f}x"]
+        speed = median(theirs / ours for theirs, ours in zip(seconds["PEFT"], seconds[c], strict=True))
+        cells = [case, c, f"{median(seconds[c]):.3g} s", f"{speed:.2f}x"]
         cells += [f"{peaks[c] / 1e9:.2f} GB", f"{peaks['PEFT'] / peaks[c]:.2f}x"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -167,11 +181,13 @@ def main() -> None:
         "",
         "Made by `python -m benchmarks.training`, which `make bench` runs: a fresh LoRA of rank 16 on every attention",
         "projection, in float32, on latents and captions that are encoded already. `lorry train` is a step of that",
-        "command; lorry and PEFT are in the loop of diffusers' training scripts. They take their steps in turn, on one",
-        "thread; the fastest step of each counts, in seconds of processor time. Memory is the peak of a process of its",
-        "own, model and libraries included. Ratios are against PEFT; over 1 is for lorry.",
+        "command; lorry and PEFT are in the loop of diffusers' training scripts, lorry also on a base whose linear",
+        "layers bitsandbytes holds in 4 bits. They take their steps in turn, on one thread, in seconds of the processor:",
+        "a step is the middle one of 60 (tiny) and 10 (SD 1.5), and the ratio the middle one of those within a turn.",
+        "Memory is the peak of a process of its own while it trains, model and libraries included. Ratios are against",
+        "PEFT; over 1 is for lorry.",
         "",
-        f"Machine: {machine_name()}",
+        f"Machine: {machine_name()} At the start it had a load average of {os.getloadavg()[0]:.0f}.",
         "",
         "| case | contender | a step | speed | peak | memory |",
         "|---|---|---|---|---|---|",

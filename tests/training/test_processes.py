@@ -33,8 +33,9 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock,ResnetBlock2D",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "ACCELERATE_USE_CPU": "false",
 }
-"""What `accelerate launch` makes of a configuration file."""
+"""What `accelerate launch` makes of a configuration file; it does not say that there is no GPU."""
 
 
 def started(
@@ -125,3 +126,25 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         started_as_process(settings, Silent()),
     ):
         pass
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_several_processes_without_a_gpu_know_that_they_are_several(
+    count: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {}
+
+    class Told(Exception):  # noqa: N818
+        pass
+
+    def accelerator(**given: Any) -> None:
+        told.update(given)
+        raise Told
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", count)
+    settings = Settings().changed({"out": str(tmp_path), "tensorboard": False})
+    with pytest.raises(Told), started_as_process(settings, Silent()):
+        pass
+    assert told["cpu"] == (count == "2")

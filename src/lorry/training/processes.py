@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
     out.mkdir(parents=True, exist_ok=True)
     try:
         accelerator = Accelerator(
-            mixed_precision=_mixed_precision(settings), log_with=trackers, project_dir=out / LOGS
+            mixed_precision=_mixed_precision(settings),
+            cpu=_several_on_cpus(),
+            log_with=trackers,
+            project_dir=out / LOGS,
         )
         _check_kind(settings, accelerator)
         if accelerator.is_main_process:
@@ -92,6 +96,14 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
         yield Process(settings, accelerator, watcher if accelerator.is_main_process else Silent())
     finally:
         AcceleratorState._reset_state(reset_partial_state=False)  # another run may have another precision
+
+
+def _several_on_cpus() -> bool:
+    """Whether this is one of several processes without a GPU, which `accelerate launch` does not tell them for FSDP.
+
+    Each would take itself for the only one.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
 def _mixed_precision(settings: Settings) -> str:
