@@ -182,6 +182,9 @@ HEADERS: dict[str, tuple[object, str]] = {
     ),
     "a number of 5,000 digits": (b'{"x": ' + b"9" * 5000 + b"}", "expected UTF-8 JSON"),
     "half a character in a key": (rb'{"\ud800": 3}', "expected UTF-8 text"),
+    "metadata twice": (b'{"__metadata__":{"a":"b"},"__metadata__":{}}', "the key '__metadata__' twice"),
+    "metadata and a stray comma": (b'{"__metadata__":{"a":"b"},}', "expected UTF-8 JSON"),
+    "metadata that is cut off": (b'{"__metadata__":{"a":"b"', "expected UTF-8 JSON"),
     "half a character in its metadata": (rb'{"__metadata__": {"a": "\ud800"}}', "expected UTF-8 text"),
     "a million lists": (b"[" + b"[]," * 1_000_000 + b"[]]", "at most 1000000 objects and lists, got 1000002"),
     "a hole": ({"x": described(), "y": described("U8", (4,), 12, 16)}, "`y` leaves a hole before it"),
@@ -193,6 +196,25 @@ HEADERS: dict[str, tuple[object, str]] = {
     "data that no tensor takes": ({"x": described()}, "the data: expected 8 bytes, got 16"),
     "deep nesting": (b"[" * 50_000, "expected UTF-8 JSON"),
 }
+
+
+def test_files_of_one_layout_share_it_whatever_their_metadata(tmp_path: Path) -> None:
+    for name, text in (("x", {"who": "wir"}), ("y", {"who": "ihr", "z": "}"}), ("z", {})):
+        write_safetensors(tmp_path / f"{name}.safetensors", example(), text)
+    x, y, z = (read_safetensors(tmp_path / f"{name}.safetensors") for name in "xyz")
+    assert (x.metadata["who"], y.metadata, z.metadata) == ("wir", {"who": "ihr", "z": "}"}, {})
+    assert x.spans is y.spans is not None
+    assert list(x.tensors) == list(z.tensors)
+    other = write_safetensors(tmp_path / "w.safetensors", {"x": torch.zeros(4)}, {"who": "wir"})
+    assert read_safetensors(other).spans is not x.spans
+
+
+def test_a_layout_that_was_seen_is_checked_against_each_file(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", example(), {"who": "wir"})
+    read_safetensors(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(BrokenFileError, match="the data: expected"):
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize("what", HEADERS)

@@ -5,9 +5,10 @@ Source: huggingface/safetensors, `README.md` (section "Format") and `safetensors
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, NoReturn, final
@@ -23,6 +24,8 @@ MAX_HEADER = 100_000_000
 MAX_BRACKETS = 1_000_000
 """The most objects and lists that a header may have; a tensor takes three. Parsed, each is a hundred bytes and more: a
 header of two-byte lists would take fifty times its own size."""
+KEPT, MAX_KEPT = 16, 1_000_000
+"""How many headers are kept in memory, and of how many characters at most."""
 MAX_AXES = 8
 MAX_NUMBER = 2**63 - 1
 """The most rows, columns or bytes that torch can count."""
@@ -61,14 +64,31 @@ class Span(NamedTuple):
 
 
 @final
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Spans:
+    """Where all tensors of a file lie. Files of the same keys and shapes share one."""
+
+    each: Sequence[Span]
+    nbytes: int
+    """Of the data that they fill without gap or overlap."""
+    numbers: Sequence[str]
+    """The keys of the tensors of one element."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A whole header."""
 
-    spans: list[Span]
+    table: Spans
     metadata: dict[str, str]
     data_start: int
     """The byte of the file at which the data begins."""
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """Where each tensor lies, in the order of the header."""
+        return self.table.each
 
 
 def header_length(first_bytes: bytes, file_size: int, source: str) -> int:
@@ -97,23 +117,57 @@ def parse_header(header: bytes, file_size: int, source: str) -> Layout:
     Raises:
         BrokenFileError: says which tensor lies, what was expected and what was found.
     """
+    try:
+        return _parse(header, file_size - LENGTH_BYTES - len(header))
+    except _Lie as lie:
+        raise _broken(source, *lie.args) from lie.__cause__
+
+
+class _Lie(Exception):
+    """What a header says wrong: where, what was expected, what was found, and what to do."""
+
+
+def _parse(header: bytes, data_size: int) -> Layout:
     brackets = header.count(b"{") + header.count(b"[")
     if brackets > MAX_BRACKETS:
-        raise _broken(source, "the header", f"at most {MAX_BRACKETS} objects and lists", brackets, _TOOL)
+        raise _Lie("the header", f"at most {MAX_BRACKETS} objects and lists", brackets, _TOOL)
     try:
-        parsed = json.loads(
-            header.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
-        )
+        first, rest = _split(header.decode("utf-8"))
+        table, other = (_read if len(rest) > MAX_KEPT else _read_once)(rest)
+        if len(first + other) > 1:
+            raise ValueError("the key '__metadata__' twice")
     except (ValueError, RecursionError) as error:
-        raise _broken(source, "the header", "UTF-8 JSON", str(error)[:200], _AGAIN) from error
+        raise _Lie("the header", "UTF-8 JSON", str(error)[:200], _AGAIN) from error
+    metadata = _checked_metadata(next(iter(first + other), {}))
+    if table.nbytes != data_size:
+        raise _Lie("the data", f"{table.nbytes} bytes", data_size, _AGAIN)
+    return Layout(table, metadata, LENGTH_BYTES + len(header))
+
+
+def _split(text: str) -> tuple[list[object], str]:
+    """Return the metadata that a header begins with, as most do, and the header without it; none where it does not."""
+    if not text.startswith(_METADATA):
+        return [], text
+    metadata, end = _DECODER.raw_decode(text, len(_METADATA) - 1)
+    if text[end : end + 2] == ',"':
+        return [metadata], "{" + text[end + 1 :]
+    return ([metadata], "{" + text[end:]) if text[end : end + 1] == "}" else ([], text)
+
+
+def _read(text: str) -> tuple[Spans, list[object]]:
+    """Return what a header says of its tensors, and the metadata that stands among them."""
+    parsed = _DECODER.decode(text)
     if not isinstance(parsed, dict):
-        raise _broken(source, "the header", "a JSON object", type(parsed).__name__, _AGAIN)
-    metadata = _metadata(parsed.pop("__metadata__", {}), source)
-    for words in (parsed, metadata, metadata.values()):
-        _check_text(words, source)
-    spans = [_span(key, description, source) for key, description in parsed.items()]
-    _check_spans(spans, file_size - LENGTH_BYTES - len(header), source)
-    return Layout(spans, metadata, LENGTH_BYTES + len(header))
+        raise _Lie("the header", "a JSON object", type(parsed).__name__, _AGAIN)
+    metadata = [parsed.pop("__metadata__")] if "__metadata__" in parsed else []
+    _check_text(parsed)
+    spans = [_span(key, description) for key, description in parsed.items()]
+    numbers = [span.key for span in spans if span.stop - span.start == span.dtype.itemsize]
+    return Spans(spans, _filled_bytes(spans), numbers), metadata
+
+
+_read_once = functools.lru_cache(maxsize=KEPT)(_read)
+"""Files of one trainer say the same of their tensors: what the last few headers say is kept."""
 
 
 _OTHERS = {
@@ -155,21 +209,27 @@ def _no_constants(constant: str) -> NoReturn:
     raise ValueError(f"the constant {constant}")
 
 
-def _metadata(found: object, source: str) -> dict[str, str]:
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+_METADATA = '{"__metadata__":{'
+
+
+def _checked_metadata(found: object) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise _broken(source, "`__metadata__`", "text under every key", repr(found)[:80], _TOOL)
-    return found
+        raise _Lie("`__metadata__`", "text under every key", repr(found)[:80], _TOOL)
+    _check_text(found)
+    _check_text(found.values())
+    return dict(found)
 
 
-def _check_text(words: Iterable[str], source: str) -> None:
+def _check_text(words: Iterable[str]) -> None:
     """Raise where an escape has made text of half a character (a lone surrogate), which nobody can print or write."""
     try:
         "".join(words).encode()
     except UnicodeEncodeError as error:
-        raise _broken(source, "the header", "UTF-8 text", str(error)[:80], _TOOL) from error
+        raise _Lie("the header", "UTF-8 text", str(error)[:80], _TOOL) from error
 
 
-def _span(key: str, found: Any, source: str) -> Span:
+def _span(key: str, found: Any) -> Span:
     try:
         name, shape, (start, stop) = found["dtype"], found["shape"], found["data_offsets"]
         if not (
@@ -177,28 +237,27 @@ def _span(key: str, found: Any, source: str) -> Span:
         ):
             raise TypeError
     except (KeyError, TypeError, ValueError):
-        expected = "dtype, shape and two data_offsets"
-        raise _broken(source, f"`{key}`", expected, repr(found)[:80], _TOOL) from None
+        raise _Lie(f"`{key}`", "dtype, shape and two data_offsets", repr(found)[:80], _TOOL) from None
     if name not in DTYPES:
-        raise _broken(source, f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
+        raise _Lie(f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
     dtype = DTYPES[name]
     if len(shape) > MAX_AXES or not all(type(size) is int and 0 <= size <= MAX_NUMBER for size in shape):
         expected = f"a shape of at most {MAX_AXES} whole numbers, each at most {MAX_NUMBER}"
-        raise _broken(source, f"`{key}`", expected, repr(shape)[:80], _TOOL)
+        raise _Lie(f"`{key}`", expected, repr(shape)[:80], _TOOL)
     if 0 in shape and prod(filter(None, shape)) > MAX_NUMBER // dtype.itemsize:
-        raise _broken(source, f"`{key}`", f"strides of at most {MAX_NUMBER}", shape, _TOOL)
+        raise _Lie(f"`{key}`", f"strides of at most {MAX_NUMBER}", shape, _TOOL)
     if stop - start != prod(shape) * dtype.itemsize:
         expected = f"{prod(shape) * dtype.itemsize} bytes for {name} {shape}"
-        raise _broken(source, f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
+        raise _Lie(f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
     return Span(key, dtype, tuple(shape), start, stop)
 
 
-def _check_spans(spans: Iterable[Span], size: int, source: str) -> None:
+def _filled_bytes(spans: Iterable[Span]) -> int:
+    """Return how many bytes the tensors fill, which must lie side by side."""
     at = 0
     for span in sorted(spans, key=lambda span: (span.start, span.stop)):
         if span.start != at:
             what = "overlaps the tensor before it" if span.start < at else "leaves a hole before it"
-            raise _broken(source, f"`{span.key}` {what}", f"a start at byte {at}", span.start, _TOOL)
+            raise _Lie(f"`{span.key}` {what}", f"a start at byte {at}", span.start, _TOOL)
         at = span.stop
-    if at != size:
-        raise _broken(source, "the data", f"{at} bytes", size, _AGAIN)
+    return at

@@ -48,7 +48,7 @@ def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False)
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             whole, start = torch.frombuffer(data, dtype=torch.uint8), layout.data_start
-    return TensorFile(_views(whole, start, layout.spans), layout.metadata, source)
+    return TensorFile(_views(whole, start, layout.spans), layout.metadata, source, spans=layout.table)
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
@@ -88,7 +88,7 @@ def _read_layout(file: BufferedReader, source: str) -> Layout:
 
 def _read_data(file: BufferedReader, layout: Layout, source: str) -> Tensor:
     """Return all that follows the header, (bytes,) of uint8."""
-    size = max((span.stop for span in layout.spans), default=0)
+    size = layout.table.nbytes
     whole = new_block(size)
     if file.readinto(whole.numpy().data) != size:
         raise BrokenFileError(f"{source}: expected {size} bytes of data, got less. Was it changed meanwhile?")

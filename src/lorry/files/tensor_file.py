@@ -8,6 +8,8 @@ from typing import final
 
 from torch import Tensor
 
+from lorry.files._layout import Spans
+
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
@@ -22,3 +24,5 @@ class TensorFile:
     """Where it came from, for messages."""
     config: Mapping[str, object] | None = None
     """The parsed `adapter_config.json` that belongs to it, or None."""
+    spans: Spans | None = None
+    """The layout of a whole safetensors file, one object for all files of the same; None of anything else."""

@@ -44,11 +44,10 @@ class Scene:
     @property
     def stands(self) -> bool:
         """Whether the modules hold what it puts into them."""
-        same = all(
-            buffers[SCALE] is tensors[SCALE] and buffers[DOWN] is tensors[DOWN]
-            for buffers, tensors in self.rows.values()
-        )
-        return same and self.strengths.is_whole
+        for buffers, tensors in self.rows.values():
+            if buffers[SCALE] is not tensors[SCALE] or buffers[DOWN] is not tensors[DOWN]:
+                return False
+        return self.strengths.is_whole
 
     @property
     def fits(self) -> bool:

@@ -151,7 +151,8 @@ class SidePaths:
         """
         with ExitStack() as stack:
             for device in ("cpu", "cuda"):
-                stack.enter_context(torch.autocast(device, enabled=False))
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
             trained = {name: one for name, one in acting.items() if one.resident.trainable}
             if trained or self._training:
                 self._place_trained(trained, undo, any_fused=bool(weights))

@@ -32,6 +32,8 @@ class StrengthVector:
     """The vector, cut by the devices that it lies on."""
     _sizes: Sequence[Sequence[int]]
     """The lengths of the pieces, by device."""
+    _offsets: Sequence[NDArray[np.int64]]
+    """Where the pieces begin, by device, in bytes from the vector's own beginning."""
     _modules: Mapping[str, Sequence[str]]
     """By adapter: the paths of its modules. Counted through, they number the strengths."""
     _numbers: NDArray[np.int64]
@@ -75,10 +77,15 @@ class StrengthVector:
         pieces = dict[str, Tensor]()
         for paths, vector, lengths in zip(devices.values(), vectors, sizes, strict=True):
             pieces.update(zip(paths, vector.split(lengths), strict=True))
+        offsets = [
+            (np.cumsum([0, *lengths[:-1]]) * vector.itemsize).astype(np.int64)
+            for lengths, vector in zip(sizes, vectors, strict=True)
+        ]
         return cls(
             pieces,
             vectors,
             sizes,
+            offsets,
             modules,
             np.repeat(np.array(number, dtype=np.int64), rank),
             np.repeat(np.array(scale, dtype=np.float64), rank),
@@ -87,14 +94,10 @@ class StrengthVector:
     @property
     def is_whole(self) -> bool:
         """Whether all pieces are still views of the vector: offloading puts other memory under a module's buffers."""
-        pieces = iter(self.pieces.values())
-        for vector, sizes in zip(self._vectors, self._sizes, strict=True):
-            place = vector.data_ptr()
-            for size in sizes:
-                if next(pieces).data_ptr() != place:
-                    return False
-                place += size * vector.itemsize
-        return True
+        starts: list[int] = []
+        for vector, offsets in zip(self._vectors, self._offsets, strict=True):
+            starts += (offsets + vector.data_ptr()).tolist()
+        return starts == [*map(Tensor.data_ptr, self.pieces.values())]
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
         """Write the strengths of the adapters into the vector."""
@@ -108,14 +111,14 @@ class StrengthVector:
         return dict(zip(self.pieces, pieces, strict=True))
 
     def _values(self, strengths: Mapping[str, Strength]) -> tuple[Tensor, ...]:
-        each: list[float] = []
+        each = [np.zeros(0 if self._modules else 1)]
         for name, paths in self._modules.items():
             strength = strengths[name]
             if strength.by_path is None:
-                each += [strength.value] * len(paths)
+                each.append(np.full(len(paths), strength.value))
             else:
-                each += [strength.at(path) for path in paths]
-        values = np.array(each or [0.0], dtype=np.float64)[self._numbers] * self._scales
+                each.append(np.array([strength.at(path) for path in paths]))
+        values = np.concatenate(each)[self._numbers] * self._scales
         return torch.from_numpy(values.astype(np.float32)).split([len(vector) for vector in self._vectors])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -17,18 +19,20 @@ def components_of(pipeline: object) -> dict[str, nn.Module | None]:
 
     A model that `torch.compile` has wrapped is looked into.
     """
-    places = (
-        inspect.signature(type(pipeline).__init__).parameters.keys()
-        | getattr(pipeline, "__dict__", {}).keys()
-    )
+    places = _parameters(type(pipeline).__init__) | getattr(pipeline, "__dict__", {}).keys()
     names = [name for name in (*DENOISERS, *OTHERS, *TEXT_ENCODERS) if name in places]
     models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
     return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}
 
 
+@functools.lru_cache(maxsize=64)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
 def unwrapped(model: object) -> object:
     """Return the model inside what `torch.compile(model)` gives, or `model` itself."""
-    return getattr(model, "_orig_mod", model)
+    return model._modules.get("_orig_mod", model) if isinstance(model, nn.Module) else model
 
 
 def states_of(pipeline: object, only: Iterable[str] | None = None) -> dict[str, AdapterState]:
