@@ -23,6 +23,9 @@ def check(data: bytes) -> None:
         layout = parse_header(header, size, "fuzzed")
     except BrokenFileError:
         return
+    said = json.loads(header)
+    if layout.metadata != said.pop("__metadata__", {}) or [span.key for span in layout.spans] != list(said):
+        raise AssertionError(f"{layout} of {header!r}")
     filled = sum(span.stop - span.start for span in layout.spans)
     if layout.data_start + filled != size:
         raise AssertionError(f"the tensors fill {filled} bytes of {size - layout.data_start}")
@@ -36,6 +39,8 @@ def _raw(given: atheris.FuzzedDataProvider) -> tuple[bytes, int]:
 
 def _structured(given: atheris.FuzzedDataProvider) -> tuple[bytes, int]:
     described: dict[str, object] = {}
+    if given.ConsumeBool():
+        described["__metadata__"] = given.PickValueInList([{}, {"a": "b"}, {"a": "}\n"}, {"a": {}}, [], "{"])
     at = 0
     for number in range(given.ConsumeIntInRange(0, 4)):
         dtype = given.PickValueInList(list(DTYPES))
@@ -47,7 +52,8 @@ def _structured(given: atheris.FuzzedDataProvider) -> tuple[bytes, int]:
         at += size
     if given.ConsumeBool():
         _spoil(given, described)
-    header = json.dumps(described).encode()
+    compact = given.ConsumeBool()
+    header = json.dumps(described, separators=(",", ":") if compact else None).encode()
     return header, LENGTH_BYTES + len(header) + at
 
 

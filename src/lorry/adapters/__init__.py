@@ -1,6 +1,7 @@
 """One adapter as a frozen value."""
 
 from lorry.adapters.adapter import Adapter, Embedding, Entry, Ignored
+from lorry.adapters.forms import Form, form_of
 from lorry.adapters.svd import (
     Svd,
     dense_svd,
@@ -16,12 +17,14 @@ __all__ = [
     "Adapter",
     "Embedding",
     "Entry",
+    "Form",
     "Ignored",
     "Svd",
     "dense_svd",
     "energies",
     "factor_spectrum",
     "factor_svd",
+    "form_of",
     "joined",
     "rank_for",
     "sketch_svd",

@@ -55,7 +55,7 @@ class Ignored:
 
 
 @final
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Adapter:
     """One adapter: its deltas by target, what its file holds besides, and where it came from."""
 

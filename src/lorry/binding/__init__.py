@@ -5,7 +5,15 @@ from lorry.binding.index import ModuleIndex
 from lorry.binding.plan import Plan, bind, report_on
 from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
-from lorry.binding.targets import BareParameter, bare_names, bare_parameters, carriers, weight_shape
+from lorry.binding.targets import (
+    BareParameter,
+    bare_names,
+    bare_parameters,
+    carriers,
+    modules_at,
+    named_modules,
+    weight_shape,
+)
 
 __all__ = [
     "BASES",
@@ -26,6 +34,8 @@ __all__ = [
     "in_names_of_model",
     "in_original_names",
     "join_exactly",
+    "modules_at",
+    "named_modules",
     "report_on",
     "size_of",
     "weight_shape",

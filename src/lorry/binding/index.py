@@ -18,6 +18,10 @@ from lorry.names import Target
 ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.")
 """Levels that versions of transformers have added or dropped at the root of a text encoder."""
 
+Make = tuple[type, list[tuple[str, tuple[int, ...] | None, bool]]]
+"""A class of model and, of every module, its path, the shape of the weight that a delta must have, and whether there is
+no bias."""
+
 
 @final
 class ModuleIndex:
@@ -36,6 +40,15 @@ class ModuleIndex:
                 f"This {type(model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
                 "`base_layer`). Unload them first: `pipe.unload_lora_weights()` of diffusers, before lorry is used."
             )
+
+    @property
+    def make(self) -> Make:
+        """All of the model that a plan depends on: its class, and which modules it has, and of what shapes."""
+        layers = [
+            (path, weight_shape(module), module._parameters.get("bias") is None)
+            for path, module in self.modules.items()
+        ]
+        return type(self.model), layers
 
     @cached_property
     def _fuses(self) -> bool:

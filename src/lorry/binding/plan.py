@@ -14,6 +14,7 @@ from lorry.binding.bases import made_for
 from lorry.binding.draft import Draft
 from lorry.binding.embeddings import place_embeddings
 from lorry.binding.index import ModuleIndex
+from lorry.binding.known import find_known, remember
 from lorry.binding.report import LoadReport
 from lorry.binding.routes import routes
 from lorry.errors import NothingAppliedError, ShapeMismatchError, UnknownTargetError, did_you_mean, some
@@ -65,7 +66,12 @@ def bind(
         ShapeMismatchError: strict, and a delta has another shape than the weight it is for.
         UnknownTargetError: two tensors of the file claim one module and differ.
     """
-    draft = _drafted(adapter, models, denoisers)
+    indexes = _indexes(models)
+    found = routes(adapter, indexes, models, denoisers)
+    known = find_known(adapter, indexes, found)
+    if known is not None:
+        return Plan(*known)
+    draft = _drafted(adapter, models, indexes, found)
     report = draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
     if strict:
         _refuse_leftovers(report, draft, adapter)
@@ -73,7 +79,9 @@ def bind(
         raise NothingAppliedError(
             f"Nothing of {adapter.source} can be applied to this pipeline. {made_for(adapter, models)}\n{report}"
         )
-    return Plan(draft.deltas(), report, report.embeddings)
+    deltas = draft.deltas()
+    remember(adapter, indexes, found, deltas, report)
+    return Plan(deltas, report, report.embeddings)
 
 
 def report_on(
@@ -84,14 +92,22 @@ def report_on(
     Raises:
         UnknownTargetError: two tensors of the file claim one module and differ.
     """
-    return _drafted(adapter, models).report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
+    indexes = _indexes(models)
+    draft = _drafted(adapter, models, indexes, routes(adapter, indexes, models))
+    return draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
+
+
+def _indexes(models: Mapping[str, nn.Module | None]) -> dict[str, ModuleIndex]:
+    return {name: ModuleIndex(model) for name, model in models.items() if model is not None}
 
 
 def _drafted(
-    adapter: Adapter, models: Mapping[str, nn.Module | None], denoisers: Sequence[str] | None = None
+    adapter: Adapter,
+    models: Mapping[str, nn.Module | None],
+    indexes: Mapping[str, ModuleIndex],
+    routed: Mapping[str, tuple[str, ...]],
 ) -> Draft:
-    indexes = {name: ModuleIndex(model) for name, model in models.items() if model is not None}
-    draft = Draft(indexes, models, routes(adapter, indexes, models, denoisers))
+    draft = Draft(indexes, models, routed)
     for entry in adapter.entries:
         draft.place(entry)
     return draft

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lorry.adapters import Adapter
+from lorry.dialects._known import Watched, find_known, remember
 from lorry.dialects._refusals import find_refusal
 from lorry.dialects.attention_processors import AttentionProcessors
 from lorry.dialects.base import Dialect
@@ -94,6 +96,18 @@ def read_adapter(file: TensorFile) -> Adapter:
         UnknownDialectError: no dialect knows it.
         FormatError: it contradicts itself.
     """
+    if file.spans is None:
+        return _read(file)
+    known = find_known(file)
+    if known is not None:
+        return known
+    text = Watched(file.metadata)
+    adapter = replace(_read(replace(file, metadata=text)), metadata=file.metadata)
+    remember(file, adapter, text)
+    return adapter
+
+
+def _read(file: TensorFile) -> Adapter:
     dialect = find_dialect(file)
     refusal = find_refusal(file) if dialect is None else None
     if refusal:

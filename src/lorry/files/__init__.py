@@ -1,5 +1,6 @@
 """Bytes to named tensors and text metadata, and back: the only room that opens files and reaches the Hub."""
 
+from lorry.files._layout import Spans
 from lorry.files._shards import part_paths
 from lorry.files.closing import Closing
 from lorry.files.finding import check_inside, find_weights
@@ -18,6 +19,7 @@ __all__ = [
     "Hashes",
     "LIST_MARKER",
     "PickleReader",
+    "Spans",
     "TensorFile",
     "TensorReader",
     "check_inside",

@@ -119,28 +119,28 @@ def parse_header(header: bytes, file_size: int, source: str) -> Layout:
     """
     try:
         return _parse(header, file_size - LENGTH_BYTES - len(header))
-    except _Lie as lie:
+    except _LieError as lie:
         raise _broken(source, *lie.args) from lie.__cause__
 
 
-class _Lie(Exception):
+class _LieError(Exception):
     """What a header says wrong: where, what was expected, what was found, and what to do."""
 
 
 def _parse(header: bytes, data_size: int) -> Layout:
     brackets = header.count(b"{") + header.count(b"[")
     if brackets > MAX_BRACKETS:
-        raise _Lie("the header", f"at most {MAX_BRACKETS} objects and lists", brackets, _TOOL)
+        raise _LieError("the header", f"at most {MAX_BRACKETS} objects and lists", brackets, _TOOL)
     try:
-        first, rest = _split(header.decode("utf-8"))
+        first, rest = _split(header.decode("utf-8").rstrip(" "))
         table, other = (_read if len(rest) > MAX_KEPT else _read_once)(rest)
         if len(first + other) > 1:
             raise ValueError("the key '__metadata__' twice")
     except (ValueError, RecursionError) as error:
-        raise _Lie("the header", "UTF-8 JSON", str(error)[:200], _AGAIN) from error
+        raise _LieError("the header", "UTF-8 JSON", str(error)[:200], _AGAIN) from error
     metadata = _checked_metadata(next(iter(first + other), {}))
     if table.nbytes != data_size:
-        raise _Lie("the data", f"{table.nbytes} bytes", data_size, _AGAIN)
+        raise _LieError("the data", f"{table.nbytes} bytes", data_size, _AGAIN)
     return Layout(table, metadata, LENGTH_BYTES + len(header))
 
 
@@ -158,7 +158,7 @@ def _read(text: str) -> tuple[Spans, list[object]]:
     """Return what a header says of its tensors, and the metadata that stands among them."""
     parsed = _DECODER.decode(text)
     if not isinstance(parsed, dict):
-        raise _Lie("the header", "a JSON object", type(parsed).__name__, _AGAIN)
+        raise _LieError("the header", "a JSON object", type(parsed).__name__, _AGAIN)
     metadata = [parsed.pop("__metadata__")] if "__metadata__" in parsed else []
     _check_text(parsed)
     spans = [_span(key, description) for key, description in parsed.items()]
@@ -215,7 +215,7 @@ _METADATA = '{"__metadata__":{'
 
 def _checked_metadata(found: object) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise _Lie("`__metadata__`", "text under every key", repr(found)[:80], _TOOL)
+        raise _LieError("`__metadata__`", "text under every key", repr(found)[:80], _TOOL)
     _check_text(found)
     _check_text(found.values())
     return dict(found)
@@ -226,7 +226,7 @@ def _check_text(words: Iterable[str]) -> None:
     try:
         "".join(words).encode()
     except UnicodeEncodeError as error:
-        raise _Lie("the header", "UTF-8 text", str(error)[:80], _TOOL) from error
+        raise _LieError("the header", "UTF-8 text", str(error)[:80], _TOOL) from error
 
 
 def _span(key: str, found: Any) -> Span:
@@ -237,18 +237,18 @@ def _span(key: str, found: Any) -> Span:
         ):
             raise TypeError
     except (KeyError, TypeError, ValueError):
-        raise _Lie(f"`{key}`", "dtype, shape and two data_offsets", repr(found)[:80], _TOOL) from None
+        raise _LieError(f"`{key}`", "dtype, shape and two data_offsets", repr(found)[:80], _TOOL) from None
     if name not in DTYPES:
-        raise _Lie(f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
+        raise _LieError(f"`{key}`", f"a dtype of {', '.join(DTYPES)}", repr(name), _TOOL)
     dtype = DTYPES[name]
     if len(shape) > MAX_AXES or not all(type(size) is int and 0 <= size <= MAX_NUMBER for size in shape):
         expected = f"a shape of at most {MAX_AXES} whole numbers, each at most {MAX_NUMBER}"
-        raise _Lie(f"`{key}`", expected, repr(shape)[:80], _TOOL)
+        raise _LieError(f"`{key}`", expected, repr(shape)[:80], _TOOL)
     if 0 in shape and prod(filter(None, shape)) > MAX_NUMBER // dtype.itemsize:
-        raise _Lie(f"`{key}`", f"strides of at most {MAX_NUMBER}", shape, _TOOL)
+        raise _LieError(f"`{key}`", f"strides of at most {MAX_NUMBER}", shape, _TOOL)
     if stop - start != prod(shape) * dtype.itemsize:
         expected = f"{prod(shape) * dtype.itemsize} bytes for {name} {shape}"
-        raise _Lie(f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
+        raise _LieError(f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
     return Span(key, dtype, tuple(shape), start, stop)
 
 
@@ -258,6 +258,6 @@ def _filled_bytes(spans: Iterable[Span]) -> int:
     for span in sorted(spans, key=lambda span: (span.start, span.stop)):
         if span.start != at:
             what = "overlaps the tensor before it" if span.start < at else "leaves a hole before it"
-            raise _Lie(f"`{span.key}` {what}", f"a start at byte {at}", span.start, _TOOL)
+            raise _LieError(f"`{span.key}` {what}", f"a start at byte {at}", span.start, _TOOL)
         at = span.stop
     return at

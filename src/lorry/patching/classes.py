@@ -34,6 +34,8 @@ def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
 def forget_tensors(module: nn.Module, names: Iterable[str], undo: Undo) -> None:
     """Take tensors that a module no longer has out of what accelerate's offloading hooks remember of it."""
     hook = vars(module).get("_hf_hook")
+    if hook is None:
+        return
     for one in (hook, *getattr(hook, "hooks", ())):
         devices = getattr(one, "original_devices", {})
         for name in set(names) & devices.keys():

@@ -19,6 +19,8 @@ def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
 
     Tensors that lie side by side, as a loaded adapter's do, are looked through together.
     """
+    if _is_one_finite_block([t for delta in deltas.values() for t in delta.tensors().values()]):
+        return None
     named = [
         (path, name, t.detach()) for path, delta in deltas.items() for name, t in delta.tensors().items()
     ]
@@ -30,6 +32,16 @@ def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
             if not _is_finite(tensors[index]):
                 return named[index][:2]
     return None
+
+
+def _is_one_finite_block(tensors: list[Tensor]) -> bool:
+    """Whether tensors of one dtype share a storage, as a file's do, in which every number is finite."""
+    if len({(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in tensors}) != 1:
+        return False
+    first = tensors[0]
+    whole = torch.empty(0, dtype=first.dtype, device=first.device)
+    length = first.untyped_storage().nbytes() // first.itemsize
+    return first.dtype in ORDERED and _is_finite(whole.set_(first.untyped_storage(), 0, (length,)))  # pyright: ignore[reportCallIssue]
 
 
 def _is_whole_finite(run: Run, tensors: list[Tensor]) -> bool:

@@ -40,11 +40,12 @@ def mark_filled(module: SidePath, undo: Undo) -> None:
 
     accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
     """
-    filled = {name for name in BUFFERS if module._buffers[name] is not None}
-    known = module._non_persistent_buffers_set
-    if known & EMPTY.keys() != filled:
-        undo.set_item(vars(module), "_non_persistent_buffers_set", (known - EMPTY.keys()) | filled)
-        forget_tensors(module, EMPTY.keys() - filled, undo)
+    buffers, known = module._buffers, module._non_persistent_buffers_set
+    if all((buffers[name] is not None) == (name in known) for name in BUFFERS):
+        return
+    filled = {name for name in BUFFERS if buffers[name] is not None}
+    undo.set_item(vars(module), "_non_persistent_buffers_set", (known - EMPTY.keys()) | filled)
+    forget_tensors(module, EMPTY.keys() - filled, undo)
 
 
 def unpatch(module: SidePath, undo: Undo) -> None:

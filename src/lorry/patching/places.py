@@ -38,7 +38,8 @@ class Places:
         for path, module in modules.items():
             attributes, weight = vars(module), weight_of(module)
             hook, device, dtype = attributes.get("_hf_hook"), weight.device, weight.dtype
-            alike = (hook, layer_hooks(module), getattr(module, "compute_dtype", None), device, dtype)
+            declared = attributes.get("compute_dtype", getattr(type(module), "compute_dtype", None))
+            alike = (hook, layer_hooks(module), declared, device, dtype)
             if alike not in known:
                 known[alike] = module_device(module), module_dtype(module)
             self._of[path] = Place(*known[alike], attributes, hook, device, dtype)

@@ -45,12 +45,15 @@ class Resident:
         """
         bare = {path: delta for path, delta in deltas.items() if path not in modules}
         bare = own_copy(bare, dict.fromkeys(bare, torch.device("cpu")))
-        devices = {path: module_device(modules[path]) for path in deltas if path not in bare}
-        if owned and all(
-            t.device == devices[path] for path in devices for t in deltas[path].tensors().values()
-        ):
-            return cls({path: _apart(deltas[path]) for path in devices}, bare=bare)
-        return cls(own_copy({path: deltas[path] for path in devices}, devices), bare=bare)
+        layers = {path: delta for path, delta in deltas.items() if path not in bare}
+        devices = {path: module_device(modules[path]) for path in layers}
+        tensors = {path: list(delta.tensors().values()) for path, delta in layers.items()} if owned else {}
+        if not owned or any(t.device != devices[path] for path, here in tensors.items() for t in here):
+            return cls(own_copy(layers, devices), bare=bare)
+        number = sum(map(len, tensors.values()))
+        is_each_once = len({id(t) for here in tensors.values() for t in here}) == number
+        kept = layers if is_each_once else {path: _apart(delta) for path, delta in layers.items()}
+        return cls(kept, bare=bare)
 
     @property
     def everywhere(self) -> dict[str, Delta]:

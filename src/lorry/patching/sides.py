@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lorry.binding import weight_shape
+from lorry.binding import modules_at, named_modules, weight_shape
 from lorry.patching.copies import NONE, Acting, Copies
 from lorry.patching.fused import FusedWeights
 from lorry.patching.patches import mark_filled, patch, unpatch
@@ -55,7 +55,7 @@ class SidePaths:
 
     def _use(self, model: nn.Module, paths: Iterable[str], undo: Undo) -> None:
         new = set(paths) - self.modules.keys()
-        named = dict(model.named_modules()) if new else {}
+        named = modules_at(model, new)
         patched = {path: patch(path, named[path], undo) for path in paths if path in new}
         undo.set_attribute(self, "modules", {**self.modules, **patched})
         uses = {path: self._uses.get(path, 0) + 1 for path in paths}
@@ -67,7 +67,7 @@ class SidePaths:
 
     def prepare(self, model: nn.Module, room: int, undo: Undo) -> None:
         """Patch every layer that can carry a delta, and keep what stands there in one form: see `slots`."""
-        paths = [path for path, m in model.named_modules() if path and weight_shape(m) is not None]
+        paths = [path for path, m in named_modules(model).items() if weight_shape(m) is not None]
         self.unprepare(undo)
         self._use(model, paths, undo)
         undo.set_attribute(self, "_prepared", tuple(paths))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lorry.algebra import Delta
-from lorry.binding import bare_parameters, size_of
+from lorry.binding import bare_parameters, modules_at, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.bare import BareParameters
 from lorry.patching.call_scale import CallScale, takes_scale
@@ -127,8 +127,7 @@ class AdapterState:
             )
         if name in self.fused:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
-        known = self._sides.modules
-        modules = known if deltas.keys() <= known.keys() else dict(self.model.named_modules())
+        modules = modules_at(self.model, deltas)
         layers = {path: delta for path, delta in deltas.items() if path in modules}
         self._check_there(deltas.keys() - layers.keys())
         self._make_room(self._widened.wanted(modules, layers), undo)

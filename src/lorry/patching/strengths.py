@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from typing import Self, final
 
 import numpy as np
@@ -56,20 +56,28 @@ class StrengthVector:
             for name in here:
                 modules.setdefault(name, []).append(path)
             devices.setdefault(places[path].device, []).append(path)
-        counter = count()
-        numbers = {name: dict(zip(paths, counter, strict=False)) for name, paths in modules.items()}
-        spots = [
-            spot
-            for paths in devices.values()
-            for path in paths
-            for spot in _spots({numbers[name][path]: pair for name, pair in pairs[path].items()}, room)
-        ]
-        each = zip(*spots, strict=True) if spots else ((), (), ())
-        number, scale, rank = (list(column) for column in each)
-        sizes = [
-            [room if room is not None else sum(pair.rank for pair in pairs[path].values()) for path in paths]
-            for paths in devices.values()
-        ]
+        firsts = dict(zip(modules, accumulate(map(len, modules.values()), initial=0), strict=False))
+        counters = {name: count(first) for name, first in firsts.items()}
+        numbers = {path: {name: next(counters[name]) for name in here} for path, here in pairs.items()}
+        number: list[int] = []
+        scale: list[float] = []
+        rank: list[int] = []
+        sizes: list[list[int]] = []
+        for paths in devices.values():
+            sizes.append([])
+            for path in paths:
+                joined = 0
+                for name, pair in pairs[path].items():
+                    number.append(numbers[path][name])
+                    scale.append(pair.scale)
+                    rank.append(pair.rank)
+                    joined += pair.rank
+                if room is not None:
+                    number.append(0)
+                    scale.append(0.0)
+                    rank.append(room - joined)
+                    joined = room
+                sizes[-1].append(joined)
         vectors = [
             torch.zeros(sum(lengths), dtype=torch.float32, device=device)
             for device, lengths in zip(devices, sizes, strict=True)
@@ -120,10 +128,3 @@ class StrengthVector:
                 each.append(np.array([strength.at(path) for path in paths]))
         values = np.concatenate(each)[self._numbers] * self._scales
         return torch.from_numpy(values.astype(np.float32)).split([len(vector) for vector in self._vectors])
-
-
-def _spots(pairs: Mapping[int, LowRank], room: int | None) -> list[tuple[int, float, int]]:
-    """Return (number of the strength, scale of the file, rank) of each pair of a module, and of what room is left."""
-    spots = [(number, pair.scale, pair.rank) for number, pair in pairs.items()]
-    left = 0 if room is None else room - sum(pair.rank for pair in pairs.values())
-    return [*spots, (0, 0.0, left)] if left else spots

@@ -1,0 +1,76 @@
+"""The form of an adapter: all of it but its weights. Adapters of one trainer have it in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self, final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lorry.adapters.adapter import Adapter, Entry
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Form:
+    """What is left of an adapter without its weights, and from which keys of a file each is filled in."""
+
+    dialect: str
+    entries: tuple[tuple[Entry, tuple[tuple[str, str], ...]], ...]
+    """Each over tensors on the meta device, with (name of a tensor, key of the file)."""
+
+    @classmethod
+    def of(cls, adapter: Adapter, tensors: Mapping[str, Tensor]) -> Self | None:
+        """Return the form of an adapter that was read from `tensors`, and remember that it is of it.
+
+        None where anything of the adapter is not just one of `tensors`: a key that is left out, a token, or a tensor
+        that was computed.
+        """
+        if adapter.ignored or adapter.unknown or adapter.embeddings:
+            return None
+        keys = {id(tensor): key for key, tensor in tensors.items()}
+        outlines: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+        entries = []
+        for entry in adapter.entries:
+            own = entry.delta.tensors()
+            if not all(id(tensor) in keys for tensor in own.values()):
+                return None
+            hollow = {name: _outline(tensor, outlines) for name, tensor in own.items()}
+            filled_from = tuple((name, keys[id(tensor)]) for name, tensor in own.items())
+            entries.append((replace(entry, delta=entry.delta.with_tensors(hollow)), filled_from))
+        form = cls(adapter.dialect, tuple(entries))
+        _forms[adapter] = form
+        return form
+
+    def filled(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Adapter:
+        """Return the adapter of this form that a file's tensors make."""
+        entries = tuple(
+            Entry(
+                entry.target,
+                entry.delta.with_tensors({name: tensors[key] for name, key in names}),
+                entry.keys,
+                entry.scale_source,
+            )
+            for entry, names in self.entries
+        )
+        adapter = Adapter(entries, self.dialect, metadata=metadata, source=source)
+        _forms[adapter] = self
+        return adapter
+
+
+_forms: WeakKeyDictionary[Adapter, Form] = WeakKeyDictionary()
+
+
+def form_of(adapter: Adapter) -> Form | None:
+    """Return the form of an adapter just as it was read; None of one that was changed since, or has none."""
+    return _forms.get(adapter)
+
+
+def _outline(tensor: Tensor, outlines: dict[tuple[torch.Size, torch.dtype], Tensor]) -> Tensor:
+    kind = (tensor.shape, tensor.dtype)
+    if kind not in outlines:
+        outlines[kind] = torch.empty_like(tensor, device="meta")
+    return outlines[kind]

@@ -1,0 +1,77 @@
+"""What planning an adapter came to, for the next of its form on models of the same make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+from weakref import WeakKeyDictionary
+
+from lorry.adapters import Adapter, Form, form_of
+from lorry.algebra import Delta
+from lorry.binding.index import Make, ModuleIndex
+from lorry.binding.report import LoadReport
+
+KEPT = 4
+"""How many plans are kept of one form: it may be loaded on several pipelines in turn."""
+
+Routes = Mapping[str, tuple[str, ...]]
+"""The pipeline's components for each that the file names."""
+Deltas = dict[str, dict[str, Delta]]
+"""By component and by module path."""
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Known:
+    """Which entry of a form lands on which module, and what that depends on."""
+
+    makes: Mapping[str, Make]
+    routes: Routes
+    numbers: Mapping[str, Mapping[str, int]]
+    """By component and module path: the number of the entry whose delta goes there just as it is."""
+    report: LoadReport
+
+
+_known: WeakKeyDictionary[Form, tuple[_Known, ...]] = WeakKeyDictionary()
+
+
+def find_known(
+    adapter: Adapter, indexes: Mapping[str, ModuleIndex], routes: Routes
+) -> tuple[Deltas, LoadReport] | None:
+    """Return the deltas and the report of an adapter whose like was planned before on such models, or None."""
+    form = form_of(adapter)
+    known = () if form is None else _known.get(form, ())
+    if not known:
+        return None
+    makes = _makes(indexes)
+    found = next((one for one in known if one.makes == makes and one.routes == routes), None)
+    if found is None:
+        return None
+    deltas = {
+        component: {path: adapter.entries[number].delta for path, number in numbers.items()}
+        for component, numbers in found.numbers.items()
+    }
+    return deltas, replace(found.report, source=adapter.source)
+
+
+def remember(
+    adapter: Adapter, indexes: Mapping[str, ModuleIndex], routes: Routes, deltas: Deltas, report: LoadReport
+) -> None:
+    """Keep a plan in which nothing is left over, and every delta goes to its module just as the file has it."""
+    form = form_of(adapter)
+    if form is None or report.ignored or report.unknown or report.mismatched or report.embeddings:
+        return
+    places = {id(entry.delta): number for number, entry in enumerate(adapter.entries)}
+    if not all(id(delta) in places for here in deltas.values() for delta in here.values()):
+        return
+    numbers = {
+        component: {path: places[id(delta)] for path, delta in here.items()}
+        for component, here in deltas.items()
+    }
+    one = _Known(_makes(indexes), routes, numbers, report)
+    _known[form] = (one, *_known.get(form, ())[: KEPT - 1])
+
+
+def _makes(indexes: Mapping[str, ModuleIndex]) -> dict[str, Make]:
+    return {name: index.make for name, index in indexes.items()}
