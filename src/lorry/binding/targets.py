@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 _OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d)
 _READ_ONLY = (NonDynamicallyQuantizableLinear,)
 """`nn.MultiheadAttention.out_proj`: its weight is read and its forward never called, so a side path would not act."""
+_OF_LAYERS = {"weight", "bias"}
 _WHOLE = (nn.MultiheadAttention,)
 """Modules whose parameters are read by other code than their own forward."""
 
@@ -97,7 +98,7 @@ def carriers(model: nn.Module) -> dict[str, nn.Module]:
 def bare_names(module: nn.Module) -> list[str]:
     """Return the names of a module's own parameters that are bare: those of a layer are its weight and its bias."""
     own = module._parameters.items()
-    names = [name for name, one in own if name not in ("weight", "bias") and one is not None and one.ndim]
+    names = [name for name, one in own if name not in _OF_LAYERS and one is not None and one.ndim]
     return names if names and weight_shape(module) is None and not isinstance(module, _WHOLE) else []
 
 
@@ -105,5 +106,6 @@ def _stand_ins(modules: Mapping[str, nn.Module]) -> dict[str, BareParameter]:
     return {
         f"{path}.{name}" if path else name: BareParameter(cast(nn.Parameter, module._parameters[name]))
         for path, module in modules.items()
+        if not module._parameters.keys() <= _OF_LAYERS
         for name in bare_names(module)
     }

@@ -207,7 +207,12 @@ class SidePaths:
         return scene
 
     def _keep(self, names: tuple[str, ...], scene: Scene, undo: Undo) -> None:
-        kept = {key: other for key, other in self._scenes.items() if len(key) == 1 and self.room is None}
+        is_joined = len(names) > 1
+        kept = {
+            key: other
+            for key, other in self._scenes.items()
+            if self.room is None and not (is_joined and len(key) > 1)
+        }
         undo.set_attribute(self, "_scenes", {**kept, names: scene})
 
     def _put(self, scene: Scene, undo: Undo) -> None:
