@@ -182,7 +182,7 @@ def main() -> None:
         "Made by `python -m benchmarks.training`, which `make bench` runs: a fresh LoRA of rank 16 on every attention",
         "projection, in float32, on latents and captions that are encoded already. `lorry train` is a step of that",
         "command; lorry and PEFT are in the loop of diffusers' training scripts, lorry also on a base whose linear",
-        "layers bitsandbytes holds in 4 bits. They take their steps in turn, on one thread, in seconds of the processor:",
+        "layers bitsandbytes holds in 4 bits. They take their steps in turn, on one thread, timed by the processor:",
         "a step is the middle one of 60 (tiny) and 10 (SD 1.5), and the ratio the middle one of those within a turn.",
         "Memory is the peak of a process of its own while it trains, model and libraries included. Ratios are against",
         "PEFT; over 1 is for lorry.",
