@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorry.algebra import Delta, DoraDelta, FullDelta, OftDelta, PartsDelta
 from lorry.errors import FuseError
@@ -154,3 +156,34 @@ def test_several_adapters_cost_their_total_rank() -> None:
     assert state is not None
     factors = 4 * 8 * (IN + OUT)
     assert state.nbytes <= 2 * factors + 4 * 8 + 64 * 4
+
+
+class Counted(TorchDispatchMode):
+    """Every operation that torch is asked for, and the shapes of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[str, list[tuple[int, ...]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.done.append((str(func), [tuple(one.shape) for one in args if isinstance(one, Tensor)]))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(model: nn.Module) -> list[tuple[str, list[tuple[int, ...]]]]:
+    called(model)  # some layers pack their weight at the first call
+    with Counted() as counted:
+        called(model)
+    return counted.done
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_several_adapters_do_the_operations_of_one_of_their_total_rank(kind: str) -> None:
+    one, several = model_of(kind), model_of(kind)
+    bare = operations(one)
+    put(one, deltas=lora(0, 9))
+    for number, (name, rank) in enumerate({"a": 3, "b": 5, "c": 1}.items()):
+        put(several, name, 0.5, deltas=lora(number, rank))
+    done = operations(one)
+    assert operations(several) == done
+    assert len(done) > len(bare)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lorry.binding import carriers
+from lorry.binding import BareParameter, carriers
 from lorry.patching import Strength
 from lorry.pipelines.components import components_of
 from pipelines import oracle
@@ -93,6 +93,13 @@ class Clean:
 
     def give_back(self) -> None:
         self.idle[self.key].append(self)
+
+
+def parameter_key(model: Any, path: str, key: str) -> str:
+    """What a parameter is called in a snapshot. A bare one has its block's path, which may be empty, and its name."""
+    if isinstance(carriers(model)[path], BareParameter):
+        return path if "." in path else f".{path}"
+    return f"{path}.{key}"
 
 
 def replay(model: Any, account: Component) -> None:

@@ -19,7 +19,7 @@ from lorry.binding import carriers
 from lorry.errors import FuseError, LorryError
 from lorry.patching import find_state
 from pipelines.account import Component, Step
-from pipelines.clean import Clean, Kind, files_of
+from pipelines.clean import Clean, Kind, files_of, parameter_key
 from pipelines.of_every_family import Spec
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -149,7 +149,10 @@ class Watched(RuleBasedStateMachine):
             return
         for name, one in stays.items():
             self.dense.check(self.pipe, name, one, TOLERANCE[self.dtype])
-        fused = {name: {f"{p}.{k}" for p, k in one.parameters(one.fused)} for name, one in stays.items()}
+        fused = {
+            name: {parameter_key(self.models[name], *one_of) for one_of in one.parameters(one.fused)}
+            for name, one in stays.items()
+        }
         self.settled = self.settled or any(fused.values())
         self.clean.settle(fused)
 
