@@ -38,12 +38,18 @@ def in_original_names(model: Any) -> dict[str, str]:
     return {name: names.get(name, name) for name in state}
 
 
+@pytest.mark.parametrize("spelling", ["original", "diffusers"])
 @pytest.mark.parametrize("layout", ["folder", "file"])
-def test_each_is_added_to_its_parameter_and_nothing_else_changes(layout: str, tmp_path: Path) -> None:
+def test_each_is_added_to_its_parameter_and_nothing_else_changes(
+    layout: str, spelling: str, tmp_path: Path
+) -> None:
     model = tiny_wan_transformer()
     names = dict.fromkeys(model.state_dict())
     file = adapter(model)
-    save_file(file, tmp_path / "adapter.safetensors")
+    keys = {
+        key: key if spelling == "original" else f"transformer.{name}.diff" for key, name in ADAPTER.items()
+    }
+    save_file({keys[key]: tensor for key, tensor in file.items()}, tmp_path / "adapter.safetensors")
     if layout == "folder":
         model.save_pretrained(tmp_path / "base")
         bake_files(tmp_path / "base", [(tmp_path / "adapter.safetensors", 0.5)], tmp_path / "out")
