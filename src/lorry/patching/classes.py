@@ -21,7 +21,7 @@ def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
         Whether calls of the module reach the new class's forward.
     """
     old = type(module)
-    undo.set_attribute(module, "__class__", new)
+    undo.set_class(module, new)
     reaches = "forward" not in vars(module)
     for holder, name in _held_forwards(module):
         held = getattr(holder, name)

@@ -7,7 +7,6 @@ imported: whoever made the parameter has imported it.
 
 from __future__ import annotations
 
-import functools
 import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
@@ -284,7 +283,6 @@ def defined_in(cls: type, package: str) -> bool:
     return any(one.__module__ == package or one.__module__.startswith(f"{package}.") for one in cls.__mro__)
 
 
-@functools.cache
 def computes_from_packed(cls: type[nn.Module]) -> bool:
     """Whether layers of this class compute from packed bits, and cannot from a plain weight put in their place."""
     return any(defined_in(cls, package) for package in OWN_PACKING)

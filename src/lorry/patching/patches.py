@@ -41,9 +41,9 @@ def mark_filled(module: SidePath, undo: Undo) -> None:
     accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
     """
     buffers, known = module._buffers, module._non_persistent_buffers_set
-    if all((buffers[name] is not None) == (name in known) for name in BUFFERS):
-        return
     filled = {name for name in BUFFERS if buffers[name] is not None}
+    if filled <= known and len(filled) == len(known & EMPTY.keys()):
+        return
     undo.set_item(vars(module), "_non_persistent_buffers_set", (known - EMPTY.keys()) | filled)
     forget_tensors(module, EMPTY.keys() - filled, undo)
 

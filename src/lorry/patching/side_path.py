@@ -215,6 +215,7 @@ def trained_names(adapter: str) -> tuple[str, str, str]:
     return (f"lorry_{adapter}_down", f"lorry_{adapter}_up", f"lorry_{adapter}_scale")
 
 
+@functools.cache
 def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
     """Return the subclass of a module's class that adds the side path; only copies, where no low-rank one is known."""
     if issubclass(cls, nn.Linear):
@@ -222,7 +223,6 @@ def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
     return _subclass(cls, Conv2dSidePath if issubclass(cls, nn.Conv2d) else SidePath)
 
 
-@functools.cache
 def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]:
     names = {
         "__module__": cls.__module__,

@@ -40,6 +40,11 @@ class Undo:
         self._steps.append((setattr, (holder, name, getattr(holder, name))))
         setattr(holder, name, value)
 
+    def set_class(self, holder: object, new: type) -> None:
+        """`holder.__class__ = new`, past the `__setattr__` of `nn.Module`, which looks for parameters first."""
+        self._steps.append((object.__setattr__, (holder, "__class__", type(holder))))
+        object.__setattr__(holder, "__class__", new)
+
     def set_item(self, holder: dict[str, Any], key: str, value: object) -> None:
         """`holder[key] = value`, to be taken back to what is there now, or to nothing."""
         if key in holder:
@@ -60,7 +65,8 @@ class Undo:
 
     def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
-        rest = list(holder)[list(holder).index(key) + 1 :]
+        keys = list(holder)
+        rest = keys[keys.index(key) + 1 :] if keys[-1] != key else ()
         self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
         self._steps.append((holder.__setitem__, (key, holder[key])))
         del holder[key]
