@@ -231,3 +231,18 @@ def test_a_config_of_deep_nesting_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(BrokenFileError, match=r"adapter_config\.json: expected JSON, got"):
         read_weights(tmp_path / "adapter_model.safetensors")
+
+
+def test_links_are_followed_as_those_of_the_hubs_cache_must_be(tmp_path: Path) -> None:
+    filled(tmp_path / "blobs", "content.safetensors")
+    snapshot = tmp_path / "snapshots"
+    snapshot.mkdir()
+    link = snapshot / "pytorch_lora_weights.safetensors"
+    link.symlink_to(Path("..") / "blobs" / "content.safetensors")
+    (tmp_path / "main").symlink_to(snapshot)
+    for given in (link, snapshot, tmp_path / "main"):
+        assert torch.equal(read_adapter_file(given).tensors["x.lora_A.weight"], torch.ones(1, 2))
+    link.unlink()
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(AdapterNotFoundError, match="holds no adapter file"):
+        read_adapter_file(snapshot)

@@ -295,3 +295,12 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="there is no folder"):
         write_safetensors(tmp_path / "no" / "x", {"x": torch.zeros(2)})
     assert not list(tmp_path.iterdir())
+
+
+def test_metadata_of_99_megabytes_is_read_and_of_more_than_100_refused(tmp_path: Path) -> None:
+    path, large = tmp_path / "large.safetensors", "x" * 99_000_000
+    write_safetensors(path, {"x": torch.ones(2)}, {"note": large})
+    assert len(read_safetensors(path).metadata["note"]) == len(large)
+    file_of(path, {"__metadata__": {"note": "x" * 100_000_000}}, b"")
+    with pytest.raises(BrokenFileError, match=r"a header of at most 100000000 bytes, got 1000000\d\d"):
+        read_safetensors(path)
