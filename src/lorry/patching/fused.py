@@ -241,13 +241,16 @@ def _contents(parameter: nn.Parameter) -> Tensor:
 
 def _taken(modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
     """Return the contents of a parameter, with all that its layer has moved out of it."""
+    parameter = _parameter(modules, name)
+    if type(parameter) is nn.Parameter:
+        return parameter.data
     path, _, key = name.rpartition(".")
-    parameter, kind, module = _parameter(modules, name), find_kind(modules[path], key), modules[path]
+    module, kind = modules[path], find_kind(modules[path], key)
     for part in () if kind is None else kind.moved:
         if getattr(parameter, part) is None:
             undo.set_attribute(parameter, part, getattr(module.state, part))
             undo.set_attribute(module.state, part, None)
-    return _contents(parameter)
+    return parameter
 
 
 def _put(modules: Mapping[str, nn.Module], name: str, contents: Tensor, undo: Undo) -> None:
