@@ -16,6 +16,8 @@ from lorry.files import read_safetensors, write_safetensors
 
 
 class Model(nn.Module):
+    to_q: nn.Module
+
     def __init__(self, width: int = 8, bias: bool = True) -> None:
         super().__init__()
         self.to_q = nn.Linear(8, width, bias=bias)

@@ -125,9 +125,9 @@ def test_a_family_that_needs_the_whole_base_gets_it_from_all_the_layers(delta: D
     model = tiny_flux_transformer()
     found = planned(model, ("double_blocks.0.img_attn.qkv", delta))
     assert list(found) == [Q, K, V]
-    base = torch.cat([model.get_submodule(path).weight.detach() for path in found])
+    base = torch.cat([model.get_parameter(f"{path}.weight").detach() for path in found])
     parts = [
-        part.completed(lambda path: model.get_submodule(path).weight.detach()) for part in found.values()
+        part.completed(lambda path: model.get_parameter(f"{path}.weight").detach()) for part in found.values()
     ]
     assert torch.equal(torch.cat([part.weight() for part in parts]), delta.weight(base))
     with pytest.raises(UnsupportedAdapterError, match=rf"several layers together \({Q}, {K}, {V}\)"):

@@ -107,7 +107,8 @@ def test_unfusing_brings_every_bit_back(kind: str, called_between: bool) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_fusing_twice_starts_from_the_original(kind: str) -> None:
     model, other = model_of(kind), model_of(kind)
-    called(model), called(other)
+    called(model)
+    called(other)
     deltas = {name: {"0": random_delta((64, 256), seed, size=1.0)} for seed, name in enumerate("ab")}
     for one in (model, other):
         for name in "ab":

@@ -158,8 +158,8 @@ class Dense:
             for path in paths:
                 layer = carriers(getattr(pipeline, component))[path]
                 for key in KEYS:
-                    if layer._parameters.get(key) is not None:
-                        self.base[component, path, key] = layer._parameters[key].detach().clone()
+                    if (parameter := layer._parameters.get(key)) is not None:
+                        self.base[component, path, key] = parameter.detach().clone()
 
     def parameter(
         self, component: str, path: str, key: str, who: Component, scale: float, step: Step | None
@@ -202,7 +202,7 @@ class Dense:
             if isinstance(layer, BareParameter):
                 self._check_bare(pipeline, component, path, weight, tolerance)
                 continue
-            x = _input(layer, weight).to(layer.weight.dtype)
+            x = _input(layer, weight).to(layer.get_parameter("weight").dtype)
             got, expected = layer(x).double(), _output(layer, x.double(), weight, bias)
             own = _output(
                 layer, x.double(), *(_double(self.base.get((component, path, key))) for key in KEYS)

@@ -134,7 +134,7 @@ def pipelines() -> Iterator[str]:
 def classes(cls: Any) -> dict[str, Any]:
     """The classes of a pipeline's models that adapters are for, by component."""
     if issubclass(cls, diffusers.ModularPipeline):
-        hints = {name: spec.type_hint for name, spec in cls()._component_specs.items()}
+        hints: dict[str, Any] = {str(name): spec.type_hint for name, spec in cls()._component_specs.items()}
     else:
         hints = {name: p.annotation for name, p in inspect.signature(cls.__init__).parameters.items()}
     wanted = {name: hint for name, hint in hints.items() if name in PLACES or name.startswith("text_encoder")}

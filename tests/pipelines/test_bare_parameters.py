@@ -12,9 +12,10 @@ import accelerate
 import diffusers
 import pytest
 import torch
+from accelerate.hooks import remove_hook_from_module
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import lorry
 from lorry.errors import FuseError
@@ -107,7 +108,7 @@ def test_a_strength_for_one_call_holds_for_that_call() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_fused_and_unfused_are_the_same_bits_rounded_once_and_go_without_a_trace(dtype: torch.dtype) -> None:
     pipe, one, two = pipeline(), differences(0), differences(1)
-    model = pipe.transformer.to(dtype)
+    model = nn.Module.to(pipe.transformer, dtype)
     before = snapshot(model)
     clean = {name: model.get_parameter(name).detach().clone() for name in NAMES}
     pipe.load_lora_weights(as_file(one), adapter_name="one")
@@ -186,12 +187,12 @@ def test_they_follow_casts_from_the_bits_of_their_file(copied: bool) -> None:
     pipe.load_lora_weights(as_file(one))
     if copied:
         pipe.transformer = copy.deepcopy(pipe.transformer)
-    pipe.transformer.to(torch.bfloat16)
+    nn.Module.to(pipe.transformer, torch.bfloat16)
     for name in BLOCKS:
         base = tiny_wan(0).get_parameter(name).to(torch.bfloat16)
         assert torch.equal(_read(pipe.transformer, name), (base.float() + one[name]).to(torch.bfloat16))
-    pipe.transformer.to(torch.float64)
-    base = tiny_wan(0).to(torch.bfloat16)
+    nn.Module.to(pipe.transformer, torch.float64)
+    base = nn.Module.to(tiny_wan(0), torch.bfloat16)
     for name in BLOCKS:
         wide = base.get_parameter(name).double() + one[name].double()
         assert torch.equal(_read(pipe.transformer, name), wide), name
@@ -201,7 +202,7 @@ def test_a_whole_value_in_place_of_a_parameter_is_that_value_in_whatever_dtype()
     pipe, one = pipeline(), differences()
     pipe.load_lora_weights({"diffusion_model.head.modulation.set_weight": one[ROOT]})
     for dtype in (torch.float32, torch.bfloat16):
-        pipe.transformer.to(dtype)
+        nn.Module.to(pipe.transformer, dtype)
         error = (_read(pipe.transformer, ROOT).double() - one[ROOT].to(dtype).double()).abs().max()
         assert float(error) <= (1e-6 if dtype is torch.float32 else 0.0)
 
@@ -209,7 +210,7 @@ def test_a_whole_value_in_place_of_a_parameter_is_that_value_in_whatever_dtype()
 def test_a_pipeline_made_of_another_takes_the_model_with_its_adapters() -> None:
     pipe, one = pipeline(), differences()
     pipe.load_lora_weights(as_file(one))
-    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": None}
+    parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": None}
     whole = diffusers.WanPipeline(transformer=pipe.transformer, **parts)
     other = diffusers.WanVideoToVideoPipeline.from_pipe(whole)
     assert other.transformer is pipe.transformer
@@ -232,7 +233,7 @@ def test_offloaded_models_take_them_before_and_after(tmp_path: Path) -> None:
             pipe.fuse_lora()
         check(pipe.transformer, (one, 0.5))
         pipe.unload_lora_weights()
-        accelerate.hooks.remove_hook_from_module(pipe.transformer, recurse=True)
+        remove_hook_from_module(pipe.transformer, recurse=True)
         assert torch.equal(output(pipe.transformer), output(tiny_wan(0)))
 
 

@@ -66,13 +66,13 @@ def test_the_layers_get_their_rows_of_what_the_whole_weight_gets(family: str, dt
     delta = entry.delta.fitted(tuple(before.shape))
     assert delta is not None
     expected = before + delta.weight(before, torch.float64, 0.7)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (1e-2, 1e-3)
     report = pipe.load_lora_weights(tensors, adapter_name="a")
     assert (report.applied, report.targets) == (len(tensors), 4)
     pipe.set_adapters("a", 0.7)
-    torch.testing.assert_close(whole_of(pipe), expected, **tolerance)
+    torch.testing.assert_close(whole_of(pipe), expected, rtol=rtol, atol=atol)
     pipe.fuse_lora()
-    torch.testing.assert_close(whole_of(pipe), expected, **tolerance)
+    torch.testing.assert_close(whole_of(pipe), expected, rtol=rtol, atol=atol)
     pipe.unfuse_lora()
     pipe.set_adapters("a", 0.0)
     assert torch.equal(whole_of(pipe), before)

@@ -30,12 +30,13 @@ def adapter(model: Any) -> dict[str, Tensor]:
 
 def in_original_names(model: Any) -> dict[str, str]:
     """{a parameter of the model: what the original checkpoint calls it}; Wan's tables cut no layer."""
-    state, bare, names = model.state_dict(), bare_parameters(model), dict[str, str]()
+    state, bare = model.state_dict(), bare_parameters(model)
+    names: dict[str, str] = {}
     for original, pieces in original_names(model, carriers(model)).items():
         path = pieces[0].path
         ends = ("",) if path in bare else (".weight", ".bias")
         names |= {path + end: original + end for end in ends if path + end in state}
-    return {name: names.get(name, name) for name in state}
+    return {str(name): names.get(name) or str(name) for name in state}
 
 
 @pytest.mark.parametrize("spelling", ["original", "diffusers"])

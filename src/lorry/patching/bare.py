@@ -144,12 +144,12 @@ class BareParameters:
         parameter = _checked(full, owner, name)
         device = _device(owner, parameter)
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        change = torch.zeros(parameter.shape, dtype=wide, device=device) if zeros or parts else None
+        change = torch.zeros(parameter.shape, dtype=wide, device=device)
         for delta, strength in parts:
             base = _base(full, parameter, weights).to(device) if delta.needs_base else None
             here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
             change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
-        undo.set_item(owner._buffers, f"lorry_{name}", change)
+        undo.set_item(owner._buffers, f"lorry_{name}", change if zeros or parts else None)
         _mark_filled(owner, undo)
 
 
@@ -276,7 +276,7 @@ def _owner_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[Owner]:
         **{name: _property(name) for name in names},
     }
     meta = _AsItsClass if type(cls) is type else type(cls)
-    return cast("type[Owner]", meta(cls.__name__, (Owner, cls), attributes))
+    return cast("type[Owner]", meta(cls.__name__, (Owner, cls), attributes))  # pyright: ignore[reportCallIssue]
 
 
 def _property(name: str) -> property:
