@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -202,7 +202,7 @@ class Dense:
             if isinstance(layer, BareParameter):
                 self._check_bare(pipeline, component, path, weight, tolerance)
                 continue
-            x = _input(layer, weight).to(layer.get_parameter("weight").dtype)
+            x = _input(layer, weight).to(cast(Tensor, layer.weight).dtype)
             got, expected = layer(x).double(), _output(layer, x.double(), weight, bias)
             own = _output(
                 layer, x.double(), *(_double(self.base.get((component, path, key))) for key in KEYS)
