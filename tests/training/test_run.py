@@ -359,6 +359,13 @@ def test_settings_that_do_not_fit_are_refused(
         run(data, sd, tmp_path, **changes)
 
 
+def test_pictures_larger_than_the_base_has_places_for_are_refused(
+    bases: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"`resolution`: 64 makes pictures of .* sides of at most 32"):
+        run(data, bases("sd3"), tmp_path, resolution=64)
+
+
 @pytest.mark.parametrize("name", ["min_snr", "noise_offset"])
 def test_what_flow_matching_has_no_meaning_for_is_refused(
     name: str, bases: Callable[[str], Path], data: Path, tmp_path: Path

@@ -89,6 +89,12 @@ class Base(ABC):
         size = getattr(config, "sample_size", None) or getattr(self.pipeline, "default_sample_size", 64)
         return int(size if isinstance(size, int) else size[0]) * self.latent_factor
 
+    @property
+    def largest_side(self) -> int | None:
+        """The most pixels that a side of a picture may have: SD3 has places for so many. None where all is well."""
+        places = getattr(self.denoiser.config, "pos_embed_max_size", None)
+        return None if places is None else int(places) * self.size_step
+
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> Text:
         """Run the text encoders over captions, as the pipeline does when it draws."""

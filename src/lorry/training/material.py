@@ -64,6 +64,11 @@ def prepare_material(process: Process, base: Base, data: DataSet, prior: DataSet
     items = []
     for picture in (*data.pictures, *(prior.pictures if prior else ())):
         size = nearest_size(picture.size, resolution, step) if s.buckets else (resolution, resolution)
+        if base.largest_side is not None and max(size) > base.largest_side:
+            raise SettingsError(
+                f"`resolution`: {resolution} makes pictures of {size[0]}x{size[1]} pixels, and the base draws sides of "
+                f"at most {base.largest_side}. Give a smaller `resolution`."
+            )
         items.append(Item(picture, size, latent_key(picture, size, vae_hash, flip=s.flip)))
     share, device = process.share, process.device
     cache_latents(base, items[share], cache, flip=s.flip, device=device, advance=watcher.prepare)
