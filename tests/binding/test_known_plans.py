@@ -58,6 +58,20 @@ def test_a_known_plan_puts_the_new_files_tensors_where_the_first_ones_were(tmp_p
     assert (second.report.applied, second.report.key_count) == (4, 4)
 
 
+def test_zeros_are_told_of_the_file_that_has_them(tmp_path: Path) -> None:
+    (tmp_path / "zeros").mkdir()
+    ups = [f"unet.{name}.lora_B.weight" for name in ("to_q", "to_k")]
+    zeros = read(tmp_path / "zeros", 0, **{key: torch.zeros(8, 2) for key in ups})
+    assert [
+        plan(one, Model())[0].report.adds_nothing for one in (read(tmp_path, 1), zeros, read(tmp_path, 2))
+    ] == [
+        False,
+        True,
+        False,
+    ]
+    assert plan(zeros, Model())[1]
+
+
 def test_another_model_is_planned_anew(tmp_path: Path) -> None:
     plan(read(tmp_path, 0), Model())
     assert not plan(read(tmp_path, 1), Model(bias=False))[1]

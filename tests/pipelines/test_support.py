@@ -19,9 +19,9 @@ FULL = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
 def file_for(folder: Path, width: int, rows: int = 640, *more: str) -> Path:
     tensors = {
-        f"unet.{FULL}.lora_A.weight": torch.zeros(2, width),
-        f"unet.{FULL}.lora_B.weight": torch.zeros(rows, 2),
-        **{key: torch.zeros(2, 2) for key in more},
+        f"unet.{FULL}.lora_A.weight": torch.ones(2, width),
+        f"unet.{FULL}.lora_B.weight": torch.ones(rows, 2),
+        **{key: torch.ones(2, 2) for key in more},
     }
     return write_safetensors(folder / "x.safetensors", tensors)
 

@@ -52,7 +52,11 @@ def find_known(
         component: {path: adapter.entries[number].delta for path, number in numbers.items()}
         for component, numbers in found.numbers.items()
     }
-    return deltas, replace(found.report, source=adapter.source)
+    components = tuple(
+        replace(one, adds_nothing=all(delta.adds_nothing() for delta in deltas[one.component].values()))
+        for one in found.report.components
+    )
+    return deltas, replace(found.report, source=adapter.source, components=components)
 
 
 def remember(
