@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lorry
-from lorry.errors import StateError
+from lorry.errors import NothingAppliedError, StateError
 
 WIDTH = 24
 
@@ -23,7 +23,7 @@ class Wan22(lorry.LoraLoaderMixin):
     def __init__(self, *, both: bool = True) -> None:
         self.transformer = tiny_wan(0)
         if both:
-            self.transformer_2 = tiny_wan(1)
+            self.transformer_2: WanTransformer3DModel | None = tiny_wan(1)
 
 
 def tiny_wan(seed: int) -> WanTransformer3DModel:
@@ -129,3 +129,17 @@ def test_layers_of_any_component_are_saved_and_an_argument_for_none_is_named(tmp
         TypeError, match=r"'transfomer_2_lora_layers'.*Did you mean 'transformer_2_lora_layers'"
     ):
         Wan22.save_lora_weights(tmp_path, transfomer_2_lora_layers=layers)
+
+
+def test_a_file_for_the_denoiser_that_is_not_loaded_is_refused_where_they_are_for_other_steps(
+    tmp_path: Path,
+) -> None:
+    pipe = Wan22()
+    pipe.transformer_2 = None
+    path = tmp_path / "style_low_noise.safetensors"
+    save_file(in_original_names(), path)
+    named = {key.replace("diffusion_model", "transformer_2"): t for key, t in in_original_names().items()}
+    for source in (str(path), named):
+        with pytest.raises(NothingAppliedError, match="the pipeline has no transformer_2 loaded"):
+            pipe.load_lora_weights(source)
+    assert pipe.get_list_adapters() == {}

@@ -45,7 +45,7 @@ def routes(
         if name not in own:
             raise StateError(f"{name!r} is not among this pipeline's denoisers ({', '.join(own) or 'none'}).")
     named = {name for name in adapter.components if name in (DENOISER, *DENOISERS)}
-    if len(named) == 1:  # of two, of which one is loaded (MiniMax-H3 loads what a call needs), that one
+    if len(named) == 1 and SECOND not in own:  # MiniMax-H3 loads the one of two that a call needs
         own = [name for name in own if models[name] is not None] or own
     chosen = tuple(denoisers or ()) or _by_noise(adapter, own)
     found = _text_encoders(adapter, indexes, models)
