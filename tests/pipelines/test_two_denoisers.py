@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ class Wan22(lorry.LoraLoaderMixin):
     def __init__(self, *, both: bool = True) -> None:
         self.transformer = tiny_wan(0)
         if both:
-            self.transformer_2: WanTransformer3DModel | None = tiny_wan(1)
+            self.transformer_2 = tiny_wan(1)
 
 
 def tiny_wan(seed: int) -> WanTransformer3DModel:
@@ -134,7 +135,7 @@ def test_layers_of_any_component_are_saved_and_an_argument_for_none_is_named(tmp
 def test_a_file_for_the_denoiser_that_is_not_loaded_is_refused_where_they_are_for_other_steps(
     tmp_path: Path,
 ) -> None:
-    pipe = Wan22()
+    pipe: Any = Wan22()
     pipe.transformer_2 = None
     path = tmp_path / "style_low_noise.safetensors"
     save_file(in_original_names(), path)

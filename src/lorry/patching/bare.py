@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from lorry.binding import BareParameter, bare_names, bare_parameters
 from lorry.errors import StateError
-from lorry.patching.classes import forget_tensors
 from lorry.patching.copies import Acting
 from lorry.patching.following import Home, kept_in, say_moved
 from lorry.patching.fused import FusedWeights
 from lorry.patching.layer_kinds import COMPUTE_DTYPES
+from lorry.patching.patches import check_own_class, mark_filled, patched_already, take_out
+from lorry.patching.placement import device_with
 from lorry.patching.resident import Resident
 from lorry.patching.sharded import is_sharded
 from lorry.patching.undo import Undo
@@ -62,6 +63,8 @@ class BareParameters:
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         """Those whose blocks are patched."""
+        self._all: tuple[str, ...] | None = None
+        """All of a prepared model; None of one that is not."""
 
     def stand_ins(self, model: nn.Module) -> dict[str, BareParameter]:
         """Return what stands for each of them, as if it were a layer: so they are fused."""
@@ -100,7 +103,11 @@ class BareParameters:
             StateError: a parameter is spread over processes, packed, or needed and not here.
         """
         names = [name for resident in loaded for name in resident.bare]
-        wanted = tuple(bare_parameters(model) if all_of_them else dict.fromkeys(names))
+        if all_of_them and self._all is None:
+            undo.set_attribute(self, "_all", tuple(bare_parameters(model)))
+        elif not all_of_them:
+            undo.set_attribute(self, "_all", None)
+        wanted = tuple(dict.fromkeys(names)) if self._all is None else self._all
         owners = dict.fromkeys(_split(name)[0] for name in self._names)
         for path in dict.fromkeys(_split(name)[0] for name in wanted):
             _patch(path, model.get_submodule(path), tell, undo, known=path in owners)
@@ -142,7 +149,7 @@ class BareParameters:
             if (delta := one.resident.bare.get(full)) is not None
         ]
         parameter = _checked(full, owner, name)
-        device = _device(owner, parameter)
+        device = device_with(owner, parameter)
         wide = torch.promote_types(parameter.dtype, torch.float32)
         change = torch.zeros(parameter.shape, dtype=wide, device=device)
         for delta, strength in parts:
@@ -150,7 +157,7 @@ class BareParameters:
             here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
             change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
         undo.set_item(owner._buffers, f"lorry_{name}", change if zeros or parts else None)
-        _mark_filled(owner, undo)
+        mark_filled(owner, undo, bare_buffers(owner))
 
 
 def bare_buffers(module: nn.Module) -> list[str]:
@@ -161,12 +168,10 @@ def bare_buffers(module: nn.Module) -> list[str]:
 def _patch(path: str, owner: nn.Module, tell: Tell, undo: Undo, *, known: bool) -> None:
     """Give a block its properties, which read the parameters themselves as long as nothing is added to them."""
     if isinstance(owner, Owner) and not known:
-        raise StateError(
-            f"`{path}` carries adapters already, which were loaded on a model that this one is a part of."
-        )
+        raise patched_already(path)
     if not known:
         names = tuple(bare_names(owner))
-        undo.set_attribute(owner, "__class__", _owner_class(type(owner), names))
+        undo.set_class(owner, _owner_class(type(owner), names))
         undo.set_item(vars(owner), "_buffers", {**owner._buffers, **dict.fromkeys(_buffers_of(names))})
     home = vars(owner).get("lorry_home")
     if home is None or not home.tells:
@@ -192,14 +197,6 @@ def _buffers_of(names: Iterable[str]) -> list[str]:
     return [f"lorry_{name}" for name in names]
 
 
-def _device(owner: nn.Module, parameter: Tensor) -> torch.device:
-    """Return where a block computes, which is not where its parameter is while that is offloaded."""
-    device = getattr(vars(owner).get("_hf_hook"), "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cpu") if parameter.is_meta else parameter.device
-
-
 def _checked(full: str, owner: nn.Module, name: str) -> nn.Parameter:
     parameter = cast(nn.Parameter, owner._parameters[name])
     if is_sharded(parameter.data) or parameter.dtype not in COMPUTE_DTYPES:
@@ -220,31 +217,13 @@ def _base(full: str, parameter: nn.Parameter, weights: FusedWeights) -> Tensor:
     return weights.unfused(full, BareParameter(parameter), "weight", parameter.data)
 
 
-def _mark_filled(owner: nn.Module, undo: Undo) -> None:
-    """Let nn.Module know which of the buffers are filled: those are not persistent, and hooks look for no others."""
-    ours = set(_buffers_of(cast(Owner, owner).lorry_names))
-    filled = {name for name in ours if owner._buffers[name] is not None}
-    known = owner._non_persistent_buffers_set
-    if known & ours != filled:
-        undo.set_item(vars(owner), "_non_persistent_buffers_set", (known - ours) | filled)
-        forget_tensors(owner, ours - filled, undo)
-
-
 def _unpatch(owner: nn.Module, undo: Undo) -> None:
     """Make a block what it was."""
     if not isinstance(owner, Owner):
         return
-    if type(owner) is not _owner_class(owner.lorry_class, owner.lorry_names):
-        raise StateError(
-            f"A {type(owner).__name__} of this model has got another class since adapters were loaded (sharding does "
-            "that), and cannot be given its own back. Load adapters after sharding."
-        )
-    ours = _buffers_of(owner.lorry_names)
-    undo.set_item(vars(owner), "_buffers", {n: t for n, t in owner._buffers.items() if n not in ours})
-    undo.set_item(vars(owner), "_non_persistent_buffers_set", owner._non_persistent_buffers_set - set(ours))
-    forget_tensors(owner, ours, undo)
-    undo.delete_item(vars(owner), "lorry_home")
-    undo.set_attribute(owner, "__class__", owner.lorry_class)
+    take_out(owner, _buffers_of(owner.lorry_names), undo)
+    check_own_class(owner, _owner_class(owner.lorry_class, owner.lorry_names))
+    undo.set_class(owner, owner.lorry_class)
 
 
 # --- the classes of patched blocks --------------------------------------------------------------------------------

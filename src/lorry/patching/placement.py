@@ -27,12 +27,21 @@ def weight_of(module: nn.Module) -> nn.Parameter:
 
 def module_device(module: nn.Module) -> torch.device:
     """Return the device that the module computes on, which is not its weight's while that is offloaded."""
+    return device_with(module, module._parameters.get("weight"))
+
+
+def device_with(module: nn.Module, parameter: Tensor | None) -> torch.device:
+    """Return the device that a module computes on with one of its parameters.
+
+    Raises:
+        StateError: no hook says it, and there is no such parameter.
+    """
     hook = vars(module).get("_hf_hook")
     device = getattr(hook, "execution_device", None)
     if device is not None:
         return torch.device(device)
-    weight = weight_of(module)
-    return torch.device("cpu") if weight.device.type == "meta" else weight.device
+    here = weight_of(module) if parameter is None else parameter
+    return torch.device("cpu") if here.is_meta else here.device
 
 
 def module_dtype(module: nn.Module) -> torch.dtype:
