@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import Spans, take_rows, trimmed
+from lorry.algebra._shapes import Spans, count_rows, take_rows, trimmed
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
 
@@ -31,16 +31,13 @@ def cut_rows(delta: Delta, spans: Spans) -> Delta:
     return RowsDelta(delta, spans)
 
 
-@final
 @dataclass(frozen=True, eq=False, slots=True)
-class RowsDelta(Delta):
-    """`inner.weight()[rows]`: for a family whose parts do not tell the rows apart (a LoKr cut within a block)."""
+class PartDelta(Delta):
+    """Some rows of a delta that is fitted to a whole weight."""
 
     inner: Delta
-    """Of a family that needs no base weight."""
     spans: Spans
     """The rows, as (first, one past the last), in the order that they are taken in."""
-    target_shape: tuple[int, ...] | None = None
 
     @property
     def family(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -49,8 +46,7 @@ class RowsDelta(Delta):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        rows = sum(last - first for first, last in self.spans)
-        return self.target_shape or (rows, *self.inner.shape[1:])
+        return (count_rows(self.spans), *self.inner.shape[1:])
 
     @property
     def rank(self) -> int | None:
@@ -65,6 +61,21 @@ class RowsDelta(Delta):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         return replace(self, inner=self.inner.with_tensors(tensors))
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class RowsDelta(PartDelta):
+    """`inner.weight()[rows]`: for a family whose parts do not tell the rows apart (a LoKr cut within a block).
+
+    `inner` is of a family that needs no base weight.
+    """
+
+    target_shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.target_shape or (count_rows(self.spans), *self.inner.shape[1:])
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

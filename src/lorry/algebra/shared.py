@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
-from lorry.algebra._shapes import Span, Spans, count_rows, take_rows
+from lorry.algebra._rows import PartDelta
+from lorry.algebra._shapes import Span, Spans, take_rows
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
 
@@ -28,7 +29,7 @@ class Share:
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class SharedDelta(Delta):
+class SharedDelta(PartDelta):
     """`inner.weight(whole)[rows]`, where `whole` is the weight that the model keeps in several layers.
 
     For a family whose rows depend on all rows of the base: a DoRA of columns, whose norms run over them, or rotations
@@ -37,36 +38,11 @@ class SharedDelta(Delta):
 
     inner: Delta
     """Fitted to the whole."""
-    spans: Spans
-    """The rows of one layer, in the order in which it has them."""
     shares: tuple[Share, ...]
     """All layers that the whole is spread over."""
     whole: Tensor | None = None
 
     needs_base: ClassVar[bool] = True
-
-    @property
-    def family(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the delta for the whole."""
-        return self.inner.family
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (count_rows(self.spans), *self.inner.shape[1:])
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.inner.tensors()
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, inner=self.inner.with_tensors(tensors))
 
     def completed(self, weight_of: Callable[[str], Tensor]) -> Self:
         first = weight_of(self.shares[0].layer)

@@ -41,9 +41,8 @@ def _four_bits(package: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     )
     packed.weight = package.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     packed.bias = layer.bias
-    packed.support_avx512bf16_for_cpu = (
-        False  # drawing a sample would repack weights, and no gradient knows those
-    )
+    # Drawing a sample would pack the weights anew, and no gradient knows those.
+    packed.support_avx512bf16_for_cpu = False
     return packed
 
 

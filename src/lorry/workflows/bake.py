@@ -141,7 +141,7 @@ def _plan(
                 part = delta.part(parameter)
                 place = places.get(path) or places.get(
                     f"{path}.{parameter}"
-                )  # a bare parameter is its own path
+                )  # the first is a bare parameter's
                 if part is not None and place is None:
                     raise StateError(
                         f"`{component}.{path}` has no {parameter} in {checkpoint.source} to add to."
