@@ -186,3 +186,44 @@ def test_what_acts_by_factors_and_a_bias_beside_them_acts_in_slots_and_copies_to
     expected = model(x)
     for rank in (0, ROOM, 1):
         check_near(prepared(model, rank)(x), expected, 1e-6)
+
+
+def addresses(model: nn.Module) -> dict[str, int]:
+    """Where what the side paths compute with lies, by its name."""
+    ends = ("lorry_down", "lorry_up", "lorry_scale")
+    return {name: tensor.data_ptr() for name, tensor in model.named_buffers() if name.endswith(ends)}
+
+
+def test_factors_and_strengths_keep_their_addresses_as_a_cuda_graph_needs() -> None:
+    model = prepared(Small())
+    before = addresses(model)
+    assert before
+    for name, operation in journey(model):
+        do(model, operation)
+        assert addresses(model) == before, name
+    do(model, lambda s, u: (s.add("a", random_deltas(model, rank=2), u), act(a=1.0)(s, u)))
+    state, x = find_state(model), small_input()
+    assert state is not None
+    plain = model(x)
+    with state.scaled(0.5):
+        assert addresses(model) == before
+        assert not torch.equal(model(x), plain)
+    assert addresses(model) == before
+    assert torch.equal(model(x), plain)
+
+
+def test_slots_are_written_back_when_a_change_fails() -> None:
+    model, x = prepared(Small()), small_input()
+    do(model, lambda s, u: (s.add("a", random_deltas(model, 1, rank=3), u), act(a=1.0)(s, u)))
+    do(model, lambda s, u: s.add("b", random_deltas(model, 2, rank=2), u))
+    before, expected = {n: b.clone() for n, b in model.named_buffers()}, model(x)
+
+    def switch_and_fail(state: AdapterState, undo: Undo) -> None:
+        act(b=0.5)(state, undo)
+        assert not torch.equal(model(x), expected)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        do(model, switch_and_fail)
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+    assert torch.equal(model(x), expected)

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from lorry.errors import StateError
 from lorry.patching.bare import bare_buffers
 from lorry.patching.placement import layer_hooks
-from lorry.patching.side_path import BUFFERS, SCALE, SidePath
+from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.undo import Undo
 
 
-def keep_in_step(model: nn.Module, undo: Undo) -> None:
+def keep_in_step(model: nn.Module, undo: Undo, *, prepared: bool) -> None:
     """Give what stands in the side paths of `model` its copies, where its layers are offloaded by stream.
 
     The copies were made when offloading was put on. At a call, diffusers looks up the copy of each tensor of a layer:
-    it would miss new ones, and bring back old strengths.
+    it would miss new ones, and bring back what was written over: strengths, and the factors of a prepared model.
     """
     check_not_on_disk(model)
     if layer_hooks(model) is None:
         return
+    written = (DOWN, UP, SCALE) if prepared else (SCALE,)
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for group in groups_by_stream(model):
         # What is added to a block's own parameters is listed there, where it was in place before the groups were made.
@@ -32,7 +33,7 @@ def keep_in_step(model: nn.Module, undo: Undo) -> None:
         here = {id(tensor) for tensor in _all_of(group)}
         kept = {tensor: copy for tensor, copy in copies.items() if id(tensor) in here}
         for tensor, name in _ours(group):
-            if name == SCALE or tensor not in kept:  # a new strength is written into the tensor that is there
+            if name in written or tensor not in kept:
                 kept[tensor] = group._to_cpu(tensor, group.low_cpu_mem_usage)
         undo.set_attribute(group, "cpu_param_dict", kept)
 

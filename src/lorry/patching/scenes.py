@@ -17,7 +17,7 @@ from lorry.patching.memory import Block, padded
 from lorry.patching.places import Places
 from lorry.patching.resident import Resident
 from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
-from lorry.patching.slots import fill_slots
+from lorry.patching.slots import Slots, empty_slots
 from lorry.patching.strengths import StrengthVector
 
 Row = tuple[dict[str, Any], dict[str, Tensor]]
@@ -29,7 +29,10 @@ Pairs = Mapping[str, LowRank]
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class Scene:
-    """What a set of adapters puts into the modules of a model."""
+    """What a set of adapters puts into the modules of a model.
+
+    The scenes of a prepared model have their tensors, its slots, in common, as long as its modules stay where they are.
+    """
 
     rows: Mapping[str, Row]
     """By the path of each module where one of them has factors."""
@@ -40,6 +43,8 @@ class Scene:
     strengths: StrengthVector
     places: Places
     """Of all modules where one of them acts."""
+    room: int | None
+    """The rank of the slots that its factors are written into; None where its own tensors stand in the modules."""
 
     @property
     def stands(self) -> bool:
@@ -59,6 +64,10 @@ class Scene:
         rows = {path: (buffers, dict.fromkeys(tensors)) for path, (buffers, tensors) in self.rows.items()}
         return replace(self, rows=rows, joined={}, strengths=StrengthVector.of({}, self.places))
 
+    def slots(self) -> Slots:
+        """Return the slots that its factors are written into, by module."""
+        return {path: (tensors[DOWN], tensors[UP]) for path, (_, tensors) in self.rows.items()}
+
     def tensors(self) -> list[Tensor]:
         """Return all that it puts into the modules."""
         return [tensor for _, tensors in self.rows.values() for tensor in tensors.values()]
@@ -67,7 +76,7 @@ class Scene:
 def build_scene(
     residents: Mapping[str, Resident],
     modules: Mapping[str, SidePath],
-    places: Places | None = None,
+    standing: Scene | None = None,
     room: int | None = None,
 ) -> Scene:
     """Make the scene of `residents`, joined along the rank in their order.
@@ -75,13 +84,14 @@ def build_scene(
     Args:
         residents: by name.
         modules: the patched modules, by path.
-        places: those of another scene, for this one to share where they are the same.
+        standing: the one that stands in the modules, for this one to share its places, and its slots where they fit.
         room: the rank of every linear layer's factors, whoever acts there; who finds no room, and who acts on another
-            kind of layer, acts through a copy. When None, factors have the joined rank, where somebody acts.
+            kind of layer, acts through a copy. When None, factors have the joined rank, where somebody acts. Slots are
+            left as they are, for `fill_slots` to write the joined factors.
     """
     acting = {path: modules[path] for resident in residents.values() for path in resident.deltas}
     here = acting if room is None else modules
-    places = places if places is not None and places.are_of(here) else Places(here)
+    places = standing.places if standing is not None and standing.places.are_of(here) else Places(here)
     joined: dict[str, Pairs] = {p: {} for p, m in here.items() if room and isinstance(m, LinearSidePath)}
     copied: dict[str, tuple[str, ...]] = {}
     for path in acting:
@@ -95,13 +105,20 @@ def build_scene(
             joined[path] = pairs
         if len(pairs) < len(found) or any(one.deltas[path].part("bias") for one in found.values()):
             copied[path] = tuple(found)
+    if standing is not None and _same_slots(standing, places, room):
+        strengths = StrengthVector.of(joined, places, room, standing.strengths)
+        return Scene(standing.rows, copied, joined, strengths, places, room)
     strengths = StrengthVector.of(joined, places, room)
-    tensors = _join(joined) if room is None else fill_slots(joined, modules, places, room)
+    tensors = _join(joined) if room is None else empty_slots(joined, modules, places, room)
     rows = {
         path: (modules[path]._buffers, {DOWN: down, UP: up, SCALE: strengths.pieces[path]})
         for path, (down, up) in tensors.items()
     }
-    return Scene(rows, copied, joined, strengths, places)
+    return Scene(rows, copied, joined, strengths, places, room)
+
+
+def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:
+    return room is not None and standing.room == room and standing.places is places and standing.stands
 
 
 def _with_room(pairs: Pairs, room: int) -> Pairs:

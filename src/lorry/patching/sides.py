@@ -17,7 +17,7 @@ from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
 from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
-from lorry.patching.slots import share_parameters
+from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
 
@@ -147,7 +147,8 @@ class SidePaths:
             acting: by name.
             weights: the fused weights, for copies of them.
             undo: takes it back.
-            for_call: leave the strengths that stand now unwritten, to be put back by `put_back`.
+            for_call: leave the strengths that stand now unwritten, to be put back by `put_back`. Those of a prepared
+                model are written all the same, and another refresh takes them back.
         """
         with ExitStack() as stack:
             for device in ("cpu", "cuda"):
@@ -180,6 +181,7 @@ class SidePaths:
         scene = build_scene(
             {name: one.resident for name, one in here.items()}, {path: module}, None, self.room
         )
+        fill_slots(scene.slots() if self.room is not None else {}, {}, scene.joined, Undo())
         for buffers, tensors in scene.rows.values():
             buffers.update({DOWN: tensors[DOWN], UP: tensors[UP]})
         Copies().refresh(scene, here, {path: module}, weights, Undo())
@@ -188,14 +190,14 @@ class SidePaths:
 
     def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> Scene:
         """Make the scene of `acting` stand, at their strengths."""
+        for_call = for_call and self.room is None  # strengths keep their addresses there, and are written
         names, strengths = tuple(acting), {name: one.strength for name, one in acting.items()}
         scene, standing = self._scenes.get(names), self._scene
         unmoved = None if standing is None or not standing.stands else standing.places
         stands = unmoved is not None and scene is standing
         if scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
-            known = None if standing is None else standing.places
-            scene = build_scene(residents, self.modules, known, self.room)
+            scene = build_scene(residents, self.modules, standing, self.room)
             self._keep(names, scene, undo)
         if not for_call:
             scene.strengths.write(strengths, undo)
@@ -216,7 +218,11 @@ class SidePaths:
         undo.set_attribute(self, "_scenes", {**kept, names: scene})
 
     def _put(self, scene: Scene, undo: Undo) -> None:
-        before = {} if self._scene is None else self._scene.rows
+        standing = self._scene
+        before = {} if standing is None else standing.rows
+        if scene.room is not None:
+            written = standing.joined if standing is not None and before is scene.rows else {}
+            fill_slots(scene.slots(), written, scene.joined, undo)
         left = [before[path] for path in before.keys() - scene.rows.keys() if path in self.modules]
         undo.update_items([(buffers, dict.fromkeys(tensors)) for buffers, tensors in left])
         undo.update_items(list(scene.rows.values()))

@@ -3,12 +3,12 @@
 Compiled code depends on the shapes of what it computes with, and on what is there at all. In a prepared model both stay
 as they are, whatever is loaded, switched, weighed, disabled or fused: each linear layer has factors of one rank, zeros
 where nothing acts, and each layer computes with a `lorry_weight` of its own, which is its parameter's memory or a copy
-with deltas added.
+with deltas added. The factors are written in place: they keep their addresses too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,53 +17,61 @@ from lorry.algebra import LowRank
 from lorry.binding import weight_shape
 from lorry.errors import StateError
 from lorry.patching.layer_kinds import PARAMETERS, Plain, find_kind
+from lorry.patching.memory import Block, padded
 from lorry.patching.places import Places
 from lorry.patching.side_path import SidePath, shares
 from lorry.patching.undo import Undo
 
+Slots = Mapping[str, tuple[Tensor, Tensor]]
+"""Down (room, in) and up (out, room) of each linear layer."""
+Joined = Mapping[str, Mapping[str, LowRank]]
+"""Factors by module and by adapter."""
 
-def fill_slots(
-    joined: Mapping[str, Mapping[str, LowRank]], modules: Mapping[str, SidePath], places: Places, room: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return down (room, in) and up (out, room) of each linear layer: its joined factors, and zeros after them.
 
-    No two layers have the same tensor, though idle ones share zeros: compilers take note of which inputs are one.
-    """
-    filled = {}
-    zeros: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-    for path, pairs in joined.items():
+def empty_slots(paths: Iterable[str], modules: Mapping[str, SidePath], places: Places, room: int) -> Slots:
+    """Return slots of zeros, in one block of memory a device."""
+    shapes = {path: _shapes(modules[path], room) for path in paths}
+    sizes: dict[torch.device, int] = {}
+    for path, both in shapes.items():
         device, dtype, *_ = places[path]
-        out_features, in_features = _features(modules[path])
-        down, up = (_zeros(zeros, room * size, device, dtype) for size in (in_features, out_features))
-        if pairs:
-            down, up = down.clone(), up.clone()
-        down, up = down.view(room, in_features), up.view(out_features, room)
+        here = sum(padded(shape.numel() * dtype.itemsize) for shape in both)
+        sizes[device] = sizes.get(device, 0) + here
+    blocks = {device: Block(nbytes, device) for device, nbytes in sizes.items()}
+    slots = {}
+    for path, (down, up) in shapes.items():
+        device, dtype, *_ = places[path]
+        slots[path] = (blocks[device].take(down, dtype).zero_(), blocks[device].take(up, dtype).zero_())
+    return slots
+
+
+def fill_slots(slots: Slots, before: Joined, now: Joined, undo: Undo) -> None:
+    """Write joined factors into the slots, and zeros after them, in place of those of `before`.
+
+    The slots stay where they are: a CUDA graph reads the addresses that it was recorded with.
+    """
+    undo.on_failure(lambda: _write(slots, now, before))
+    _write(slots, before, now)
+
+
+def _write(slots: Slots, before: Joined, now: Joined) -> None:
+    for path, (down, up) in slots.items():
+        pairs = now.get(path, {})
+        if not pairs and not before.get(path):
+            continue
         start = 0
         for pair in pairs.values():
             down[start : start + pair.rank] = pair.down
             up[:, start : start + pair.rank] = pair.up
             start += pair.rank
-        filled[path] = (down, up)
-    return filled
+        down[start:] = 0
+        up[:, start:] = 0
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def _shapes(module: nn.Module, room: int) -> tuple[torch.Size, torch.Size]:
     shape = weight_shape(module)
     if shape is None or len(shape) != 2:
         raise StateError(f"A {type(module).__name__} has no slot.")
-    return shape[0], shape[1]
-
-
-def _zeros(
-    known: dict[tuple[torch.device, torch.dtype], Tensor],
-    count: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return (count,) of zeros, a view of one tensor for all that need such."""
-    if (device, dtype) not in known or known[device, dtype].numel() < count:
-        known[device, dtype] = torch.zeros(count, device=device, dtype=dtype)
-    return known[device, dtype][:count]
+    return torch.Size((room, shape[1])), torch.Size((shape[0], room))
 
 
 def share_parameters(modules: Mapping[str, SidePath], copied: Container[str], undo: Undo) -> None:

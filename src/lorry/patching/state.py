@@ -328,11 +328,11 @@ class AdapterState:
             self.call_scale = scale_before
             self._sides.forget_copies(Undo())
             with Undo() as undo:
-                if self._sides.put_back(standing_before, standing):
+                if self._sides.room is None and self._sides.put_back(standing_before, standing):
                     self._refresh_bare(undo)
                 else:
                     self._refresh(undo)
-                keep_in_step(self.model, undo)
+                keep_in_step(self.model, undo, prepared=self._sides.room is not None)
 
     def follow(self, path: str, before: torch.device, now: torch.device) -> None:
         """Let everything that is kept for one module, but parked adapters, go where the module has gone.
@@ -481,7 +481,7 @@ class AdapterState:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
         self._refresh_bare(undo)
-        keep_in_step(self.model, undo)
+        keep_in_step(self.model, undo, prepared=self._sides.room is not None)
 
     def _refresh_bare(self, undo: Undo) -> None:
         """Bring what is added to bare parameters to what the fields say."""

@@ -42,13 +42,20 @@ class StrengthVector:
     """For every place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
 
     @classmethod
-    def of(cls, pairs: Mapping[str, Mapping[str, LowRank]], places: Places, room: int | None = None) -> Self:
+    def of(
+        cls,
+        pairs: Mapping[str, Mapping[str, LowRank]],
+        places: Places,
+        room: int | None = None,
+        standing: StrengthVector | None = None,
+    ) -> Self:
         """Make the vector for the factors of each module by adapter; its numbers are written later.
 
         Args:
             pairs: by module path, by adapter.
             places: of the modules.
             room: the length of every piece, zeros after the joined ranks; the joined rank itself when None.
+            standing: one of the same modules and room, whose memory is to be written in. Else new memory is.
         """
         modules: dict[str, list[str]] = {}
         devices: dict[torch.device, list[str]] = {}
@@ -78,13 +85,16 @@ class StrengthVector:
                     rank.append(room - joined)
                     joined = room
                 sizes[-1].append(joined)
-        vectors = [
-            torch.zeros(sum(lengths), dtype=torch.float32, device=device)
-            for device, lengths in zip(devices, sizes, strict=True)
-        ]
-        pieces = dict[str, Tensor]()
-        for paths, vector, lengths in zip(devices.values(), vectors, sizes, strict=True):
-            pieces.update(zip(paths, vector.split(lengths), strict=True))
+        if standing is None:
+            vectors = [
+                torch.zeros(sum(lengths), dtype=torch.float32, device=device)
+                for device, lengths in zip(devices, sizes, strict=True)
+            ]
+            pieces = dict[str, Tensor]()
+            for paths, vector, lengths in zip(devices.values(), vectors, sizes, strict=True):
+                pieces.update(zip(paths, vector.split(lengths), strict=True))
+        else:
+            vectors, pieces = standing._vectors, standing.pieces
         offsets = [
             (np.cumsum([0, *lengths[:-1]]) * vector.itemsize).astype(np.int64)
             for lengths, vector in zip(sizes, vectors, strict=True)
