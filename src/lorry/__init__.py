@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         attach,
         fuse_support,
         is_supported,
+        preload,
         prepare,
     )
     from lorry.prompts import LoraTag, Prompt, parse_prompt
@@ -44,6 +45,7 @@ __all__ = [
     "get_adapter_state_dict",
     "is_supported",
     "parse_prompt",
+    "preload",
     "prepare",
 ]
 
@@ -63,6 +65,7 @@ _HOMES = {
     "get_adapter_state_dict": "lorry.training",
     "is_supported": "lorry.pipelines",
     "parse_prompt": "lorry.prompts",
+    "preload": "lorry.pipelines",
     "prepare": "lorry.pipelines",
 }
 

@@ -1,7 +1,7 @@
 """One adapter as a frozen value."""
 
 from lorry.adapters.adapter import Adapter, Embedding, Entry, Ignored
-from lorry.adapters.forms import Form, form_of
+from lorry.adapters.forms import Form, form_of, with_form_of
 from lorry.adapters.svd import (
     Svd,
     dense_svd,
@@ -28,4 +28,5 @@ __all__ = [
     "joined",
     "rank_for",
     "sketch_svd",
+    "with_form_of",
 ]

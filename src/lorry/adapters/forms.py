@@ -61,6 +61,14 @@ class Form:
         return adapter
 
 
+def with_form_of(adapter: Adapter, moved: Adapter) -> Adapter:
+    """Return `moved`, which is `adapter` over other memory, and remember that it has its form."""
+    form = form_of(adapter)
+    if form is not None:
+        _forms[moved] = form
+    return moved
+
+
 _forms: WeakKeyDictionary[Adapter, Form] = WeakKeyDictionary()
 
 

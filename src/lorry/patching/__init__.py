@@ -5,7 +5,7 @@ from lorry.patching.finite import find_not_finite
 from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
 from lorry.patching.fuse_loss import FuseLoss, FuseLosses
 from lorry.patching.locks import exclusive
-from lorry.patching.memory import can_be_kept
+from lorry.patching.memory import can_be_kept, copied
 from lorry.patching.originals import Originals
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength, check_strength
@@ -26,6 +26,7 @@ __all__ = [
     "can_be_kept",
     "check_passes_gradients",
     "check_strength",
+    "copied",
     "exclusive",
     "find_not_finite",
     "find_state",

@@ -82,10 +82,16 @@ class Block:
         return self._memory[start : start + nbytes].view(dtype).view(shape)
 
 
-def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def copied(tensors: Sequence[Tensor], device: torch.device, *, pinned: bool = False) -> list[Tensor]:
     """Copy tensors to `device`, each in its dtype, into one block of memory.
 
     Tensors that lie side by side in one storage, as a file's do, are copied together: one copy for a whole file.
+
+    Args:
+        tensors: on any device.
+        device: where to.
+        pinned: by way of pinned memory, so that a GPU fetches them by itself. The copies are there when the current
+            stream has come so far.
     """
     sources = [tensor.detach().contiguous() for tensor in tensors]
     runs = runs_of(sources)
@@ -94,7 +100,8 @@ def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     copies: list[Tensor] = [block] * len(sources)
     start = 0
     for run in runs:
-        block[start : start + run.nbytes].copy_(run.bytes())
+        source = run.bytes().pin_memory() if pinned else run.bytes()
+        block[start : start + run.nbytes].copy_(source, non_blocking=pinned)
         for index, offset in run.members:
             source = sources[index]
             if source.dtype not in views:

@@ -4,6 +4,7 @@ from lorry.pipelines.attach import attach
 from lorry.pipelines.fusable import FuseSupport, fuse_support
 from lorry.pipelines.mixins import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from lorry.pipelines.parts import Strengths
+from lorry.pipelines.preloading import preload
 from lorry.pipelines.preparing import prepare
 from lorry.pipelines.support import Support, is_supported
 
@@ -16,5 +17,6 @@ __all__ = [
     "attach",
     "fuse_support",
     "is_supported",
+    "preload",
     "prepare",
 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from lorry.adapters import Adapter
 from lorry.binding import LoadReport
 from lorry.errors import FuseError, NothingAppliedError, StateError, did_you_mean
 from lorry.names import CONDITIONER, DENOISER, DENOISERS, TEXT_ENCODERS
@@ -19,6 +20,7 @@ from lorry.pipelines.components import check_components, components_of, states_o
 from lorry.pipelines.devices import usable_device
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.parts import check_parts
+from lorry.pipelines.preloading import Preloaded
 from lorry.pipelines.preparing import prepare
 from lorry.pipelines.reading import Source, as_state_dict, configuration_of, read_source, with_prefix
 from lorry.pipelines.saving import Layers, SaveFunction, saved_by, write_layers
@@ -47,12 +49,16 @@ class LoraLoaderMixin:
     # --- load and save ----------------------------------------------------------------------------------------
 
     def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict: Source, adapter_name: str | None = None, **kwargs: Any
+        self,
+        pretrained_model_name_or_path_or_dict: Source | Preloaded,
+        adapter_name: str | None = None,
+        **kwargs: Any,
     ) -> LoadReport:
         """Read an adapter and put it into the denoiser and the text encoders; it becomes the one active adapter.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a Hub model id, a local directory, a local file, or a state dict.
+            pretrained_model_name_or_path_or_dict: a Hub model id, a local directory, a local file, a state dict, or
+                what `lorry.preload` has begun to read.
             adapter_name: what to call it; `default_{i}` when None, i the number of adapters already loaded.
             kwargs: those of `lora_state_dict`, and
                 `strict` (True): refuse a file of which any tensor has no place; when false, the rest is loaded;
@@ -77,17 +83,16 @@ class LoraLoaderMixin:
         for other in ("transformer_2", "transformer_ref"):
             if kwargs.pop(f"load_into_{other}", False):
                 denoisers = [other]
+        given = pretrained_model_name_or_path_or_dict
         try:
             with collector_paused():
-                adapter = read_source(pretrained_model_name_or_path_or_dict, **kwargs)
-            owned = not isinstance(pretrained_model_name_or_path_or_dict, Mapping)
+                adapter = _read(given, kwargs)
+            owned = given.owned if isinstance(given, Preloaded) else not isinstance(given, Mapping)
             models, how = components_of(self), {"strict": strict, "hotswap": hotswap, "owned": owned}
             with exclusive(models.values()), collector_paused():
                 return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers, pipeline=self)
         except Exception as error:
-            error.add_note(
-                f"while loading {_described(pretrained_model_name_or_path_or_dict)} into {type(self).__name__}"
-            )
+            error.add_note(f"while loading {_described(given)} into {type(self).__name__}")
             raise
 
     @classmethod
@@ -615,10 +620,18 @@ def _listed(names: Names) -> list[str]:
     return listed
 
 
-def _described(source: Source) -> str:
+def _read(source: Source | Preloaded, where: Mapping[str, Any]) -> Adapter:
+    if not isinstance(source, Preloaded):
+        return read_source(source, **where)
+    if where:
+        raise TypeError(f"{next(iter(where))!r} says where a file is: give it to `lorry.preload`.")
+    return source.take()
+
+
+def _described(source: Source | Preloaded) -> str:
     if isinstance(source, Mapping):
         return f"a state dict of {len(source)} tensors"
-    return str(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
+    return str(source) if isinstance(source, (str, os.PathLike, Preloaded)) else f"a {type(source).__name__}"
 
 
 def _denoiser_of(cls: type) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,11 +68,7 @@ def read_source(
         TypeError: an argument that nothing is known of.
         FileError, FormatError: the file cannot be had, read or understood, or `source` is none of these.
     """
-    known = (*FILE_ARGUMENTS, *OTHER_ARGUMENTS)
-    for name in kwargs:
-        if name not in known:
-            near = did_you_mean(name, (*known, *LOADING_ARGUMENTS))
-            raise TypeError(f"Unexpected argument {name!r}.{near} Known: {', '.join(known)}.")
+    check_arguments(kwargs)
     if not isinstance(source, (str, os.PathLike, Mapping)):
         raise FormatError(
             f"Expected the path of an adapter, its id on the Hub, or its state dict; got a {type(source).__name__}. "
@@ -85,6 +81,15 @@ def read_source(
         )
     where = {k: v for k, v in kwargs.items() if k in FILE_ARGUMENTS}
     return read_adapter(read_adapter_file(source, into_memory=True, **where))
+
+
+def check_arguments(given: Iterable[str]) -> None:
+    """Raise a TypeError at an argument of `lora_state_dict` that nothing is known of."""
+    known = (*FILE_ARGUMENTS, *OTHER_ARGUMENTS)
+    for name in given:
+        if name not in known:
+            near = did_you_mean(name, (*known, *LOADING_ARGUMENTS))
+            raise TypeError(f"Unexpected argument {name!r}.{near} Known: {', '.join(known)}.")
 
 
 def configuration_of(adapter: Adapter) -> dict[str, Any] | None:

@@ -1,0 +1,103 @@
+"""Adapters read ahead, by a thread of their own, while a pipeline is drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, final
+
+import torch
+
+from lorry.adapters import Adapter, with_form_of
+from lorry.errors import StateError
+from lorry.patching import copied
+from lorry.pipelines.devices import usable_device
+from lorry.pipelines.loading import collector_paused
+from lorry.pipelines.reading import Source, check_arguments, read_source
+
+_readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="lorry-preload")
+"""Two, so that a slow download does not hold up a file that is here."""
+
+
+@final
+class Preloaded:
+    """An adapter that is on its way into memory, for one `load_lora_weights`."""
+
+    def __init__(self, source: Source, device: torch.device, where: dict[str, Any]) -> None:
+        """Begin to read it; `preload` makes these."""
+        self._source, self._device = source, device
+        self._reading = _readers.submit(_read, source, device, where)
+        self._is_taken = False
+
+    @property
+    def done(self) -> bool:
+        """Whether it is there, or reading it has failed: whether loading it would not wait."""
+        return self._reading.done()
+
+    @property
+    def owned(self) -> bool:
+        """Whether nobody else has its memory: a state dict on the CPU keeps its own."""
+        return self._device.type == "cuda" or not isinstance(self._source, Mapping)
+
+    def take(self) -> Adapter:
+        """Wait for it, and return it, once.
+
+        Raises:
+            FileError, FormatError: the file cannot be had, read or understood.
+            StateError: it was taken already.
+        """
+        adapter = self._reading.result()
+        if self._is_taken:
+            raise StateError(f"{self} was loaded already, and is loaded once. Call `lorry.preload` again.")
+        self._is_taken = True
+        if self._device.type == "cuda":
+            # Its memory was another stream's: it is not to be used again before the work of this one is done.
+            stream = torch.cuda.current_stream(self._device)
+            for tensor in _tensors(adapter):
+                tensor.record_stream(stream)
+        return adapter
+
+    def __repr__(self) -> str:
+        what = "a state dict" if isinstance(self._source, Mapping) else repr(str(self._source))
+        return f"Preloaded({what}, device={str(self._device)!r})"
+
+
+def preload(source: Source, device: str | torch.device = "cpu", **where: Any) -> Preloaded:
+    """Begin to read an adapter, in a thread, and return at once.
+
+    `load_lora_weights` takes what this returns in place of a path, waits where it is not there yet, and then places it
+    without reading, downloading or copying anything. Errors of the file are raised there.
+
+    Args:
+        source: a Hub model id, a local folder, a local file, or a state dict, which is not to be changed meanwhile.
+        device: where its tensors are wanted: where the model computes. A GPU gets them from pinned memory, over a
+            stream of its own, while others compute.
+        where: arguments of `load_lora_weights` that say where the file is (`weight_name`, `subfolder`, …).
+
+    Raises:
+        StateError: there is no such device on this machine.
+        TypeError: an argument that says nothing about a file.
+    """
+    check_arguments(where)
+    return Preloaded(source, usable_device(device), where)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _read(source: Source, device: torch.device, where: dict[str, Any]) -> Adapter:
+    with collector_paused():
+        adapter = read_source(source, **where)
+        if device.type != "cuda":
+            return adapter
+        stream = torch.cuda.Stream(device)
+        tensors = _tensors(adapter)
+        with torch.cuda.stream(stream):
+            moved = copied(tensors, device, pinned=True)
+        stream.synchronize()
+    there = {id(tensor): copy for tensor, copy in zip(tensors, moved, strict=True)}
+    return with_form_of(adapter, adapter.map_tensors(lambda tensor: there.get(id(tensor), tensor)))
+
+
+def _tensors(adapter: Adapter) -> list[torch.Tensor]:
+    tensors = (tensor for entry in adapter.entries for tensor in entry.delta.tensors().values())
+    return list({id(tensor): tensor for tensor in tensors}.values())
