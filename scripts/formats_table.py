@@ -200,11 +200,11 @@ The names of diffusers are read for every model. `comfyui` is written in the ori
 but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
 of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
-are in no package; each name of theirs must be a layer of the model and each layer must have one. Two things in them
-have no bits that come back: CogVideoX's original has its two modulations in one layer, half by half, so that LoRAs of
-both come back as the same deltas at four times the rank; HunyuanDiT's `norm2` and `norm3` are exchanged in the
-original, and are read and written under diffusers' names alone. What ComfyUI calls otherwise than HunyuanVideo's
-checkpoints do is read, and written in its dialect.
+are in no package; each name of theirs must be a layer of the model and each layer must have one. One thing in them
+has no bits that come back: CogVideoX's original has its two modulations in one layer, half by half, so that LoRAs of
+both come back as the same deltas at four times the rank. HunyuanDiT's `norm2` and `norm3` are each other's in the
+original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and where none does its dialect. What
+ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its dialect.
 
 {architectures()}
 

@@ -133,6 +133,8 @@ CHECKPOINTS = (
             _rows(
                 _HUNYUAN,
                 ("norm1", "norm1.norm"),
+                ("norm2", "norm3"),
+                ("norm3", "norm2"),
                 ("default_modulation.1", "norm1.linear"),
                 ("attn1.q_norm", "attn1.norm_q"),
                 ("attn1.k_norm", "attn1.norm_k"),
@@ -146,7 +148,7 @@ CHECKPOINTS = (
             )
         }
         """,
-        same=r"blocks\.\d+\.(norm[23]|skip_(linear|norm))$",
+        same=r"blocks\.\d+\.skip_(linear|norm)$",
         source=_SCRIPTS.format("hunyuandit"),
     ),
 )

@@ -31,6 +31,8 @@ class Target:
     component: str
     path: str
     flat: bool = False
+    original: bool = False
+    """Whether `path` is the original checkpoint's, in a model that calls another module so. Binding finds it out."""
 
     def __str__(self) -> str:
         return f"{self.component}.{self.path}"

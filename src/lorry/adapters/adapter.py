@@ -11,6 +11,8 @@ from torch import Tensor
 from lorry.algebra import Delta
 from lorry.names import Target
 
+BlockNames = Literal["diffusers", "original"]
+"""Whose names a model's modules have in a file."""
 ScaleSource = Literal["alpha tensor", "metadata", "rank"]
 """Where a delta's `rank_scale` comes from: the order of truth, the first that is there wins."""
 
@@ -67,6 +69,9 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = "a state dict"
     embeddings: tuple[Embedding, ...] = ()
+    block_names: BlockNames = "diffusers"
+    """Whose names its targets have where a name means one module in diffusers and another in the original checkpoint,
+    and no other name in it tells."""
 
     @property
     def components(self) -> tuple[str, ...]:

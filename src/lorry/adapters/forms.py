@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lorry.adapters.adapter import Adapter, Entry
+from lorry.adapters.adapter import Adapter, BlockNames, Entry
 
 
 @final
@@ -19,6 +19,8 @@ class Form:
     """What is left of an adapter without its weights, and from which keys of a file each is filled in."""
 
     dialect: str
+    block_names: BlockNames
+    """What the adapter says of its targets' names."""
     entries: tuple[tuple[Entry, tuple[tuple[str, str], ...]], ...]
     """Each over tensors on the meta device, with (name of a tensor, key of the file)."""
 
@@ -41,7 +43,7 @@ class Form:
             hollow = {name: _outline(tensor, outlines) for name, tensor in own.items()}
             filled_from = tuple((name, keys[id(tensor)]) for name, tensor in own.items())
             entries.append((replace(entry, delta=entry.delta.with_tensors(hollow)), filled_from))
-        form = cls(adapter.dialect, tuple(entries))
+        form = cls(adapter.dialect, adapter.block_names, tuple(entries))
         _forms[adapter] = form
         return form
 
@@ -56,7 +58,9 @@ class Form:
             )
             for entry, names in self.entries
         )
-        adapter = Adapter(entries, self.dialect, metadata=metadata, source=source)
+        adapter = Adapter(
+            entries, self.dialect, metadata=metadata, source=source, block_names=self.block_names
+        )
         _forms[adapter] = self
         return adapter
 

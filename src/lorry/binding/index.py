@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 
 from lorry.binding.original_names import sgm_names
 from lorry.binding.places import Place, joined, places_of, where_fused
-from lorry.binding.tables import Names, Piece, original_names
+from lorry.binding.tables import Names, Piece, exchanged_names, original_names
 from lorry.binding.targets import carriers, weight_shape
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
@@ -76,6 +76,18 @@ class ModuleIndex:
     def _flat_original(self) -> dict[str, set[str]]:
         return {**_flattened(self._also), **_flattened(self._original)}
 
+    def is_exchanged(self, target: Target) -> bool:
+        """Whether a name is one module's in the original checkpoint and another one's in this model."""
+        pattern = exchanged_names(type(self.model))
+        return pattern is not None and pattern.fullmatch(target.path) is not None
+
+    def names_in(self, target: Target) -> Literal["original", "diffusers", "both"]:
+        """Say in which names a target is to be found: only the original's, only the model's, or in both or neither."""
+        own, original = (self._flat, self._flat_original) if target.flat else (self.modules, self._spelt)
+        if (target.path in own) == (target.path in original):
+            return "both"
+        return "diffusers" if target.path in own else "original"
+
     def find(self, target: Target) -> tuple[Place, ...] | None:
         """Return where the rows of `target` land, or None where the model has no such module.
 
@@ -96,6 +108,9 @@ class ModuleIndex:
         Raises:
             UnknownTargetError: a flattened name means two modules of this model.
         """
+        if target.original:
+            names = self._flat_original[target.path] if target.flat else (target.path,)
+            return self._original[next(iter(names))]
         return self._find_flat(target.path) if target.flat else self._find_dotted(target.path)
 
     @property

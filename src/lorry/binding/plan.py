@@ -13,6 +13,7 @@ from lorry.algebra import Delta
 from lorry.binding.bases import made_for
 from lorry.binding.draft import Draft
 from lorry.binding.embeddings import place_embeddings
+from lorry.binding.exchanged import with_meant_names
 from lorry.binding.index import ModuleIndex
 from lorry.binding.known import find_known, remember
 from lorry.binding.report import LoadReport
@@ -108,7 +109,7 @@ def _drafted(
     routed: Mapping[str, tuple[str, ...]],
 ) -> Draft:
     draft = Draft(indexes, models, routed)
-    for entry in adapter.entries:
+    for entry in with_meant_names(adapter, indexes, routed).entries:
         draft.place(entry)
     return draft
 

@@ -12,6 +12,7 @@ from lorry.adapters import Adapter, Entry
 from lorry.adapters.rows import Rows, join_rows, split_blocks
 from lorry.algebra import Delta, cut_rows
 from lorry.binding.draft import equal
+from lorry.binding.exchanged import with_meant_names
 from lorry.binding.index import ModuleIndex
 from lorry.binding.plan import bind
 from lorry.binding.routes import routes
@@ -40,7 +41,11 @@ def in_names_of_model(adapter: Adapter, models: Models) -> Adapter:
         for component, deltas in plan.deltas.items()
         for path, delta in deltas.items()
     ]
-    return replace(adapter, entries=tuple(sorted(entries, key=lambda entry: entry.target)))
+    return replace(
+        adapter,
+        entries=tuple(sorted(entries, key=lambda entry: entry.target)),
+        block_names="diffusers",
+    )
 
 
 def in_original_names(adapter: Adapter, models: Models, join: Join | None = None) -> Adapter:
@@ -59,7 +64,11 @@ def in_original_names(adapter: Adapter, models: Models, join: Join | None = None
     for component, found in _by_pieces(adapter, models).items():
         renaming = _Renaming(ModuleIndex(models[component]), join or join_exactly)
         entries += [Entry(Target(component, name), delta, ()) for name, delta in renaming.named(found)]
-    return replace(adapter, entries=tuple(sorted(entries, key=lambda entry: entry.target)))
+    return replace(
+        adapter,
+        entries=tuple(sorted(entries, key=lambda entry: entry.target)),
+        block_names="original",
+    )
 
 
 def join_exactly(name: str, deltas: Sequence[Delta | None], rows: Rows) -> Delta:
@@ -79,14 +88,16 @@ def join_exactly(name: str, deltas: Sequence[Delta | None], rows: Rows) -> Delta
 
 
 def _with_own_components(adapter: Adapter, indexes: Mapping[str, ModuleIndex], models: Models) -> Adapter:
-    """Return an adapter whose components are called as those of these models; those that are not there, as before."""
+    """Return an adapter whose components and names are those that are meant on these models; others, as before."""
     found = routes(adapter, indexes, models)
 
     def named(entry: Entry) -> Iterator[Entry]:
         for component in found[entry.target.component] or (entry.target.component,):
             yield replace(entry, target=replace(entry.target, component=component))
 
-    return replace(adapter, entries=tuple(other for entry in adapter.entries for other in named(entry)))
+    entries = tuple(other for entry in adapter.entries for other in named(entry))
+    own = {name: (name,) for name in indexes}
+    return with_meant_names(replace(adapter, entries=entries), indexes, own)
 
 
 def _apart(entry: Entry, indexes: Mapping[str, ModuleIndex]) -> Iterator[Entry]:

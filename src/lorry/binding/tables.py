@@ -85,6 +85,19 @@ def original_names(model: nn.Module, paths: Iterable[str], section: Section = "n
     return names
 
 
+@cache
+def exchanged_names(model: type) -> re.Pattern[str] | None:
+    """Return a pattern of the names, dotted or flattened, that are one module's in the original and another one's here.
+
+    None for a class of model that has none of them.
+    """
+    rows = next((found for cls in model.__mro__ if (found := _rows(cls.__name__))), ())
+    paths = {piece.path for _, pieces in rows for piece in pieces}
+    names = [re.escape(original) for original, _ in rows if original in paths]
+    either = (name.replace(r"\.", "[._]").replace(r"\*", r"\d+") for name in names)
+    return re.compile("|".join(either)) if names else None
+
+
 def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
     """Return the class of model that a checkpoint is of, told from its modules' original names, and what these are.
 

@@ -114,7 +114,8 @@ def _read(file: TensorFile) -> Adapter:
         raise UnsupportedAdapterError(f"{file.source} is {refusal}")
     if dialect is None:
         raise UnknownDialectError(_unknown(file))
-    return dialect.read(file)
+    names = "diffusers" if dialect.block_names == "diffusers" else "original"
+    return replace(dialect.read(file), block_names=names)
 
 
 def _unknown(file: TensorFile) -> str:
