@@ -13,6 +13,7 @@ from lorry.errors import FuseError
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter
+from lorry.patching.grouped import Grouped
 from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind, plain_parameter
 from lorry.patching.memory import is_held_once
 from lorry.patching.originals import Keeper, Originals, Saved, there
@@ -116,6 +117,7 @@ class FusedWeights:
                 again), its original was not kept, or `safe` found a value that is not finite.
         """
         lost: dict[str, FuseLoss] = {}
+        fused, later = dict[str, Tensor](), Grouped()
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_spare", dict(self._spare))
         with Keeper(keep) as keeper:
@@ -135,24 +137,34 @@ class FusedWeights:
                         again = lossy or name in self._originals
                         parameter, kind = check_fusable(path, modules[path], key, lossy=again)
                         if kind.refusal is None:
-                            self._fuse(name, parameter, parts, safe, keeper, undo)
+                            fused[name] = self._fuse(name, parameter, parts, later, keeper, undo)
                         else:
                             lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
                         self._restore(name, modules, undo)
+            later.run()
+        if safe:
+            for name, new in fused.items():
+                _check_finite(name, new)
         return lost
 
     def _fuse(
-        self, name: str, parameter: nn.Parameter, parts: Contributions, safe: bool, keeper: Keeper, undo: Undo
-    ) -> None:
+        self,
+        name: str,
+        parameter: nn.Parameter,
+        parts: Contributions,
+        later: Grouped,
+        keeper: Keeper,
+        undo: Undo,
+    ) -> Tensor:
         original = self._original(name, parameter)
-        spare = self._spare.pop(name, None)
-        new = fused_parameter(original, parts, out=_reusable(spare, original))
-        if safe:
-            _check_finite(name, new)
-        if name not in self._originals:
-            self._originals[name] = keeper.keep(original)
+        saved = self._originals[name] if name in self._originals else keeper.keep(original)
+        out = _reusable(self._spare.pop(name, None), original)
+        # an original that is kept elsewhere is not to be held until all are computed
+        new = fused_parameter(original, parts, out=out, later=later if saved.beside else None)
+        self._originals[name] = saved
         undo.set_attribute(parameter, "data", new)
+        return new
 
     def _repack(
         self,

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from lorry.algebra import Delta, LowRank
+from lorry.patching.grouped import Grouped, Scaled
 
 BLOCK = 1 << 17
 """Numbers that are widened at a time on the CPU: half a megabyte of float32 stays in the cache."""
-
-Scaled = Sequence[tuple[LowRank, float]]
-"""Factors, each with the number that is on their product."""
 
 
 @torch.no_grad()
@@ -23,6 +21,7 @@ def fused_parameter(
     deltas: Sequence[tuple[Delta, float]],
     base: Tensor | None = None,
     out: Tensor | None = None,
+    later: Grouped | None = None,
 ) -> Tensor:
     """Compute `start + sum(strength * delta)` in at least float32, rounded once to the dtype of `start`.
 
@@ -31,6 +30,7 @@ def fused_parameter(
         deltas: each with its strength; the deltas' tensors may lie on another device and in another dtype.
         base: what families see that need the base weight; `start` when None.
         out: memory for the result, laid out like `start`; new memory when None.
+        later: takes what is computed faster with other layers; the result is there when it is run.
 
     Returns:
         A tensor like `start`: `out`, or a new one.
@@ -38,7 +38,9 @@ def fused_parameter(
     with torch.autocast(start.device.type, enabled=False):
         result = torch.empty_like(start) if out is None else out
         pairs, full = _in_factors(start if base is None else base, deltas)
-        if full is None and _can_mix(start, pairs):
+        if full is None and later is not None and later.takes(start, pairs, result):
+            later.add(start, pairs, result)
+        elif full is None and _can_mix(start, pairs):
             _add_mixed(start, pairs, result)
         else:
             _add_widened(start, pairs, full, result)

@@ -1,0 +1,104 @@
+"""The products of many layers in one launch: the kernel, run by Triton's interpreter where Triton is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lorry.patching import grouped
+from lorry.patching.grouped import Grouped
+from small import Small, changing, put, small_input
+from snapshots import check_same, snapshot
+
+KERNEL = """
+import torch
+from lorry.patching.grouped import trial
+print(trial(torch.device("cpu"), torch.float16))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
+def test_the_kernel_rounds_the_sum_of_all_adapters_once() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", KERNEL],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(run.stdout) < 0.01
+
+
+def fuse(model: Small, **options: object) -> None:
+    with changing(model) as (state, undo):
+        state.fuse(undo, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take linear layers on the CPU too, and compute them as the kernel does; how many layers each launch had."""
+    seen: list[int] = []
+
+    def run(jobs: list[grouped.Job], device: torch.device, dtype: torch.dtype) -> None:
+        seen.append(len(jobs))
+        for start, pairs, result in jobs:
+            change = sum(scale * (pair.up.double() @ pair.down.double()) for pair, scale in pairs)
+            result.copy_(start.double() + change)
+
+    monkeypatch.setattr(Grouped, "takes", lambda self, start, pairs, result: start.dim() == 2)
+    monkeypatch.setattr(grouped, "_run", run)
+    return seen
+
+
+def test_a_fuse_is_one_launch_and_comes_off_bit_for_bit(launches: list[int]) -> None:
+    model, x = Small(), small_input()
+    put(model, "a", 0.5, seed=1)
+    put(model, "b", -1.0, seed=2)
+    before, expected = snapshot(model), model(x)
+    fuse(model)
+    assert launches == [sum(p.dim() == 2 for n, p in model.named_parameters() if n.endswith("weight"))]
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    assert not torch.equal(model(x), Small()(x))
+    with changing(model) as (state, undo):
+        state.unfuse(undo)
+    check_same(snapshot(model), before)
+
+
+def test_originals_that_are_kept_elsewhere_are_not_held_for_the_launch(launches: list[int]) -> None:
+    model = Small()
+    put(model, "a")
+    fuse(model, originals="cpu")
+    assert not launches
+
+
+def test_a_launch_that_fails_leaves_the_weights_as_they_were(
+    launches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    model = Small()
+    put(model, "a")
+    before = snapshot(model)
+    monkeypatch.setattr(grouped, "_run", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fuse(model)
+    check_same(snapshot(model), before)
+
+
+def test_without_triton_layers_are_fused_one_by_one_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "lorry.patching.grouped_kernel", None)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    grouped._works.cache_clear()
+    for _ in range(2):
+        assert not grouped._works(torch.device("cpu"), torch.float16)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["Fusing goes layer by layer"]
+    grouped._works.cache_clear()
