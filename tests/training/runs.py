@@ -39,6 +39,7 @@ class Listening(Watcher):
         self.notes: list[str] = []
         self.steps: list[Progress] = []
         self.files: list[tuple[str, int]] = []
+        self.end: tuple[str, int, float, bool] | None = None
         self._stop_at = stop_at
 
     def note(self, text: str) -> None:
@@ -56,6 +57,9 @@ class Listening(Watcher):
 
     def saved(self, path: Path, step: int) -> None:
         self.files.append((path.name, step))
+
+    def ended(self, adapter: Path, step: int, average: float, *, finished: bool) -> None:
+        self.end = (adapter.name, step, average, finished)
 
 
 SMALL: dict[str, Any] = {

@@ -51,7 +51,18 @@ def started(
         "ACCELERATE_USE_CPU": "true",
     }
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(together if world > 1 else {}), **more}
-    return subprocess.Popen([sys.executable, SCRIPT, *map(str, words)], env=env, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, SCRIPT, *map(str, words)], env=env, stdout=pipe, stderr=pipe)
+
+
+def said_by(processes: list[subprocess.Popen[bytes]]) -> list[tuple[str, str]]:
+    """Wait for processes that are to end well; return the standard output and error of each."""
+    said = []
+    for process in processes:
+        out, error = (text.decode() for text in process.communicate(timeout=240))
+        assert process.returncode == 0, error[-2000:]
+        said.append((out, error))
+    return said
 
 
 def free_port() -> int:
@@ -66,9 +77,11 @@ def test_two_processes_with_batches_of_two_train_what_one_with_a_batch_of_four_d
     port = free_port()
     both = [started(data, sd, tmp_path / "two", 2, rank=r, world=2, port=port) for r in range(2)]
     run(data, sd, tmp_path / "one", steps=3, batch=4, caption_dropout=0.3)
-    for process in both:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said.decode()[-2000:]
+    (told, shown), (told_by_other, shown_by_other) = said_by(both)
+    assert re.search(r"toy\.safetensors  \(step 3, average loss \d\.\d+\)", told)
+    assert "steps/s" in shown
+    assert told_by_other == "", "one process alone tells"
+    assert "steps/s" not in shown_by_other
     one, two = (find_checkpoint(tmp_path / name) for name in ("one", "two"))
     assert one is not None
     assert two is not None
@@ -85,12 +98,8 @@ def test_two_processes_that_share_out_the_base_train_what_one_does(
     words = (data, sd, tmp_path / "two", 2, json.dumps(changes))
     both = [started(*words, rank=r, world=2, port=port, **FSDP) for r in range(2)]
     one = run(data, sd, tmp_path / "one", steps=3, batch=4, caption_dropout=0.3, **changes)
-    told = []
-    for process in both:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said.decode()[-2000:]
-        told.append(said.decode())
-    assert re.search(r"FSDP: each process has its part of [1-9]\d+ of the base's weights", told[0])
+    (_, told), _ = said_by(both)
+    assert re.search(r"FSDP: each process has its part of [1-9]\d+ of the base's weights", told)
     expected, found = (
         read_safetensors(path).tensors for path in (one.adapter, tmp_path / "two" / one.adapter.name)
     )

@@ -1,4 +1,4 @@
-"""A run in as many processes as accelerate was launched with: what the tests of two processes start."""
+"""`lorry train` in as many processes as accelerate was launched with: what the tests of two processes start."""
 
 from __future__ import annotations
 
@@ -12,19 +12,9 @@ torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":
-    from training.runs import Listening, run
+    from lorry.cli.training import train_and_tell
+    from training.runs import SMALL
 
     data, base, out, batch, *changes = sys.argv[1:]
-    settings = json.loads("".join(changes) or "{}")
-    listening = Listening()
-    run(
-        Path(data),
-        Path(base),
-        Path(out),
-        listening,
-        steps=3,
-        batch=int(batch),
-        caption_dropout=0.3,
-        **settings,
-    )
-    sys.stderr.write("\n".join(listening.notes))
+    settings = {"data": data, "base": base, "out": out, **SMALL, "steps": 3, "batch": int(batch)}
+    train_and_tell({**settings, "caption_dropout": 0.3, **json.loads("".join(changes) or "{}")}, None, None)

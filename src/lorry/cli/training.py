@@ -32,27 +32,24 @@ def train_and_tell(given: Mapping[str, Any], config: Path | None, resume: Path |
     settings = (Settings() if path is None else Settings.read(path)).changed(given)
     if resume is not None:
         settings = settings.changed({"out": str(resume)})
-    with _Screen() as screen:
-        result = train(settings, screen, resume=resume is not None)
-    tell(f"{result.adapter}  (step {result.step:,}, average loss {result.loss:.4f})")
-    if not result.finished:
-        tell(
-            f"Stopped at step {result.step:,} of {settings.steps:,}. Go on with: lorry train --resume {settings.out}"
-        )
-    return result
+    with _Screen(settings) as screen:
+        return train(settings, screen, resume=resume is not None)
 
 
 @final
 class _Screen(Watcher):
-    """One bar on standard error; notes above it."""
+    """One bar on standard error, notes above it; what the run has come to on standard output.
 
-    def __init__(self) -> None:
+    The bar begins with the first thing that is told: nothing is, in all processes but the main one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
         self._progress = Progress(*columns, console=console(stderr=True))
         self._task = self._progress.add_task("preparing", total=None, said="")
 
     def __enter__(self) -> _Screen:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,6 +59,7 @@ class _Screen(Watcher):
         self._progress.console.print(text, style="yellow", markup=False, emoji=False)
 
     def prepare(self, what: str, done: int, count: int) -> None:
+        self._progress.start()
         self._progress.update(
             self._task,
             description="preparing",
@@ -76,12 +74,20 @@ class _Screen(Watcher):
             f"{progress.steps_per_second:.2f} steps/s  {_clock(progress.seconds_left)} left  "
             f"{size_of(progress.memory)}"
         )
+        self._progress.start()
         self._progress.update(
             self._task, description="training", completed=progress.step, total=progress.steps, said=said
         )
 
     def saved(self, path: Path, step: int) -> None:
         self._progress.console.print(f"step {step:,}: {path}", style="dim", markup=False, emoji=False)
+
+    def ended(self, adapter: Path, step: int, average: float, *, finished: bool) -> None:
+        self._progress.stop()
+        tell(f"{adapter}  (step {step:,}, average loss {average:.4f})")
+        if not finished:
+            out, steps = self._settings.out, self._settings.steps
+            tell(f"Stopped at step {step:,} of {steps:,}. Go on with: lorry train --resume {out}")
 
 
 def _clock(seconds: float) -> str:

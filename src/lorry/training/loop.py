@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Result:
     """The file, of the state at `step`."""
     step: int
     loss: float
-    """The average of the last steps."""
+    """The average of the last steps, over all processes."""
     finished: bool
     """False when it was asked to stop."""
 
@@ -58,8 +59,9 @@ def run_steps(outputs: Outputs, done: int) -> Result:
             if records is not None and (done % s.save_every == 0 or done == s.steps or stop):
                 outputs.save(done, records)
     process.wait()
+    average = process.of_main(math.nan if records is None else records.average)
     process.accelerator.end_training()
-    average = records.average if records is not None and records.rows else float("nan")
+    process.watcher.ended(outputs.adapter, done, average, finished=done >= s.steps)
     return Result(outputs.adapter, done, average, done >= s.steps)
 
 

@@ -64,6 +64,12 @@ class Process:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def of_main(self, value: float) -> float:
+        """Return the main process's value; all processes must ask."""
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
 
 @contextmanager
 def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Final, final
 
@@ -33,8 +34,8 @@ class Records:
 
     @property
     def average(self) -> float:
-        """The loss of the last steps, about fifty of them, the later the more."""
-        return smoothed([loss for _, loss, _ in self.rows[-200:]])[-1]
+        """The loss of the last steps, about fifty of them, the later the more; nan where the table is gone."""
+        return smoothed([loss for _, loss, _ in self.rows[-200:]])[-1] if self.rows else math.nan
 
     def draw(self) -> Path:
         """Draw the losses and their average into `losses.png`."""

@@ -56,6 +56,7 @@ def _run(process: Process, resume: bool) -> Result:
     settings, accelerator = process.settings, process.accelerator
     data, prior = read_pictures(process)
     checkpoint = claim_folder(process, resume=resume)
+    process.watcher.prepare("models loaded", 0, 1)
     base = load_base(settings, process.device)
     objective = get_objective(base.pipeline.scheduler, settings.min_snr, settings.noise_offset)
     base_hash = model_hash(base.denoiser)

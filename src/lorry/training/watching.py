@@ -52,6 +52,17 @@ class Watcher(ABC):
     def saved(self, path: Path, step: int) -> None:
         """A file was written."""
 
+    @abstractmethod
+    def ended(self, adapter: Path, step: int, average: float, *, finished: bool) -> None:
+        """The run has come to its last step, or was asked to stop (not `finished`).
+
+        Args:
+            adapter: the file, of the state at `step`.
+            step: how many are done.
+            average: of the losses of the last steps.
+            finished: whether these are all.
+        """
+
 
 @final
 class Silent(Watcher):
@@ -67,6 +78,9 @@ class Silent(Watcher):
         pass
 
     def saved(self, path: Path, step: int) -> None:
+        pass
+
+    def ended(self, adapter: Path, step: int, average: float, *, finished: bool) -> None:
         pass
 
 
