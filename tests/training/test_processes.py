@@ -19,6 +19,7 @@ from lorry.errors import SettingsError
 from lorry.files import read_safetensors
 from lorry.training import sharding
 from lorry.training.checkpoints import find_checkpoint
+from lorry.training.processes import Process
 from lorry.training.processes import started as started_as_process
 from lorry.training.settings import Settings
 from lorry.training.watching import Silent
@@ -135,6 +136,13 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         started_as_process(settings, Silent()),
     ):
         pass
+
+
+def test_all_processes_begin_with_the_main_ones_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.broadcast", lambda tensor: tensor + 1)  # the main one has others
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    Process(Settings(), SimpleNamespace(), Silent()).begin_alike([parameter])
+    assert torch.equal(parameter, torch.ones(3))
 
 
 @pytest.mark.parametrize("count", ["1", "2"])

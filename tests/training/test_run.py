@@ -260,6 +260,8 @@ def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
         {"optimiser": "schedulefree", "schedule": "constant", "ema": 0.9},
         {"text_encoder": True, "family": "lora", "accumulate": 2},
         {"optimiser": "adamw8bit", "rank": 64, "targets": "blocks"},
+        {"init": "pissa", "targets": "blocks+conv"},
+        {"init": "olora", "ema": 0.9},
     ],
 )
 def test_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
@@ -306,6 +308,7 @@ def test_a_finished_run_that_goes_on_writes_its_file_anew(sd: Path, data: Path, 
         ({"alpha": 1.0}, "another alpha / rank"),
         ({"targets": "blocks"}, "another number of layers|another targets"),
         ({"rate": 0.5}, "another rate"),
+        ({"init": "gaussian"}, "another init"),
         ({"batch": 3}, "another pictures a step"),
     ],
 )

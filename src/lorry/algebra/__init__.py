@@ -12,6 +12,7 @@ from lorry.algebra.ia3 import Ia3Delta
 from lorry.algebra.loha import LohaDelta
 from lorry.algebra.lokr import LokrDelta
 from lorry.algebra.lora import LoraDelta
+from lorry.algebra.moved import START, MovedDelta
 from lorry.algebra.oft import OftDelta
 from lorry.algebra.parts import PartsDelta
 from lorry.algebra.replacing import ReplaceDelta
@@ -21,6 +22,7 @@ from lorry.algebra.stacked import StackedDelta
 from lorry.algebra.vera import VeraDelta
 
 __all__ = [
+    "START",
     "BoftDelta",
     "Delta",
     "DoraDelta",
@@ -32,6 +34,7 @@ __all__ = [
     "LokrDelta",
     "LoraDelta",
     "LowRank",
+    "MovedDelta",
     "OftDelta",
     "PartsDelta",
     "SparseDelta",

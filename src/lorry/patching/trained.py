@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lorry.algebra import Delta, LoraDelta
+from lorry.algebra import Delta, LoraDelta, LowRank, MovedDelta
 from lorry.errors import FuseError, StateError
 from lorry.patching.layer_kinds import check_plain, made_by
 from lorry.patching.placement import casts_at_calls
@@ -26,7 +26,8 @@ def place_trained(
 ) -> None:
     """Give a module the parameters of these adapters, and of no others.
 
-    A LoRA acts by its factors, every other family by its formula on the module's weight.
+    A LoRA acts by its factors, and one that began elsewhere than at zero by those that it began with too, which are
+    subtracted; every other family acts by its formula on the module's weight.
 
     Raises:
         StateError: a formula cannot be had here: the weight is packed, or adapters are fused (`any_fused`).
@@ -35,10 +36,11 @@ def place_trained(
     by_factors: list[str] = []
     by_formula: list[Formula] = []
     for name, (delta, strength) in acting.items():
-        if isinstance(delta, LoraDelta) and delta.mid is None:
-            _put_factors(module, name, delta, strength.at(path), undo)
-            by_factors.append(name)
-        else:
+        pairs = _pairs(name, delta, strength.at(path))
+        for pair, (factors, sign) in pairs.items():
+            _put_factors(module, pair, factors, sign, undo)
+            by_factors.append(pair)
+        if not pairs:
             _check_trains(path, module, delta, any_fused)
             formula = Formula(name, delta, strength.at(path))
             for attribute, parameter in formula.parameters().items():
@@ -72,8 +74,19 @@ def check_passes_gradients(path: str, module: nn.Module) -> None:
         )
 
 
-def _put_factors(module: SidePath, name: str, delta: LoraDelta, strength: float, undo: Undo) -> None:
-    pair = delta.low_rank()
+def _pairs(name: str, delta: Delta, strength: float) -> dict[str, tuple[LowRank, float]]:
+    """Return the pairs of factors that an adapter acts by, each with its strength; none where it acts by a formula.
+
+    No adapter's name has a dot.
+    """
+    if isinstance(delta, MovedDelta):
+        began = _pairs(f"{name}.start", delta.start, -strength)
+        return {**_pairs(name, delta.now, strength), **began}
+    is_pair = isinstance(delta, LoraDelta) and delta.mid is None
+    return {name: (delta.low_rank(), strength)} if is_pair else {}
+
+
+def _put_factors(module: SidePath, name: str, pair: LowRank, strength: float, undo: Undo) -> None:
     down, up, scale = trained_names(name)
     undo.set_item(module._parameters, down, pair.down)
     undo.set_item(module._parameters, up, pair.up)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, final, get_args
+from typing import Any, Final, cast, final, get_args
 
 from lorry.errors import StateError, UnsupportedAdapterError, did_you_mean
-from lorry.training.settings import Family
+from lorry.training.settings import Family, Initialisation
 from lorry.training.targets import ATTENTION, Targets
 
-Initialisation = Literal["kaiming", "gaussian"]
+OF_THE_WEIGHT: Final[tuple[Initialisation, ...]] = ("pissa", "olora")
+"""Those that begin out of the base weight, and train how far they are from there."""
 
 
 @final
@@ -39,7 +40,12 @@ class AdapterConfig:
     """Ranks of modules whose path ends in (or matches) the key."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     initialisation: Initialisation = "kaiming"
-    """Of the down factors: uniform as `nn.Linear`'s own weight, or normal with deviation 1 / rank."""
+    """Of the down factors, beside up factors of zeros: uniform as `nn.Linear`'s own weight (kaiming), or normal with
+    deviation 1 / rank (gaussian). Or of both, for a LoRA, out of the base weight: its largest singular triples (pissa)
+    or the first columns of its QR (olora), of which what they were at the beginning is subtracted. What is saved of
+    those is a LoRA of twice the rank, of what has changed."""
+    iterations: int = 0
+    """Of a fast, approximate decomposition for pissa; 0 is the exact one."""
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("conv_rank", self.conv_rank)):
@@ -53,6 +59,12 @@ class AdapterConfig:
                 raise StateError(
                     f"`{name}`: expected one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}"
                 )
+        if self.initialisation in OF_THE_WEIGHT and self.family != "lora":
+            raise StateError(
+                f"`initialisation`: {self.initialisation} is for LoRA, and `family` is {self.family!r}."
+            )
+        if self.iterations and self.initialisation != "pissa":
+            raise StateError(f"`iterations` are for pissa, and `initialisation` is {self.initialisation!r}.")
         if self.rank_stabilised and self.family not in ("lora", "dora"):
             raise StateError(f"`rank_stabilised` is for LoRA and DoRA, and `family` is {self.family!r}.")
 
@@ -74,6 +86,7 @@ class AdapterConfig:
             return config
         if not hasattr(config, "lora_alpha") or not hasattr(config, "r"):
             raise StateError(f"Expected an AdapterConfig or a PEFT LoraConfig, got {type(config).__name__}.")
+        initialisation, iterations = _initialisation(getattr(config, "init_lora_weights", True))
         for name, neutral in _UNSUPPORTED.items():
             if getattr(config, name, None) not in neutral:
                 raise UnsupportedAdapterError(
@@ -87,9 +100,8 @@ class AdapterConfig:
             rank_stabilised=bool(getattr(config, "use_rslora", False)),
             rank_pattern=dict(getattr(config, "rank_pattern", None) or {}),
             alpha_pattern=dict(getattr(config, "alpha_pattern", None) or {}),
-            initialisation="gaussian"
-            if getattr(config, "init_lora_weights", True) == "gaussian"
-            else "kaiming",
+            initialisation=initialisation,
+            iterations=iterations,
         )
 
 
@@ -103,8 +115,17 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "layers_pattern": (None, []),
     "target_parameters": (None, []),
     "layer_replication": (None, []),
-    "init_lora_weights": (None, True, "gaussian"),
 }
+
+
+def _initialisation(given: Any) -> tuple[Initialisation, int]:
+    """Read PEFT's `init_lora_weights`: True, or a name, for a fast pissa with its iterations (`pissa_niter_16`)."""
+    if given in (None, True):
+        return "kaiming", 0
+    name, _, iterations = str(given).partition("_niter_")
+    if name not in get_args(Initialisation) or not (iterations or "0").isdecimal():
+        raise UnsupportedAdapterError(f"`init_lora_weights={given!r}` cannot be trained by lorry.")
+    return cast(Initialisation, name), int(iterations or 0)
 
 
 def _targets(given: object) -> Targets:

@@ -57,6 +57,8 @@ def _config(s: Settings, in_text: bool) -> AdapterConfig:
         conv_rank=None if in_text else s.conv_rank,
         conv_alpha=None if in_text else s.conv_alpha,
         rank_stabilised=s.rank_stabilised,
+        initialisation=s.init,
+        iterations=s.init_iterations,
     )
 
 

@@ -50,12 +50,12 @@ class Engine:
             base: with the adapter on it.
             objective: of the base.
             material: what to train on.
-            parameters: by component, path and field.
+            parameters: by component, path and field; those that need no gradient are kept with the others.
             accelerator: of accelerate.
         """
         self._settings, self._base, self._objective, self._material = settings, base, objective, material
         self.parameters, self._accelerator = dict(parameters), accelerator
-        self._trained = list(self.parameters.values())
+        self._trained = [p for p in self.parameters.values() if p.requires_grad]
         self._optimiser = accelerator.prepare_optimizer(
             make_optimiser(settings, self._groups()), device_placement=False
         )
@@ -74,7 +74,8 @@ class Engine:
         rates = {False: s.rate, True: s.rate if s.text_rate is None else s.text_rate}
         groups = []
         for in_text, rate in rates.items():
-            params = [p for name, p in self.parameters.items() if name.startswith("text_encoder") == in_text]
+            here = [p for name, p in self.parameters.items() if name.startswith("text_encoder") == in_text]
+            params = [p for p in here if p.requires_grad]
             if params:
                 groups.append({"params": params, "lr": rate})
         return groups

@@ -27,6 +27,8 @@ _SAME: Final = (
     "min_snr",
     "noise_offset",
     "targets",
+    "init",
+    "init_iterations",
     "precision",
     "quantize",
 )

@@ -10,9 +10,10 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from lorry.algebra import Delta, DoraDelta, Ia3Delta, LohaDelta, LokrDelta, LoraDelta, OftDelta
-from lorry.training.adapter_config import Initialisation
-from lorry.training.settings import Family
+from lorry.algebra import Delta, DoraDelta, Ia3Delta, LohaDelta, LokrDelta, LoraDelta, MovedDelta, OftDelta
+from lorry.training.adapter_config import OF_THE_WEIGHT
+from lorry.training.settings import Family, Initialisation
+from lorry.training.starts import near_principal_factors, orthonormal_factors, principal_factors
 
 
 @final
@@ -28,6 +29,8 @@ class Site:
     alpha: float | None
     rank_stabilised: bool = False
     initialisation: Initialisation = "kaiming"
+    iterations: int = 0
+    """Of pissa's decomposition; 0 is the exact one."""
     scales_input: bool = False
     """Whether (IA)^3 scales the columns here."""
     generator: torch.Generator | None = None
@@ -50,6 +53,8 @@ class Site:
 
 def fresh_delta(family: Family, site: Site) -> Delta:
     """Return a delta of `family` in float32 on the CPU, zero (for DoRA up to rounding) and ready to learn."""
+    if site.initialisation in OF_THE_WEIGHT:
+        return _moved(site)
     return _MAKERS[family](site)
 
 
@@ -60,6 +65,22 @@ def _lora(site: Site) -> LoraDelta:
     down = site.normal(*shape, std=1 / site.rank) if gaussian else site.kaiming(*shape)
     up = torch.zeros(site.out, site.rank)
     return LoraDelta(down, up, alpha=site.alpha, rank_stabilised=site.rank_stabilised)
+
+
+def _moved(site: Site) -> MovedDelta:
+    """A LoRA that begins out of the weight, as near to its rank as the layer's sides let it be."""
+    rank = min(site.rank, site.out, site.columns)
+    matrix = site.weight.detach().float().flatten(1)
+    scale = LoraDelta(matrix[:rank], matrix[:, :rank], None, site.alpha, site.rank_stabilised).rank_scale
+    if site.initialisation == "olora":
+        up, down = orthonormal_factors(matrix, rank)
+    elif site.iterations:
+        up, down = near_principal_factors(matrix, rank, scale, site.iterations, site.generator)
+    else:
+        up, down = principal_factors(matrix, rank, scale)
+    down = down.reshape(rank, *site.shape[1:])
+    begin = LoraDelta(down.cpu(), up.cpu(), alpha=site.alpha, rank_stabilised=site.rank_stabilised)
+    return MovedDelta(begin, begin)
 
 
 def _dora(site: Site) -> DoraDelta:

@@ -7,12 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lorry.algebra import Delta
+from lorry.algebra import START, Delta
 from lorry.binding import weight_shape
 from lorry.errors import StateError
 from lorry.names import check_adapter_name
 from lorry.patching import Strength, Undo, check_passes_gradients, get_state
-from lorry.training.adapter_config import AdapterConfig
+from lorry.training.adapter_config import OF_THE_WEIGHT, AdapterConfig
 from lorry.training.families import Site, fresh_delta
 from lorry.training.targets import FEED_FORWARD_OUT, ends_in, matching, pattern_value
 
@@ -53,7 +53,7 @@ def add_adapter(
     if not deltas:
         raise StateError(f"No layer of {type(model).__name__} matches the targets {plain.target_modules!r}.")
     put_trainable(model, name, deltas)
-    return [p for delta in deltas.values() for p in delta.tensors().values() if isinstance(p, nn.Parameter)]
+    return [p for delta in deltas.values() for p in delta.tensors().values() if p.requires_grad]
 
 
 def put_trainable(model: nn.Module, name: str, deltas: dict[str, Delta]) -> None:
@@ -85,20 +85,24 @@ def _fresh(
         alpha=pattern_value(config.alpha_pattern, path, alpha),
         rank_stabilised=config.rank_stabilised,
         initialisation=config.initialisation,
+        iterations=config.iterations,
         scales_input=ends_in(path, FEED_FORWARD_OUT),
         generator=generator,
     )
-    if config.family == "dora" and tuple(weight.shape) != shape:
-        raise StateError(f"`{path}`: DoRA starts from the norms of the weight, which is packed here.")
+    from_weight = config.family == "dora" or config.initialisation in OF_THE_WEIGHT
+    if from_weight and tuple(weight.shape) != shape:
+        what = "DoRA" if config.family == "dora" else config.initialisation
+        raise StateError(f"`{path}`: {what} starts from the weight, which is packed here.")
     delta = fresh_delta(config.family, site)
     return trainable(delta, weight.device, dtype)
 
 
 def trainable(delta: Delta, device: torch.device, dtype: torch.dtype) -> Delta:
-    """Return the same delta over parameters of its own, on `device` and in `dtype`."""
-    return delta.with_tensors(
-        {
-            field: nn.Parameter(tensor.detach().to(device, dtype, copy=True).contiguous())
-            for field, tensor in delta.tensors().items()
-        }
-    )
+    """Return the same delta over parameters of its own, on `device` and in `dtype`; where it began stays."""
+    own = {
+        field: nn.Parameter(
+            tensor.detach().to(device, dtype, copy=True).contiguous(), not field.startswith(START)
+        )
+        for field, tensor in delta.tensors().items()
+    }
+    return delta.with_tensors(own)

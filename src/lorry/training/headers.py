@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from lorry.files import TensorFile, write_safetensors
+from lorry.training.adapter_config import OF_THE_WEIGHT
 from lorry.training.bases import Base
 from lorry.training.loading import SHIPPED
 from lorry.training.preparing import Item
@@ -79,8 +80,8 @@ def _kohya(story: Story, step: int) -> dict[str, str]:
     values: dict[str, Any] = {
         "output_name": story.name,
         "network_module": "lycoris.kohya" if s.family in _ALGORITHMS else "networks.lora",
-        "network_dim": s.rank,
-        "network_alpha": float(s.rank if s.alpha is None else s.alpha),
+        "network_dim": _times(s) * s.rank,
+        "network_alpha": _times(s) * float(s.rank if s.alpha is None else s.alpha),
         "network_args": _network_args(s),
         "base_model_version": story.base.kohya_version,
         "v2": story.base.architecture.startswith("stable-diffusion-v2"),
@@ -125,8 +126,14 @@ def _network_args(s: Settings) -> dict[str, str]:
     if s.family == "dora":
         args["dora_wd"] = "True"
     if s.conv_rank is not None:
-        args |= {"conv_dim": str(s.conv_rank), "conv_alpha": str(float(s.conv_alpha or s.conv_rank))}
+        rank, alpha = s.conv_rank, float(s.conv_alpha or s.conv_rank)
+        args |= {"conv_dim": str(_times(s) * rank), "conv_alpha": str(_times(s) * alpha)}
     return args
+
+
+def _times(s: Settings) -> int:
+    """How many times its rank an adapter is saved with."""
+    return 2 if s.init in OF_THE_WEIGHT else 1
 
 
 def _bucket_info(items: Sequence[Item]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 import torch
+from torch import Tensor
 
 from lorry.errors import SettingsError
 from lorry.training import sharding
@@ -63,6 +64,13 @@ class Process:
     def wait(self) -> None:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
+
+    def begin_alike(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the main one's numbers: what is computed of a base may differ by machine."""
+        from accelerate.utils import broadcast
+
+        for tensor in tensors:
+            tensor.data.copy_(broadcast(tensor.data.clone()))
 
     def of_main(self, value: float) -> float:
         """Return the main process's value; all processes must ask."""

@@ -72,6 +72,7 @@ def _run(process: Process, resume: bool) -> Result:
         process.watcher.note(f"FSDP: each process has its part of {count} of the base's weights.")
     for model in components.values():
         model.to(process.device)  # text encoders in training: the denoiser is there already
+    process.begin_alike(parameters.values())
     engine = Engine(settings, base, objective, material, parameters, accelerator)
     facts = facts_of(process, base_hash, components, material)
     if checkpoint is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import Delta, DoraDelta
+from lorry.algebra import Delta, DoraDelta, LoraDelta, MovedDelta
 from lorry.errors import UnsupportedAdapterError
 from lorry.names import Target
 from lorry.patching import AdapterState, find_state, unknown_adapter
@@ -20,7 +20,7 @@ def get_adapter_state_dict(model: nn.Module, adapter_name: str = "default") -> d
 
     Returns:
         `{path}.lora_A.weight` (rank, in[, kh, kw]) and `{path}.lora_B.weight` (out, rank[, 1, 1]), for DoRA
-        `{path}.lora_magnitude_vector` too; detached views of the adapter's own memory.
+        `{path}.lora_magnitude_vector` too; detached views of the adapter's own memory, or for pissa and olora computed.
 
     Raises:
         UnknownAdapterError: no adapter of that name is loaded on the model.
@@ -100,4 +100,6 @@ def get_deltas(model: nn.Module, name: str) -> Mapping[str, Delta]:
 
 
 def _detached(delta: Delta) -> Delta:
+    if isinstance(delta, MovedDelta) and (pair := delta.low_rank()) is not None:
+        return LoraDelta(pair.down.detach(), pair.up.detach(), alpha=pair.scale * pair.rank)
     return delta.with_tensors({field: t.detach().clone() for field, t in delta.tensors().items()})

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, final, get_args, get_origin, get_type_hin
 from lorry.errors import SettingsError, did_you_mean
 
 Family = Literal["lora", "dora", "loha", "lokr", "ia3", "oft"]
+Initialisation = Literal["kaiming", "gaussian", "pissa", "olora"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Quantization = Literal["none", "4bit", "8bit"]
 Optimiser = Literal["adamw", "adamw8bit", "schedulefree"]
@@ -60,6 +61,15 @@ class Settings:
     conv_alpha: float | None = setting("adapter", None, "Alpha of kernels larger than 1x1.")
     targets: str = setting("adapter", "blocks", "Layers: attention, blocks, conv, joined with +, or full.")
     rank_stabilised: bool = setting("adapter", False, "Strength is alpha / sqrt(rank).")
+    init: Initialisation = setting(
+        "adapter",
+        "kaiming",
+        "How the factors of a lora or dora begin: random (kaiming, gaussian), or out of the weight (pissa, olora: "
+        "lora only, and the file has twice the rank).",
+    )
+    init_iterations: int = setting(
+        "adapter", 0, "Of a fast, approximate decomposition for pissa, 16 as a rule; 0: the exact one."
+    )
     text_encoder: bool = setting("adapter", False, "Train the CLIP text encoders too.")
     text_rank: int | None = setting("adapter", None, "Rank in text encoders; `rank` when not given.")
     text_alpha: float | None = setting(
@@ -184,6 +194,7 @@ _AT_LEAST_ONE = ("steps", "save_every", "keep", "rank", "batch", "accumulate", "
 _NOT_NEGATIVE = (
     "resolution",
     "bucket_step",
+    "init_iterations",
     "rate",
     "weight_decay",
     "warmup",
