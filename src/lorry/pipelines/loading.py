@@ -27,6 +27,7 @@ from lorry.patching import (
     get_state,
     unknown_adapter,
 )
+from lorry.pipelines.background import begun
 from lorry.pipelines.tokens import put_tokens, tokenizers_of
 
 log = logging.getLogger("lorry")
@@ -113,6 +114,7 @@ def load_adapter(
         )
     tokenizers = tokenizers_of(pipeline)
     plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
+    wrong = begun(_not_finite, plan)
     owned = owned and can_be_kept(_tensors(plan))
     with Undo() as undo:
         if pipeline is not None:
@@ -128,7 +130,7 @@ def load_adapter(
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
                     state.set_enabled(False, undo)
-        _check_finite(name, models, strict)
+        _check_finite(wrong.result(), strict)
     _log(plan.report, name, models)
     return plan.report
 
@@ -162,25 +164,30 @@ def _swap(
             state.remove([name], undo)
 
 
-def _check_finite(name: str, models: Mapping[str, nn.Module | None], strict: bool) -> None:
-    """Raise, or warn where it is not `strict`, when a loaded adapter holds what turns every picture black.
+def _not_finite(plan: Plan) -> tuple[str, str] | None:
+    """Return the path and the name of a tensor that turns every picture black, or None."""
+    for component, deltas in plan.deltas.items():
+        found = find_not_finite(deltas)
+        if found is not None:
+            return f"{component}.{found[0]}", found[1]
+    return None
+
+
+def _check_finite(wrong: tuple[str, str] | None, strict: bool) -> None:
+    """Raise, or warn where it is not `strict`, when an adapter holds a NaN or an infinity.
 
     Raises:
         NotFiniteError: names the layer and its tensor.
     """
-    for component, model in models.items():
-        state = find_state(model)
-        resident = None if state is None else state.adapters.get(name)
-        found = None if resident is None else find_not_finite(resident.everywhere)
-        if found is not None:
-            message = (
-                f"`{component}.{found[0]}`: the adapter's `{found[1]}` holds a NaN or an infinity, expected finite "
-                "numbers. Its training went wrong, or the file is damaged; pictures drawn with it are black. Ask for "
-                "an earlier save of it."
-            )
-            if strict:
-                raise NotFiniteError(f"{message} `strict=False` loads it as it is.")
-            log.warning(message)
+    if wrong is None:
+        return
+    message = (
+        f"`{wrong[0]}`: the adapter's `{wrong[1]}` holds a NaN or an infinity, expected finite numbers. Its training "
+        "went wrong, or the file is damaged; pictures drawn with it are black. Ask for an earlier save of it."
+    )
+    if strict:
+        raise NotFiniteError(f"{message} `strict=False` loads it as it is.")
+    log.warning(message)
 
 
 def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) -> None:

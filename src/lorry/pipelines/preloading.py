@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
 import torch
@@ -11,12 +10,10 @@ import torch
 from lorry.adapters import Adapter, with_form_of
 from lorry.errors import StateError
 from lorry.patching import copied
+from lorry.pipelines.background import begun
 from lorry.pipelines.devices import usable_device
 from lorry.pipelines.loading import collector_paused
 from lorry.pipelines.reading import Source, check_arguments, read_source
-
-_readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="lorry-preload")
-"""Two, so that a slow download does not hold up a file that is here."""
 
 
 @final
@@ -26,7 +23,7 @@ class Preloaded:
     def __init__(self, source: Source, device: torch.device, where: dict[str, Any]) -> None:
         """Begin to read it; `preload` makes these."""
         self._source, self._device = source, device
-        self._reading = _readers.submit(_read, source, device, where)
+        self._reading = begun(_read, source, device, where)
         self._is_taken = False
 
     @property
