@@ -37,6 +37,10 @@ class Checkpoint:
     """A pattern of live modules that the original calls by the same name, or has nothing for."""
     typed: str = ""
     """Rows of the table, `original -> live + live`, where there is no conversion code in an installed package."""
+    older: str = ""
+    """Names of an older form of the checkpoint, which the same function converts; they are read too."""
+    older_root: str = ""
+    """What stands before all of those, and is a container to a file."""
     also: Callable[[str], str] | None = None
     """Gives another spelling of a name, which is read too."""
     source: str = ""

@@ -53,12 +53,32 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
         for name, row in sorted((patterns(landed) | rows).items())
     }
     spelt = {checkpoint.also(name): row for name, row in names.items()} if checkpoint.also else {}
+    spelt |= _older(checkpoint, model)
     also = {name: row for name, row in sorted(spelt.items()) if name not in names}
     table = {"model": checkpoint.model, "source": source, "names": names}
     return table | {"also": also} if also else table
 
 
-def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
+class _Kept(dict[str, Any]):
+    """Tensors that stay when they are taken out.
+
+    diffusers tells an older checkpoint of Cosmos by a name, which it looks for after it has taken out all.
+    """
+
+    def pop(self, key: str, *default: Any) -> Any:  # type: ignore[override]
+        return self.get(key, *default)
+
+
+def _older(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+    """Return the rows of an older form of the checkpoint."""
+    if not checkpoint.older:
+        return {}
+    names = " ".join(f"{checkpoint.older_root}{name}" for name in checkpoint.older.split())
+    landed = _landed(replace(checkpoint, names=names, bare="", rows={}, extra=""), model, _Kept)
+    return patterns({name.removeprefix(checkpoint.older_root): pieces for name, pieces in landed.items()})
+
+
+def _landed(checkpoint: Checkpoint, model: Any, kind: type[dict[str, Any]] = dict) -> Landed:
     """Return where the names that are converted land, in the blocks that the model has."""
     every = f"{checkpoint.names} {checkpoint.bare}".split()
     names = {pattern: _expanded(pattern, checkpoint.blocks) for pattern in every}
@@ -69,7 +89,9 @@ def _landed(checkpoint: Checkpoint, model: Any) -> Landed:
 
     def convert(tensors: dict[str, Any]) -> dict[str, Any]:
         function = getattr(utils, checkpoint.convert)
-        return function(tensors) if checkpoint.lora else function(tensors | extra, config=dict(model.config))
+        if checkpoint.lora:
+            return function(tensors)
+        return function(kind(tensors | extra), config=dict(model.config))
 
     if not names:
         return {}

@@ -9,6 +9,17 @@ _NEXT_DIT = " ".join(
     for block in ("noise_refiner", "context_refiner", "layers")
     for layer in ("attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm")
 )
+_COSMOS_1_BLOCK = " ".join(
+    f"blocks.block*.blocks.{part}.{layer}"
+    for part, layers in enumerate(
+        (*(("to_q.0", "to_q.1", "to_k.0", "to_k.1", "to_v.0", "to_out.0"),) * 2, ())
+    )
+    for layer in (
+        *(f"block.attn.{name}" for name in layers),
+        *(() if layers else ("block.layer1", "block.layer2")),
+        *("adaLN_modulation.1", "adaLN_modulation.2"),
+    )
+)
 _KREA_BLOCK = " ".join(
     f"{block}.*.{layer}"
     for block in ("blocks", "txtfusion.layerwise_blocks", "txtfusion.refiner_blocks")
@@ -149,5 +160,10 @@ CHECKPOINTS = (
             )
         }
         """,
+        older=f"""
+            t_embedder.1.linear_1 t_embedder.1.linear_2 affline_norm x_embedder.proj.1
+            final_layer.adaLN_modulation.1 final_layer.adaLN_modulation.2 final_layer.linear {_COSMOS_1_BLOCK}
+        """,
+        older_root="net.",
     ),
 )

@@ -17,7 +17,7 @@ def _joined(path: str, parts: str) -> str:
 
 
 def without_root(name: str) -> str:
-    """Return a name of SAT's without its root, which files have as their container."""
+    """Return a name of SAT's or of stable-audio-tools' without its root, which files have as their container."""
     return name.removeprefix("transformer.")
 
 
@@ -30,6 +30,7 @@ _SAT_LAYER = f"""
     mixins.patch_embed.text_proj -> patch_embed.text_proj
     mixins.final_layer.linear -> proj_out
 """
+_STABLE_AUDIO = "transformer.layers.*.{} -> transformer_blocks.*.{}"
 _PIXART = "blocks.*.{} -> transformer_blocks.*.{}"
 _EMBEDDER = "{} -> adaln_single.emb.{}"
 _HUNYUAN = "blocks.*.{} -> blocks.*.{}"
@@ -110,6 +111,38 @@ CHECKPOINTS = (
         }
         """,
         source=_SCRIPTS.format("pixart_sigma"),
+    ),
+    Checkpoint(
+        model="StableAudioDiTModel",
+        config={"num_layers": 2},
+        typed=f"""
+            to_timestep_embed.0 -> timestep_proj.0
+            to_timestep_embed.2 -> timestep_proj.2
+            to_global_embed.0 -> global_proj.0
+            to_global_embed.2 -> global_proj.2
+            to_cond_embed.0 -> cross_attention_proj.0
+            to_cond_embed.2 -> cross_attention_proj.2
+            transformer.project_in -> proj_in
+            transformer.project_out -> proj_out
+            transformer.layers.*.self_attn.to_qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            transformer.layers.*.cross_attn.to_kv -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            {
+            _rows(
+                _STABLE_AUDIO,
+                ("pre_norm.gamma", "norm1"),
+                ("self_attn.to_out", "attn1.to_out.0"),
+                ("cross_attend_norm.gamma", "norm2"),
+                ("cross_attn.to_q", "attn2.to_q"),
+                ("cross_attn.to_out", "attn2.to_out.0"),
+                ("ff_norm.gamma", "norm3"),
+                ("ff.ff.0.proj", "ff.net.0.proj"),
+                ("ff.ff.2", "ff.net.2"),
+            )
+        }
+        """,
+        same="preprocess_conv|postprocess_conv|time_proj",
+        also=without_root,
+        source="huggingface/diffusers, scripts/convert_stable_audio.py",
     ),
     Checkpoint(
         model="HunyuanDiT2DModel",

@@ -140,9 +140,10 @@ def test_a_tucker_core_fits_its_own_shape_only() -> None:
     ("down", "up", "mid", "problem"),
     [
         ((3, 5), (7, 4), None, "`down` has rank 3, `up` has rank 4"),
-        ((3, 5, 3), (7, 3), None, "2 or 4 axes"),
-        ((3, 5), (7, 3, 1), None, "2 or 4 axes"),
-        ((5,), (7, 3), None, "2 or 4 axes"),
+        ((3, 5, 1, 1, 1, 1), (7, 3), None, "2 to 5 axes"),
+        ((3, 5), (7, 3, 1), None, "of as many as `down`"),
+        ((3, 5, 2, 2, 2), (7, 3, 1), None, "of as many as `down`"),
+        ((5,), (7, 3), None, "2 to 5 axes"),
         ((0, 5), (7, 0), None, "a rank of at least 1"),
         ((3, 5), (7, 3, 3, 3), None, "kernel is 1x1"),
         ((3, 5, 3, 3), (7, 3, 1, 1), (3, 3, 3, 3), "does not join them"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableCascadeUNet, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import nn
 
@@ -42,6 +42,52 @@ def test_every_layer_of_a_published_unet_has_one_original_name(name: str) -> Non
     named = set(original.values())
     assert len(named) == len(original), "one path has two original names"
     assert named >= carriers(full_size(name)).keys(), "a layer has no original name"
+
+
+def stable_cascade(**changes: Any) -> nn.Module:
+    with torch.device("meta"):
+        return StableCascadeUNet(
+            **{
+                "block_out_channels": (8,),
+                "block_types_per_layer": (
+                    ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
+                ),
+                "down_blocks_repeat_mappers": (1,),
+                "up_blocks_repeat_mappers": (1,),
+                "down_num_layers_per_block": (2,),
+                "up_num_layers_per_block": (1,),
+                "num_attention_heads": (2,),
+                "conditioning_dim": 8,
+                "clip_text_in_channels": 6,
+                "clip_text_pooled_in_channels": 6,
+                "clip_image_in_channels": 6,
+                "timestep_conditioning_type": ("sca",),
+                "dropout": (0.0,),
+                **changes,
+            }
+        )
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_stable_cascades_attentions_have_the_names_of_torchs_and_of_comfyuis(flat: bool) -> None:
+    index = ModuleIndex(stable_cascade())
+    attention = "down_blocks.0.5.attention"
+    names = {f"attn.to_{part}": [f"to_{part}"] for part in "qkv"}
+    names |= {"attn.out_proj": ["to_out.0"], "attn.in_proj": ["to_q", "to_k", "to_v"]}
+    for original, own in names.items():
+        path = f"{attention}.{original}"
+        places = index.find(Target("prior", path.replace(".", "_") if flat else path, flat=flat))
+        assert places is not None
+        assert [place.path for place in places] == [f"{attention}.{layer}" for layer in own]
+
+
+def test_the_mapper_of_stable_cascades_second_stage_has_its_original_name() -> None:
+    second = {"clip_text_in_channels": None, "clip_image_in_channels": None}
+    paths = {
+        name: ModuleIndex(stable_cascade(**changes)).find_path(Target("prior", "clip_mapper"))
+        for name, changes in (("first", {}), ("second", second))
+    }
+    assert paths == {"first": None, "second": "clip_txt_pooled_mapper"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

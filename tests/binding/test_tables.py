@@ -49,7 +49,7 @@ def test_every_original_name_of_a_table_is_found_dotted_and_flattened(name: str)
         assert all(weight_shape(index.modules[place.path]) is not None for place in places), original
 
 
-@pytest.mark.parametrize("name", [name for name, checkpoint in BY_MODEL.items() if checkpoint.also])
+@pytest.mark.parametrize("name", [name for name, c in BY_MODEL.items() if c.also or c.older])
 def test_other_spellings_mean_the_same_modules(name: str) -> None:
     index = ModuleIndex(build(BY_MODEL[name]))
     also = original_names(index.model, index.modules, "also")

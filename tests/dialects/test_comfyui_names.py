@@ -15,6 +15,7 @@ from lorry.dialects import get_dialect, read_adapter
 from lorry.dialects.comfyui import live_name
 from lorry.files import TensorFile
 from lorry.names import Target
+from models import random_delta
 
 RENAMED = (
     ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
@@ -81,6 +82,25 @@ def test_the_difference_of_a_norm_is_read_by_each_of_its_names_and_written_by_th
         "denoiser.double_blocks.0.img_attn.norm.key_norm"
     ]
     assert list(get_dialect("comfyui").write(adapter).tensors) == [f"{norm}.diff"]
+
+
+@pytest.mark.parametrize("kind", ["diff", "set_weight"])
+def test_any_norm_may_call_its_weight_scale(kind: str) -> None:
+    key = f"diffusion_model.distilled_guidance_layer.norms.0.scale.{kind}"
+    entry = read_adapter(TensorFile({key: torch.ones(4)})).entries[0]
+    assert (str(entry.target), entry.keys) == ("denoiser.distilled_guidance_layer.norms.0", (key,))
+
+
+@pytest.mark.parametrize("kernel", [(3,), (1, 2, 2)])
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya", "diffusers", "peft", "lycoris", "dotted-kohya"])
+def test_a_lora_of_a_convolution_over_one_or_three_axes_comes_back(
+    dialect: str, kernel: tuple[int, ...]
+) -> None:
+    delta = random_delta((6, 4, *kernel), alpha=2.0)
+    adapter = Adapter((Entry(Target("transformer", "patch_embedding"), delta, ()),), "test")
+    (entry,) = read_adapter(get_dialect(dialect).write(adapter)).entries
+    assert (entry.delta.shape, entry.delta.rank_scale) == (delta.shape, delta.rank_scale)
+    assert torch.equal(entry.delta.weight(), delta.weight())
 
 
 def test_a_parameter_of_a_block_has_its_own_name_before_the_suffix() -> None:

@@ -37,6 +37,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
     "reflect": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
     "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", stride=2),
+    "conv1d": lambda: nn.Conv1d(4, 6, 3, padding=1, stride=2),
+    "conv1d in groups": lambda: nn.Conv1d(4, 6, 3, groups=2, bias=False),
+    "conv3d": lambda: nn.Conv3d(4, 6, (1, 2, 2), stride=(1, 2, 2)),
+    "conv3d, replicate, groups": lambda: nn.Conv3d(4, 6, 3, padding=1, padding_mode="replicate", groups=2),
     "all together": lambda: nn.Conv2d(
         *(4, 6, 3), padding=2, padding_mode="replicate", stride=2, dilation=2, groups=2, bias=False
     ),
@@ -46,7 +50,8 @@ RANKS = (3, 1, 5, 2)
 
 
 def layer_input(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
-    shape = (2, 4, 8, 7) if isinstance(layer, nn.Conv2d) else (2, 3, 9)
+    sizes = {nn.Conv1d: (2, 4, 8), nn.Conv2d: (2, 4, 8, 7), nn.Conv3d: (2, 4, 3, 6, 5)}
+    shape = next((size for kind, size in sizes.items() if isinstance(layer, kind)), (2, 3, 9))
     return torch.randn(shape).to(dtype)
 
 

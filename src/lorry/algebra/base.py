@@ -20,7 +20,7 @@ class LowRank:
     """
 
     down: Tensor
-    """(rank, in), or (rank, in / groups, kh, kw) for a convolution."""
+    """(rank, in), or (rank, in / groups, *kernel) for a convolution of one to three axes."""
     up: Tensor
     """(out, rank)."""
     scale: float
@@ -48,7 +48,7 @@ class Delta(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it is for: (out, in), or (out, in / groups, kh, kw)."""
+        """The shape of the weight it is for: (out, in), or (out, in / groups, *kernel)."""
 
     @property
     @abstractmethod

@@ -26,7 +26,7 @@ class LoraDelta(Delta):
     """
 
     down: Tensor
-    """(rank, in); for a convolution (rank, in / groups, kh, kw), or (rank, in / groups, 1, 1) with `mid`."""
+    """(rank, in); for a convolution (rank, in / groups, *kernel), or (rank, in / groups, 1, 1) with `mid`."""
     up: Tensor
     """(out, rank), with trailing 1x1 axes for a convolution."""
     mid: Tensor | None = None
@@ -40,8 +40,8 @@ class LoraDelta(Delta):
     def __post_init__(self) -> None:
         down, up, mid = self.down, self.up, self.mid
         problem = None
-        if down.ndim not in (2, 4) or up.ndim not in (2, 4):
-            problem = "expected factors of 2 or 4 axes"
+        if not 2 <= down.ndim <= 5 or up.ndim not in (2, down.ndim, 4):
+            problem = "expected factors of 2 to 5 axes, `up` of 2 or of as many as `down`"
         elif down.shape[0] == 0:
             problem = "expected a rank of at least 1"
         elif up.shape[2:].numel() != 1:

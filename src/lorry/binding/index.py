@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from torch import nn
 
-from lorry.binding.original_names import sgm_names
+from lorry.binding.original_names import unet_names
 from lorry.binding.places import Place, joined, places_of, where_fused
 from lorry.binding.tables import Names, Piece, exchanged_names, original_names
 from lorry.binding.targets import carriers, weight_shape
@@ -56,8 +56,7 @@ class ModuleIndex:
 
     @cached_property
     def _original(self) -> Names:
-        names = original_names(self.model, self.modules)
-        return names or {name: (Piece(path),) for name, path in sgm_names(self.modules).items()}
+        return original_names(self.model, self.modules) or unet_names(self.modules)
 
     @cached_property
     def _also(self) -> Names:

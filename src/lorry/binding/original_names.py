@@ -1,4 +1,4 @@
-"""Names that original checkpoints give to the modules of a diffusers model, worked out from its module paths.
+"""Names that original checkpoints give to the modules of a UNet of diffusers, worked out from its module paths.
 
 The UNets of Stable Diffusion were published with their blocks in one running count (`input_blocks.4.1`), which SDXL
 files from kohya's trainer keep. Source: CompVis/latent-diffusion, `ldm/modules/diffusionmodules/openaimodel.py`.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+
+from lorry.binding.tables import Names, Piece
 
 OUTSIDE_BLOCKS = {
     "conv_in": "input_blocks.0.0",
@@ -33,6 +35,39 @@ INSIDE_RESNET = {
 _UNIT = re.compile(
     r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+"
 )
+
+
+def unet_names(paths: Iterable[str]) -> Names:
+    """Return the original name of each module path of a UNet of Stable Diffusion or Stable Cascade, and its pieces.
+
+    Where a model is neither, nothing is left.
+    """
+    paths = list(paths)
+    found = {name: (Piece(path),) for name, path in sgm_names(paths).items()}
+    return found or cascade_names(paths)
+
+
+def cascade_names(paths: Iterable[str]) -> Names:
+    """Return the original name of each attention's layers in a UNet of Stable Cascade; all other names are the same.
+
+    Its attentions are torch's own, which have one weight for q, k and v; ComfyUI has three layers there. Its stage B
+    calls the mapper of pooled text `clip_mapper`.
+
+    Source: diffusers.loaders.single_file_utils.convert_stable_cascade_unet_single_file_to_diffusers.
+    """
+    paths = set(paths)
+    names: dict[str, tuple[Piece, ...]] = {}
+    for path in paths:
+        attention, found, _ = path.partition(".attention.to_q")
+        if found and f"{attention}.kv_mapper" in paths:
+            own = f"{attention}.attention"
+            q, k, v = (Piece(f"{own}.to_{part}") for part in "qkv")
+            names[f"{own}.attn.in_proj"] = (q, k, v)
+            names |= {f"{own}.attn.to_q": (q,), f"{own}.attn.to_k": (k,), f"{own}.attn.to_v": (v,)}
+            names[f"{own}.attn.out_proj"] = (Piece(f"{own}.to_out.0"),)
+    if names and "clip_txt_mapper" not in paths:
+        names["clip_mapper"] = (Piece("clip_txt_pooled_mapper"),)
+    return names
 
 
 def sgm_names(paths: Iterable[str]) -> dict[str, str]:

@@ -32,7 +32,9 @@ _XLABS_LAYERS = {
 _BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
 _MODULATION = ".diff_m"
 """What Wan's distilled LoRAs call the difference of a block's `modulation`, which is a parameter and no layer."""
-_NORM_SCALE = re.compile(r"\.(?P<norm>(?:query|key)_norm)\.scale(?:\.(?P<rest>set_weight|diff))?$")
+_NORM_SCALE = re.compile(r"(?P<norm>.*\.(?:query|key)_norm)\.scale$")
+_SCALES = (".scale.diff", ".scale.set_weight")
+"""Of norms whose weight an original checkpoint calls `scale`, whatever the norm is called."""
 
 _RESPELT = (
     (re.compile(r"\battention_blocks\.0\b"), "attn1"),  # AnimateDiff's motion modules
@@ -55,14 +57,17 @@ def plain_key(key: str) -> str:
 
     The scale of a norm, a whole tensor in Flux's control LoRAs, becomes what ComfyUI calls it: `….norm.key_norm.scale`
     and `….norm.key_norm.scale.set_weight` become `….norm.key_norm.set_weight`. `….key_norm.scale.diff` becomes
-    `….key_norm.diff`: ComfyUI called the parameter `scale` until it began to rename it at loading.
+    `….key_norm.diff`: ComfyUI calls the parameter of some norms `scale`, or did until it began to rename it at loading.
 
     Source: huggingface/diffusers v0.19, `models/attention_processor.py` (`LoRAAttnProcessor`) and `loaders.py`.
     """
     if key.endswith(_MODULATION):
         return f"{key.removesuffix(_MODULATION)}.modulation.diff"
-    if "_norm.scale" in key and (found := _NORM_SCALE.search(key)) is not None:
-        return f"{key[: found.start()]}.{found['norm']}.{found['rest'] or 'set_weight'}"
+    if key.endswith(_SCALES):
+        norm, _, kind = key.rpartition(".scale.")
+        return f"{norm}.{kind}"
+    if key.endswith("_norm.scale") and (found := _NORM_SCALE.fullmatch(key)) is not None:
+        return f"{found['norm']}.set_weight"
     if "_lora" not in key:
         return key
     if (found := _XLABS.fullmatch(key)) is not None and found["layer"] in _XLABS_LAYERS:

@@ -35,7 +35,7 @@ class SidePath(nn.Module):
     lorry_class: ClassVar[type[nn.Module]]
     """The module's own class."""
     lorry_down: Tensor | None
-    """(rank, in), or (rank, in / groups, kh, kw): the joined factors. None when nothing is active here."""
+    """(rank, in), or (rank, in / groups, *kernel): the joined factors. None when nothing is active here."""
     lorry_up: Tensor | None
     """(out, rank)."""
     lorry_scale: Tensor | None
@@ -164,8 +164,11 @@ class PackedLinearSidePath(LinearSidePath):
         return self._with_side_output(input, out)
 
 
-class Conv2dSidePath(SidePath):
-    """For `nn.Conv2d` and its subclasses; stride, padding, dilation and groups are the module's own."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class ConvSidePath(SidePath):
+    """For convolutions over one to three axes; stride, padding, dilation and groups are the module's own."""
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         out = super().forward(input, *args, **kwargs)
@@ -177,9 +180,11 @@ class Conv2dSidePath(SidePath):
         conv = cast(nn.Conv2d, self)
         groups = conv.groups
         if groups > 1:
-            down, scale = down.repeat(groups, 1, 1, 1), scale.repeat(groups)
-        hidden = conv._conv_forward(x.to(down.dtype), down, None).mul_(scale[:, None, None])
-        side = functional.conv2d(hidden, up[:, :, None, None], groups=groups).to(out.dtype)
+            down, scale = down.repeat(groups, *(1 for _ in down.shape[1:])), scale.repeat(groups)
+        kernel = (None,) * (down.ndim - 2)
+        hidden = conv._conv_forward(x.to(down.dtype), down, None).mul_(scale[(..., *kernel)])
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(kernel) - 1]
+        side = convolve(hidden, up[(..., *kernel)], groups=groups).to(out.dtype)
         return out + side if torch.is_grad_enabled() else out.add_(side)
 
 
@@ -220,7 +225,7 @@ def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
     """Return the subclass of a module's class that adds the side path; only copies, where no low-rank one is known."""
     if issubclass(cls, nn.Linear):
         return _subclass(cls, PackedLinearSidePath if computes_from_packed(cls) else LinearSidePath)
-    return _subclass(cls, Conv2dSidePath if issubclass(cls, nn.Conv2d) else SidePath)
+    return _subclass(cls, ConvSidePath if issubclass(cls, CONVOLUTIONS) else SidePath)
 
 
 def _subclass(cls: type[nn.Module], side_path: type[SidePath]) -> type[SidePath]:
