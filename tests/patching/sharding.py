@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from lorry.algebra import Delta, DoraDelta, LoraDelta
 from lorry.errors import FuseError, StateError
 from lorry.patching import Strength, Undo, get_state
+from lorry.training import AdapterConfig, add_adapter
+from lorry.training.settings import Family
 
 WORLD = 2
 
@@ -142,6 +145,34 @@ def check_refusals(shard: Callable[[nn.Module], None]) -> None:
     assert torch.equal(called(model), bare)
 
 
+def in_training(family: Family) -> tuple[Block, list[nn.Parameter]]:
+    """A block with a trainable adapter that has moved."""
+    model, random = block(), torch.Generator().manual_seed(5)
+    config = AdapterConfig(rank=2, target_modules=["widen", "narrow"], family=family)
+    parameters = add_adapter(model, config, generator=random)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.2)
+    return model, parameters
+
+
+def check_training(family: Family) -> None:
+    """Raise where what a process of FSDP trains has other gradients than on a whole model."""
+    whole, expected = in_training(family)
+    model, parameters = in_training(family)
+    for unit in (model.narrow, model.widen, model):
+        fully_shard(unit, mesh=init_device_mesh("cpu", (WORLD,)), ignored_params=set(parameters))
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    for trained in (whole, model):
+        for _ in range(2):
+            trained(x).square().sum().backward()
+    for parameter, other in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        assert other.grad is not None
+        check_near(parameter.grad, other.grad)
+    assert sum(isinstance(parameter, DTensor) for parameter in model.parameters()) == 4
+
+
 def main(rank: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
@@ -151,6 +182,9 @@ def main(rank: int, file: str) -> None:
             sys.stdout.write(f"{name}, adapters {'before' if first else 'after'}: as on one process\n")
         check_refusals(shard)
         sys.stdout.write(f"{name}: refusals\n")
+    for family in get_args(Family):
+        check_training(family)
+        sys.stdout.write(f"{family}, fully sharded: trained as on one process\n")
     dist.destroy_process_group()
 
 

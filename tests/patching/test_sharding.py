@@ -29,3 +29,4 @@ def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
     assert said[0].count(": as on one process") == 4
     assert said[0].count(": refusals") == 2
+    assert said[0].count(": trained as on one process") == 6

@@ -54,10 +54,15 @@ class SidePath(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """What the module's own forward computes with: the copy or the parameter, and what is in training added."""
+        """What the module's own forward computes with: the copy or the parameter, and what is in training added.
+
+        FSDP asks for it while the parameter is shared out, and gets that.
+        """
         copy = self._buffers["lorry_weight"]
         weight = self._parameters.get("weight") if copy is None else copy
-        return weight if weight is None or not self.lorry_formulas else self._trained_weight(weight)
+        if weight is None or not self.lorry_formulas or is_sharded(weight):
+            return weight
+        return self._trained_weight(weight)
 
     @property
     def bias(self) -> Any:

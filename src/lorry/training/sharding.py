@@ -25,13 +25,8 @@ def check(settings: Settings, accelerator: Any) -> None:
     """Refuse what cannot be trained on a base that is shared out.
 
     Raises:
-        SettingsError: it is the first FSDP, a family that acts on the weight itself, or a base in 4 or 8 bits.
+        SettingsError: it is the first FSDP, or a base in 4 or 8 bits.
     """
-    if settings.family != "lora":
-        raise SettingsError(
-            f"`family`: {settings.family} is trained on whole weights, and FSDP shares them out. Train a lora, or "
-            "choose multi-GPU in `accelerate config`."
-        )
     if settings.quantize != "none":
         raise SettingsError("`quantize` and FSDP do not go together: choose one of them.")
     if _plugin(accelerator).fsdp_version != 2:
