@@ -146,6 +146,17 @@ def test_all_processes_begin_with_the_main_ones_numbers(monkeypatch: pytest.Monk
     assert torch.equal(parameter, torch.ones(3))
 
 
+def test_one_process_of_several_that_know_nothing_of_each_other_is_refused(tmp_path: Path) -> None:
+    words = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *words, "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, "-m", "lorry", "train", tmp_path, "--out", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "was told of several processes and has started one alone" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_several_processes_without_a_gpu_know_that_they_are_several(
     count: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -19,6 +19,8 @@ from lorry.training.settings import Settings
 from lorry.training.watching import Silent, Watcher
 
 LOGS: Final = "logs"
+_WORLD_SIZES: Final = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where torchrun and kinds of mpirun say how many processes there are."""
 
 
 @final
@@ -84,9 +86,11 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
     """Take the place among the processes that accelerate gives this one.
 
     Raises:
-        SettingsError: the processes are to share out a model in a way that lorry does not know.
+        SettingsError: the processes are to share out a model in a way that lorry does not know, or this is one of
+            several that do not know of each other.
         MissingPackageError: accelerate or tensorboard is not installed.
     """
+    _check_launched()
     needed("accelerate", "Training")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -118,6 +122,19 @@ def _several_on_cpus() -> bool:
     Each would take itself for the only one.
     """
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+
+
+def _check_launched() -> None:
+    """Refuse to train alone where `accelerate launch` was told of several processes.
+
+    Where it sees no GPU it starts one, with the address of the others and without their number.
+    """
+    told = {"ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR"} <= os.environ.keys()
+    if told and not any(name in os.environ for name in _WORLD_SIZES):
+        raise SettingsError(
+            "`accelerate launch` was told of several processes and has started one alone, as it does without a GPU. "
+            "With `--multi_gpu` it starts them on CPUs too."
+        )
 
 
 def _mixed_precision(settings: Settings) -> str:
