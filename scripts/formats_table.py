@@ -20,6 +20,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
 import torch  # noqa: E402
 from scripts.formats_matrix import FAMILIES, RECORD  # noqa: E402
+from scripts.names.comfyui import KNOWN  # noqa: E402
+from scripts.names.comfyui import RECORD as COMFYUI  # noqa: E402
 
 from dialects.layers import LAYERS, Layer  # noqa: E402  # pyright: ignore[reportMissingImports]
 from lorry.dialects import DIALECTS, get_dialect, read_adapter  # noqa: E402
@@ -153,11 +155,21 @@ def architectures() -> str:
         table = TABLES / f"{cls}.json"
         has = cls.startswith("UNet") or table.exists()
         names = "the running block numbers of SGM" if cls.startswith("UNet") else "a table"
-        if table.exists() and "scripts/" in json.loads(table.read_text("utf-8"))["source"]:
-            names = "a table, typed"
+        source = json.loads(table.read_text("utf-8"))["source"] if table.exists() else ""
+        if "scripts/" in source:
+            names = "a table, in part typed" if "diffusers.loaders" in source else "a table, typed"
         lines.append(
             f"| {cls} | {names if has else 'the same as in diffusers'} | {', '.join(named.get(cls, ['–']))} |"
         )
+    return "\n".join(lines)
+
+
+def comfyui_names() -> str:
+    """Return the table of ComfyUI's models whose names are tried."""
+    lines = ["| model class | ComfyUI's | names | not there |", "|" + "---|" * 4]
+    for known, entry in zip(KNOWN, json.loads(COMFYUI.read_text("utf-8")), strict=True):
+        none = f"`{known.none.replace('|', '`, `')}`" if known.none else "–"
+        lines.append(f"| {known.model} | `{entry['comfyui']}` | {len(entry['names'])} | {none} |")
     return "\n".join(lines)
 
 
@@ -207,6 +219,21 @@ original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and
 ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its dialect.
 
 {architectures()}
+
+## ComfyUI's names
+
+Every module and parameter of ComfyUI's own models (0.3.64; `scripts/names/comfyui.py` records their names and shapes)
+is tried after `diffusion_model.`, `lora_unet_`, `lycoris_`, `transformer.`, `lora_transformer_`, `base_model.model.`
+and nothing, against the model of diffusers on the meta device: one dialect takes the file, and each key lands on a
+module of that shape. The other way round, each layer of diffusers' model has a name there, but for Wan Animate's
+`motion_synthesis_weight`, Stable Audio's `time_proj`, and HunyuanVideo 1.5's `image_embedder`, which that version does
+not have. Blocks count once. "Not there" are patterns of what diffusers' model has not, or keeps as no layer.
+
+Of models that later versions of ComfyUI have, three were read in its source: ACE-Step 1.5's `decoder.…` is found, and
+is not written; Kandinsky 5 and JoyImage have diffusers' names. The UNets of Stable Diffusion and Stable Cascade are
+tried by tests of their own. OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in diffusers.
+
+{comfyui_names()}
 
 ## Text
 

@@ -37,6 +37,8 @@ class Checkpoint:
     """A pattern of live modules that the original calls by the same name, or has nothing for."""
     typed: str = ""
     """Rows of the table, `original -> live + live`, where there is no conversion code in an installed package."""
+    spelt: str = ""
+    """Rows as `typed` has them, of other spellings, which are read too."""
     older: str = ""
     """Names of an older form of the checkpoint, which the same function converts; they are read too."""
     older_root: str = ""

@@ -38,14 +38,19 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     landed = _landed(checkpoint, model)
     rows = dict(_rows(checkpoint.typed))
     reached = {piece.path for pieces in landed.values() for piece in pieces}
+    spelt_paths = {
+        path for _, row in _rows(checkpoint.spelt) for path in _expanded(_paths(row), checkpoint.blocks)
+    }
     reached |= {path for row in rows.values() for path in _expanded(_paths(row), checkpoint.blocks)}
     there = {path for path, module in carriers(model).items() if weight_shape(module) is not None}
     bare = bare_parameters(model).keys()
     left = [p for p in sorted(there - bare - reached) if not re.match(checkpoint.same or "$", p)]
     if left:
         raise ValueError(f"{checkpoint.model}: no original name reaches {left}")
-    if reached - there:
-        raise ValueError(f"{checkpoint.model}: {sorted(reached - there)} are no modules of it")
+    if (reached | spelt_paths) - there:
+        raise ValueError(
+            f"{checkpoint.model}: {sorted((reached | spelt_paths) - there)} are no modules of it"
+        )
     module = "lora_conversion_utils" if checkpoint.lora else "single_file_utils"
     source = checkpoint.source or f"diffusers.loaders.{module}.{checkpoint.convert}"
     names = {
@@ -54,6 +59,7 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     spelt = {checkpoint.also(name): row for name, row in names.items()} if checkpoint.also else {}
     spelt |= _older(checkpoint, model)
+    spelt |= {name: _with_shares(row, model, checkpoint.blocks) for name, row in _rows(checkpoint.spelt)}
     also = {name: row for name, row in sorted(spelt.items()) if name not in names}
     table = {"model": checkpoint.model, "source": source, "names": names}
     return table | {"also": also} if also else table

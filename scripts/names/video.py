@@ -116,6 +116,24 @@ _HUNYUAN_TYPED = f"""
 _HUNYUAN_SOURCE = "huggingface/diffusers, scripts/convert_hunyuan_{image,video1_5}_to_diffusers.py"
 _SINGLE = "single_transformer_blocks.*"
 
+_ACE_NORMS = "\n".join(
+    f"layers.*.{attention}.{original}_norm -> layers.*.{attention}.norm_{original}"
+    for attention in ("self_attn", "cross_attn")
+    for original in "qk"
+)
+_ACE_SAME = "\n".join(
+    f"decoder.{name} -> {name}"
+    for name in (
+        *("condition_embedder", "norm_out", "scale_shift_table", "layers.*.scale_shift_table"),
+        *(
+            f"{embed}.{layer}"
+            for embed in ("time_embed", "time_embed_r")
+            for layer in ("linear_1", "linear_2", "time_proj")
+        ),
+        *(f"layers.*.{norm}_norm" for norm in ("self_attn", "cross_attn", "mlp")),
+        *(f"layers.*.mlp.{layer}_proj" for layer in ("gate", "up", "down")),
+    )
+)
 _LTX2_EMBEDDERS = " ".join(
     f"{name}.{layer}"
     for name in (
@@ -333,6 +351,14 @@ CHECKPOINTS = (
             for attention in ("self_attn", "cross_attn")
             for layer in ("q_proj", "k_proj", "v_proj", "o_proj")
         ),
+        typed=f"""
+            proj_in.1 -> proj_in_conv
+            {_ACE_NORMS}
+        """,
+        spelt=_ACE_SAME,
+        also=lambda name: f"decoder.{name}",
         same=r"(?!.*_attn\.to)",
+        source="diffusers.loaders.lora_conversion_utils._convert_non_diffusers_ace_step_lora_to_diffusers; "
+        "`proj_in.1`, norms and `decoder.` from huggingface/diffusers, scripts/convert_ace_step_to_diffusers.py",
     ),
 )
