@@ -15,6 +15,7 @@ import lorry
 from lorry.errors import CheckpointError, StateError
 from lorry.files import read_safetensors
 from lorry.patching.layer_kinds import plain_parameter
+from lorry.patching.memory import held_bytes
 from lorry.training import AdapterConfig, add_adapter
 from lorry.training.checkpoints import find_checkpoint
 from lorry.training.loading import load_base
@@ -27,7 +28,7 @@ from training.runs import Listening, run, settings
 
 WITHOUT_GRADIENT = "torchao int8 activations"
 PLACES = ("0", "2")
-KINDS = ("4bit", "8bit")
+KINDS = ("4bit", "8bit", "torchao-int8", "quanto-int8")
 
 
 def two_layers(kind: str) -> nn.Sequential:
@@ -89,13 +90,14 @@ def test_convolutions_that_are_cast_at_each_call_are_refused_and_nothing_is_chan
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_a_quantized_base_learns_and_its_file_is_for_the_whole_base(
-    kind: str, sd: Path, data: Path, tmp_path: Path
+    kind: str, sd: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     same: dict[str, Any] = {"batch": 5, "targets": "full", "buckets": False}
     before = run(data, sd, tmp_path / "before", steps=1, rate=0.0, **same)
     drawn = {"sample_every": 20, "sample_steps": 1, "sample_prompts": ["a thing"], "schedule": "constant"}
     result = run(data, sd, tmp_path / kind, steps=40, rate=2e-2, quantize=kind, **same, **drawn)
     assert result.loss < 0.97 * before.loss, (before.loss, result.loss)
+    assert "inputs will be cast" not in caplog.text, "bitsandbytes says so at each call of each layer"
     assert (tmp_path / kind / "samples.png").is_file()
     found, plain = (read_safetensors(one.adapter) for one in (result, before))
     assert found.tensors.keys() == plain.tensors.keys()
@@ -104,15 +106,17 @@ def test_a_run_on_a_quantized_base_learns_and_its_file_is_for_the_whole_base(
     assert pipeline.load_lora_weights(result.adapter).applied == len(plain.tensors)
 
 
-@pytest.mark.parametrize(("kind", "share"), [("4bit", 0.16), ("8bit", 0.27)])
+@pytest.mark.parametrize(
+    ("kind", "share"), [("4bit", 0.16), ("8bit", 0.27), ("torchao-int8", 0.32), ("quanto-int8", 0.32)]
+)
 def test_what_a_base_holds_shrinks_to_its_bits(kind: Any, share: float, sd: Path, data: Path) -> None:
     base = load_base(settings(data, sd, Path("out")), torch.device("cpu"))
     model = base.denoiser
     paths = [path for path, layer in model.named_modules() if type(layer) is nn.Linear and "attn" in path]
-    before = sum(model.get_parameter(f"{path}.weight").nbytes for path in paths)
+    before = held_bytes(model.get_parameter(f"{path}.weight") for path in paths)
     quantize(model, kind, torch.float32)
     model.to("cpu")
-    after = sum(model.get_parameter(f"{path}.weight").data.nbytes for path in paths)
+    after = held_bytes(model.get_parameter(f"{path}.weight") for path in paths)
     assert 0 < after < share * before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lorry
-from lorry.errors import CheckpointError, SettingsError, StateError, TrainingError
+from lorry.errors import (
+    CheckpointError,
+    MissingPackageError,
+    SettingsError,
+    StateError,
+    TrainingError,
+)
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
 from models import tiny_sd_pipeline
@@ -360,6 +367,40 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises((SettingsError, StateError), match=message):
         run(data, sd, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "blocked", "message"),
+    [
+        (
+            {"optimiser": "adamw8bit"},
+            "bitsandbytes",
+            "adamw8bit needs the package bitsandbytes: `pip install",
+        ),
+        (
+            {"optimiser": "schedulefree", "schedule": "constant"},
+            "schedulefree",
+            "needs the package schedulefree",
+        ),
+        ({"quantize": "4bit"}, "bitsandbytes", "A base in 4bit needs the package bitsandbytes"),
+        ({"quantize": "quanto-int8"}, "optimum.quanto", "optimum-quanto: `pip install optimum-quanto`"),
+        ({"quantize": "torchao-int8"}, "torchao.quantization", "torchao: `pip install torchao`"),
+    ],
+    ids=str,
+)
+def test_a_package_that_is_missing_is_named_before_anything_is_done(
+    changes: dict[str, Any],
+    blocked: str,
+    message: str,
+    sd: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, blocked, None)
+    with pytest.raises(MissingPackageError, match=message):
+        run(data, sd, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_pictures_larger_than_the_base_has_places_for_are_refused(

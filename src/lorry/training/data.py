@@ -106,7 +106,7 @@ def open_picture(path: Path) -> Image.Image:
             with Image.open(path) as image:
                 return _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
+        raise DataError(f"{path.name}: cannot be read as a picture: {str(error).rstrip('.')}.") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -192,7 +192,7 @@ def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
                 turned = image.getexif().get(0x0112, 1) >= 5
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path.name}: cannot be read as a picture: {error}.") from error
+        raise DataError(f"{path.name}: cannot be read as a picture: {str(error).rstrip('.')}.") from error
     size = (height, width) if turned else (width, height)
     return Picture(path, caption, size, digest, repeats, group=group)
 

@@ -9,7 +9,12 @@ from lorry.errors import MissingPackageError
 
 
 def needed(module: str, what: str, package: str | None = None) -> Any:
-    """Import a package of the extra `train`.
+    """Import a package that training needs.
+
+    Args:
+        module: to import.
+        what: needs it.
+        package: that has it; None where it is of the extra `train`.
 
     Raises:
         MissingPackageError: it is not installed; says how to install it.
@@ -17,6 +22,7 @@ def needed(module: str, what: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        install = package or "'lorry[train]'"
         raise MissingPackageError(
-            f"{what} needs the package {package or module}: `pip install 'lorry[train]'`. ({error})"
+            f"{what} needs the package {package or module}: `pip install {install}`. ({error})"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,11 +69,17 @@ def _from_pretrained(source: str, settings: Settings, dtype: torch.dtype) -> Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what diffusers and transformers say to programmers: bars, and notes on deprecation."""
+    """Keep back what diffusers, transformers and bitsandbytes say to programmers: bars, notes on deprecation, casts."""
     for package in (diffusers, transformers):
         package.utils.logging.set_verbosity_error()
         package.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+    casts = logging.getLogger("bitsandbytes")  # which in 8 bits warns of a cast at each call of each layer
+    before = casts.level
+    casts.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        casts.setLevel(before)

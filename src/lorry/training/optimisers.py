@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import cos, pi
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -13,27 +13,38 @@ from torch import nn
 
 from lorry.errors import SettingsError
 from lorry.training.extras import needed
-from lorry.training.settings import Settings
+from lorry.training.settings import Optimiser, Settings
+
+_PACKAGES: Final[Mapping[Optimiser, str]] = {"adamw8bit": "bitsandbytes", "schedulefree": "schedulefree"}
 
 
-def make_optimiser(settings: Settings, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return the optimiser that `settings` name, over groups of parameters with rates.
+def check_optimiser(settings: Settings) -> None:
+    """Raise now, and not after all pictures are encoded, when an optimiser cannot be made.
 
     Raises:
         MissingPackageError: its package is not installed.
         SettingsError: a schedule for the optimiser that has none.
     """
+    if settings.optimiser == "schedulefree" and settings.schedule != "constant":
+        raise SettingsError("`schedule`: the schedule-free optimiser has none. Set it to constant.")
+    if settings.optimiser in _PACKAGES:
+        needed(_PACKAGES[settings.optimiser], f"The optimiser {settings.optimiser}")
+
+
+def make_optimiser(settings: Settings, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimiser that `settings` name, over groups of parameters with rates."""
     common = {"betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay}
     match settings.optimiser:
         case "adamw":
             return torch.optim.AdamW(list(groups), fused=True, **common)  # one pass over all parameters
         case "adamw8bit":
-            return needed("bitsandbytes", "The optimiser adamw8bit").optim.AdamW8bit(list(groups), **common)
+            import bitsandbytes
+
+            return bitsandbytes.optim.AdamW8bit(list(groups), **common)
         case "schedulefree":
-            if settings.schedule != "constant":
-                raise SettingsError("`schedule`: the schedule-free optimiser has none. Set it to constant.")
-            package = needed("schedulefree", "The optimiser schedulefree")
-            return package.AdamWScheduleFree(list(groups), warmup_steps=settings.warmup, **common)
+            import schedulefree
+
+            return schedulefree.AdamWScheduleFree(list(groups), warmup_steps=settings.warmup, **common)
 
 
 def rate_factor(settings: Settings, step: int) -> float:

@@ -17,9 +17,10 @@ from lorry.training.loading import compute_dtype, load_base, quiet
 from lorry.training.loop import Result, run_steps
 from lorry.training.material import prepare_material, read_pictures
 from lorry.training.objectives import get_objective
+from lorry.training.optimisers import check_optimiser
 from lorry.training.outputs import Outputs
 from lorry.training.processes import Process, started
-from lorry.training.quantizing import quantize
+from lorry.training.quantizing import get_package, quantize
 from lorry.training.settings import Settings
 from lorry.training.sharding import share_out
 from lorry.training.watching import Watcher
@@ -47,6 +48,8 @@ def train(settings: Settings, watcher: Watcher, *, resume: bool = False) -> Resu
     for name in ("data", "out"):
         if not getattr(settings, name):
             raise SettingsError(f"`{name}` is not given: say which folder.")
+    check_optimiser(settings)
+    get_package(settings.quantize)
     named = replace(settings, name=settings.name or Path(settings.data).resolve().name)
     with quiet(), started(named, watcher) as process:
         return _run(process, resume)

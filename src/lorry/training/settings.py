@@ -13,7 +13,7 @@ from lorry.errors import SettingsError, did_you_mean
 Family = Literal["lora", "dora", "loha", "lokr", "ia3", "oft"]
 Initialisation = Literal["kaiming", "gaussian", "pissa", "olora"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-Quantization = Literal["none", "4bit", "8bit"]
+Quantization = Literal["none", "4bit", "8bit", "torchao-int8", "quanto-int8"]
 Optimiser = Literal["adamw", "adamw8bit", "schedulefree"]
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -44,7 +44,9 @@ class Settings:
         "run", "auto", "Of base and activations; auto: float32 on a CPU, else bf16 or fp16."
     )
     quantize: Quantization = setting(
-        "run", "none", "Hold the denoiser's weights in bitsandbytes' 4 or 8 bits."
+        "run",
+        "none",
+        "Hold the denoiser's weights in fewer bits: of bitsandbytes (4bit, 8bit), torchao or quanto.",
     )
     checkpointing: bool = setting(
         "run", False, "Compute activations twice instead of keeping them: less memory."
