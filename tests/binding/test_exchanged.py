@@ -66,7 +66,8 @@ def test_a_norm_beside_original_names_is_the_originals(norm: str, prefix: str) -
     if prefix == "lora_unet_":
         names = [name.replace(".", "_") for name in names]
     first, fused, query, _ = (prefix + name for name in names)
-    tensors = file(first, query).tensors | {
+    tensors = {
+        **file(first, query).tensors,
         f"{fused}.lora_down.weight": torch.ones(2, WIDTH),
         f"{fused}.lora_up.weight": torch.ones(3 * WIDTH, 2),
     }

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableCascadeUNet, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from torch import nn
 
 from architectures import SD2, SD15, SDXL, Config

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lorry
+from lorry.adapters import Adapter
 from lorry.binding.known import find_known
 from lorry.errors import AdapterNotFoundError, BindingError, StateError
 from lorry.files import write_safetensors
@@ -47,7 +49,7 @@ def test_it_is_read_while_others_work_and_loading_waits_for_it(
     pipeline, may_go_on = UnetAlone(), threading.Event()
     read_source, threads = preloading.read_source, []
 
-    def slowly(*args: object, **kwargs: object) -> object:
+    def slowly(*args: Any, **kwargs: Any) -> Adapter:
         threads.append(threading.current_thread().name)
         assert may_go_on.wait(60)
         return read_source(*args, **kwargs)

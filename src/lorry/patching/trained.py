@@ -82,8 +82,9 @@ def _pairs(name: str, delta: Delta, strength: float) -> dict[str, tuple[LowRank,
     if isinstance(delta, MovedDelta):
         began = _pairs(f"{name}.start", delta.start, -strength)
         return {**_pairs(name, delta.now, strength), **began}
-    is_pair = isinstance(delta, LoraDelta) and delta.mid is None
-    return {name: (delta.low_rank(), strength)} if is_pair else {}
+    if isinstance(delta, LoraDelta) and delta.mid is None:
+        return {name: (delta.low_rank(), strength)}
+    return {}
 
 
 def _put_factors(module: SidePath, name: str, pair: LowRank, strength: float, undo: Undo) -> None:

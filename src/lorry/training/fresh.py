@@ -53,7 +53,8 @@ def add_adapter(
     if not deltas:
         raise StateError(f"No layer of {type(model).__name__} matches the targets {plain.target_modules!r}.")
     put_trainable(model, name, deltas)
-    return [p for delta in deltas.values() for p in delta.tensors().values() if p.requires_grad]
+    tensors = (tensor for delta in deltas.values() for tensor in delta.tensors().values())
+    return [one for one in tensors if isinstance(one, nn.Parameter) and one.requires_grad]
 
 
 def put_trainable(model: nn.Module, name: str, deltas: dict[str, Delta]) -> None:

@@ -13,7 +13,8 @@ def principal_factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, 
 
     Source: Meng et al., PiSSA (arXiv:2404.02948), section 3, equations 2 and 3.
     """
-    return _shared_out(*torch.linalg.svd(weight, full_matrices=False), rank, scale)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    return _shared_out(u, s, v, rank, scale)
 
 
 def near_principal_factors(
