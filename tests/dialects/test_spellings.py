@@ -26,7 +26,8 @@ DOTS, BARE, DEFAULT = (
     ("lora_A.default.weight", "lora_B.default.weight"),
 )
 PROCESSOR = ("down.weight", "up.weight")
-IMAGE, TEXT, SECOND = "double_blocks.0.img_attn", "text_encoder", "text_encoder_2"
+IMAGE, TEXT = "double_blocks.0.img_attn", "text_encoder"
+SECOND, THIRD = "text_encoder_2", "text_encoder_3"
 MOTION = "down_blocks.0.motion_modules.0"
 T5, T5_FLAT = "encoder.block.0.layer.0.SelfAttention.k", "encoder_block_0_layer_0_SelfAttention_k"
 
@@ -86,7 +87,7 @@ SPELLINGS = {
     "ComfyUI, CLIP": Spelling(
         "comfyui", "text_encoders.clip_l.transformer.text_model.a", AB, Target(TEXT, "text_model.a")
     ),
-    "ComfyUI, T5": Spelling("comfyui", f"text_encoders.t5xxl.transformer.{T5}", AB, Target(SECOND, T5)),
+    "ComfyUI, T5": Spelling("comfyui", f"text_encoders.t5xxl.transformer.{T5}", AB, Target(THIRD, T5)),
     "ComfyUI, another text encoder": Spelling(
         "comfyui",
         "text_encoders.qwen3_06b.transformer.model.layers.0.mlp",
@@ -101,7 +102,7 @@ SPELLINGS = {
     ),
     "OMI, CLIP-L": Spelling("dotted-kohya", "clip_l.text_model.a", KOHYA, Target(TEXT, "text_model.a")),
     "OMI, CLIP-G": Spelling("dotted-kohya", "clip_g.text_model.a", KOHYA, Target(SECOND, "text_model.a")),
-    "OMI, T5": Spelling("dotted-kohya", f"t5.{T5}", KOHYA, Target(SECOND, T5)),
+    "OMI, T5": Spelling("dotted-kohya", f"t5.{T5}", KOHYA, Target(THIRD, T5)),
     "PEFT, original names (fal)": Spelling(
         "peft", f"base_model.model.{IMAGE}.qkv", AB, Target(DENOISER, f"{IMAGE}.qkv")
     ),

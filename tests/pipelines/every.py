@@ -69,6 +69,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "HiDreamImageTransformer2DModel": {"patch_size": 2, "in_channels": 16, "caption_channels": [8, 8]}
     | {"text_emb_dim": 8, "num_routed_experts": 4, "num_activated_experts": 2, "axes_dims_rope": (8, 4, 4)}
     | {"max_resolution": (16, 16), "llama_layers": [0, 1]},
+    "HunyuanDiT2DModel": {"in_channels": 4, "patch_size": 2, "cross_attention_dim_t5": 16},
+    "HunyuanImageTransformer2DModel": {"patch_size": (1, 1), "rope_axes_dim": (8, 8)},
     "HunyuanVideo15Transformer3DModel": {"image_embed_dim": 16},
     "Kandinsky3UNet": {"time_embedding_dim": 16, "groups": 4, "attention_head_dim": 8, "layers_per_block": 1}
     | {"block_out_channels": (8, 16, 16, 16), "cross_attention_dim": 16, "encoder_hid_dim": 16},
@@ -81,6 +83,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "PRXTransformer2DModel": {"axes_dim": [8, 8]},
     "RFD4ProteinaTransformer": {"nlayers": 1, "token_dim": 32, "nheads": 2, "dim_cond": 16, "t_emb_dim": 16}
     | {"pair_repr_dim": 16, "tri_mult_c": 8},
+    "StableCascadeUNet": {
+        "conditioning_dim": 16,
+        "block_out_channels": (16, 16),
+        "num_attention_heads": (2, 2),
+    }
+    | {"down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1), "clip_text_in_channels": 16}
+    | {"clip_text_pooled_in_channels": 16, "clip_image_in_channels": 16, "switch_level": (False,)},
     "UNet3DConditionModel": {**_MOTION, "attention_head_dim": 8, "num_attention_heads": None}
     | {"down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D")}
     | {"up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorry.algebra import Delta, DoraDelta, FullDelta, Ia3Delta, LohaDelta, LoraDelta, PartsDelta
+from lorry.algebra import Delta, DoraDelta, FullDelta, Ia3Delta, LohaDelta, LoraDelta, PartsDelta, cut_rows
 
 Rows = Sequence[int]
 """How many rows each layer has."""
@@ -38,8 +39,10 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
 
     It is undone where each column of `up` has numbers in the rows of one layer alone, and where a layer has no rank at
     all (None in the result). A column of zeros goes to the layer of its neighbours, so that no rank is lost. The layers
-    of a LoRA that was trained fused share `down`. A DoRA of rows is undone as its LoRA.
+    of a LoRA that was trained fused share `down`. A DoRA of rows, and a LoRA with a bias, are undone as their LoRA.
     """
+    if isinstance(delta, PartsDelta):
+        return _split_parts(delta, rows)
     if isinstance(delta, DoraDelta):
         return None if delta.on_input else _split_doras(delta, rows)
     if not isinstance(delta, LoraDelta) or delta.mid is not None or delta.up.is_meta:
@@ -81,6 +84,18 @@ def _split_doras(delta: DoraDelta, rows: Rows) -> list[Delta | None] | None:
         DoraDelta(part, magnitude.reshape(-1, *rest).contiguous(), False)
         for part, magnitude in zip(inner, magnitudes, strict=True)
         if part is not None
+    ]
+
+
+def _split_parts(delta: PartsDelta, rows: Rows) -> list[Delta | None] | None:
+    weights = None if delta.on_weight is None else split_blocks(delta.on_weight, rows)
+    if weights is None:
+        return None
+    ends = list(accumulate(rows))
+    biases = [cut_rows(delta.on_bias, ((end - count, end),)) for end, count in zip(ends, rows, strict=True)]
+    return [
+        None if weight is None and bias.adds_nothing() else PartsDelta(weight, bias)
+        for weight, bias in zip(weights, biases, strict=True)
     ]
 
 

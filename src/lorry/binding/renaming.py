@@ -14,6 +14,7 @@ from lorry.algebra import Delta, cut_rows
 from lorry.binding.draft import equal
 from lorry.binding.exchanged import with_meant_names
 from lorry.binding.index import ModuleIndex
+from lorry.binding.places import Place, other_inputs
 from lorry.binding.plan import bind
 from lorry.binding.routes import routes
 from lorry.binding.tables import Names, Piece
@@ -127,7 +128,7 @@ def _by_pieces(adapter: Adapter, models: Models) -> dict[str, dict[tuple[Piece, 
         component = entry.target.component
         index = indexes.get(component)
         pieces = None if index is None else index.find_pieces(entry.target)
-        delta = None if index is None or pieces is None else entry.delta.fitted(_whole(index, pieces))
+        delta = None if index is None or pieces is None else _fitted(entry.delta, index, pieces)
         if pieces is None or delta is None or adapter.unknown:
             bind(adapter, models)  # which says what is wrong
             raise UnsupportedAdapterError(f"{adapter.source}: {entry.target} does not fit this model.")
@@ -135,6 +136,15 @@ def _by_pieces(adapter: Adapter, models: Models) -> dict[str, dict[tuple[Piece, 
         if first is not delta and not equal(first, delta):
             raise UnsupportedAdapterError(f"{adapter.source}: {entry.target} is there twice, and differs.")
     return found
+
+
+def _fitted(delta: Delta, index: ModuleIndex, pieces: Sequence[Piece]) -> Delta | None:
+    """Return a delta fitted to its layer; as it is, where it is for the first layer of a model with other inputs."""
+    whole, place = _whole(index, pieces), Place(pieces[0].path)
+    fitted = delta.fitted(whole)
+    if fitted is None and len(pieces) == 1 and other_inputs(delta, place, whole, index.modules) is not None:
+        return delta
+    return fitted
 
 
 def _rows(index: ModuleIndex, piece: Piece) -> int:

@@ -11,6 +11,7 @@ from lorry.algebra import Delta
 from lorry.dialects._apart import Roles, take_apart
 from lorry.dialects._suffixes import Role
 from lorry.errors import UnsupportedAdapterError, some
+from lorry.names import Target
 
 LYCORIS_SUFFIXES: Mapping[Role, str] = {
     "down": "lora_down.weight",
@@ -73,6 +74,15 @@ def _obstacle(delta: Delta, suffixes: Mapping[Role, str], apart: TakeApart) -> s
         return None
     words = WORDS.get(missing[0])
     return f"{delta.family}: {words}" if words else delta.family
+
+
+def nameless(adapter: Adapter, has_name: Callable[[Target], bool]) -> dict[str, str]:
+    """Return, by target, the layers of components that a dialect has no name for."""
+    return {
+        str(entry.target): "no name for this component"
+        for entry in adapter.entries
+        if not has_name(entry.target)
+    }
 
 
 def spelled(

@@ -24,15 +24,14 @@ from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import ReplaceDelta
-from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
+from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, nameless, spelled
 from lorry.dialects._headers import plain_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects._suffixes import split_suffix
 from lorry.dialects.base import BlockNames, Dialect
-from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
-from lorry.names import DENOISERS
+from lorry.names import CONDITIONER, DENOISER, DENOISERS, Target
 
 UNREAD = ("ia3_weight", "on_input", "bias_indices", "bias_values", "bias_size")
 """LyCORIS's (IA)^3 and sparse differences, which ComfyUI does not apply."""
@@ -74,7 +73,9 @@ class Comfyui(Dialect):
         return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
-        return find_obstacles(adapter, SUFFIXES)
+        return nameless(adapter, lambda target: _container(target) is not None) | find_obstacles(
+            adapter, SUFFIXES
+        )
 
     def write(self, adapter: Adapter) -> TensorFile:
         """Return a file that ComfyUI reads, with the block names that the adapter has.
@@ -90,13 +91,20 @@ class Comfyui(Dialect):
 
 def _name(entry: Entry) -> str:
     target = with_clip_root(dotted(entry.target))
-    if target.component in (*DENOISERS[:2], "prior"):
-        return f"diffusion_model.{live_name(target.path)}"
+    is_denoiser = not target.component.startswith("text_encoder")
+    return f"{_container(target)}{live_name(target.path) if is_denoiser else target.path}"
+
+
+def _container(target: Target) -> str | None:
+    """Return what stands in front of a path; None where ComfyUI has no name for the component."""
+    if target.component in (DENOISER, *DENOISERS[:2], "prior"):
+        return "diffusion_model."
+    if target.component == CONDITIONER:
+        return "diffusion_model.llm_adapter."
     encoders = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    name = "t5xxl" if target.path.startswith(T5_ROOT) else encoders.get(target.component)
-    if name is None:
-        raise UnsupportedAdapterError(f"{target}: ComfyUI's dialect has no name for this component.")
-    return f"text_encoders.{name}.transformer.{target.path}"
+    is_t5 = target.path.startswith((T5_ROOT, T5_ROOT.replace(".", "_")))
+    name = "t5xxl" if is_t5 else encoders.get(target.component)
+    return None if name is None else f"text_encoders.{name}.transformer."
 
 
 def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:

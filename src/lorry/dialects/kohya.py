@@ -25,6 +25,7 @@ from lorry.dialects._exporting import (
     ONETRAINER_SUFFIXES,
     check_writable,
     find_obstacles,
+    nameless,
     spelled,
 )
 from lorry.dialects._headers import kohya_header
@@ -32,9 +33,8 @@ from lorry.dialects._named import read_named
 from lorry.dialects._naming import with_clip_root
 from lorry.dialects._suffixes import split_suffix
 from lorry.dialects.base import BlockNames, Dialect
-from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
-from lorry.names import DENOISER
+from lorry.names import CONDITIONER, DENOISER
 
 SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_SUFFIXES, "kohya_oft_blocks": "oft_blocks"}
 OFT_MODULE = "networks.oft"
@@ -67,7 +67,9 @@ class Kohya(Dialect):
         return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
-        return find_obstacles(adapter, SUFFIXES)
+        return nameless(adapter, lambda target: target.component in _prefixes()) | find_obstacles(
+            adapter, SUFFIXES
+        )
 
     def write(self, adapter: Adapter) -> TensorFile:
         """Return a file of this dialect, with the block names that the adapter has.
@@ -115,15 +117,17 @@ def _has_two_text_encoders(adapter: Adapter) -> bool:
     return False
 
 
-def _flat_name(entry: Entry, two_text_encoders: bool, is_oft: bool) -> str:
-    target = entry.target
-    prefixes = {
+def _prefixes(two_text_encoders: bool = True, is_oft: bool = False) -> dict[str, str]:
+    return {
         **dict.fromkeys((DENOISER, "unet", "transformer"), "oft_unet_" if is_oft else "lora_unet_"),
         "prior": "lora_prior_unet_",
+        CONDITIONER: "lora_unet_llm_adapter_",
         "text_encoder": "lora_te1_" if two_text_encoders else "lora_te_",
         "text_encoder_2": "lora_te2_",
         "text_encoder_3": "lora_te3_",
     }
-    if target.component not in prefixes:
-        raise UnsupportedAdapterError(f"{target}: kohya's dialect has no name for this component.")
-    return prefixes[target.component] + with_clip_root(target).path.replace(".", "_")
+
+
+def _flat_name(entry: Entry, two_text_encoders: bool, is_oft: bool) -> str:
+    target = with_clip_root(entry.target)
+    return _prefixes(two_text_encoders, is_oft)[target.component] + target.path.replace(".", "_")

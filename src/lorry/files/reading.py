@@ -31,6 +31,8 @@ COMPONENT_FOLDERS = (
     "text_encoder_2",
     "text_encoder_3",
     "text_encoder_4",
+    "text_conditioner",
+    "connectors",
 )
 """Folders that training scripts give to PEFT, one for each model of a pipeline."""
 METADATA_KEY = "lora_adapter_metadata"

@@ -1,0 +1,71 @@
+"""Every suffix and family on a layer of a small UNet, from loading to converting and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lorry
+from dialects.layers import LAYERS, Layer
+from dialects.test_carrying import CARRIED
+from lorry.files import write_safetensors
+from models import tiny_sd_pipeline, tiny_unet
+from walks import check_there_and_back, models_of, walk
+
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
+PLACES = {
+    (8, 6): f"{BLOCK}.attn2.to_k",
+    (8, 6, 3, 3): "conv_in",
+    (8,): f"{BLOCK}.norm1",
+    (1, 6): f"{BLOCK}.attn2.to_v",
+}
+"""Layers of the shapes that the tests' deltas have."""
+IN_ATTENTION = (f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn2.to_v")
+
+
+def pipeline(shape: tuple[int, ...], bias: bool) -> Any:
+    """A pipeline whose UNet has a layer of this shape; with `bias`, where the architecture has none."""
+    pipe = tiny_sd_pipeline()
+    unet: Any = tiny_unet(
+        in_channels=6,
+        cross_attention_dim=6,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    path = PLACES[shape]
+    if shape == (1, 6) or (bias and path in IN_ATTENTION):
+        unet.set_submodule(path, nn.Linear(shape[1], shape[0], bias=bias))
+    pipe.register_modules(unet=unet)
+    return lorry.attach(pipe)
+
+
+def changes(layer: Layer, module: nn.Module) -> dict[str, Tensor]:
+    """What a layer's delta adds to the parameters of a module, in float64."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        part = layer.delta.part(name)
+        fitted = None if part is None else part.fitted(tuple(parameter.shape))
+        if fitted is not None:
+            found[f"{PLACES[layer.shape]}.{name}"] = fitted.weight(parameter.detach().double(), torch.float64)
+    return found
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_acts_leaves_no_trace_and_is_converted(name: str, tmp_path: Path) -> None:
+    layer = LAYERS[name]()
+    pipe = pipeline(layer.shape, layer.delta.part("bias") is not None)
+    path = PLACES[layer.shape]
+    expected = changes(layer, pipe.unet.get_submodule(path))
+    assert len(expected) == sum(layer.delta.part(parameter) is not None for parameter in ("weight", "bias"))
+    tensors = {f"unet.{path}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
+    source = write_safetensors(tmp_path / "in.safetensors", tensors)
+    report = walk(pipe, source, {"unet": expected})
+    assert report.applied == report.key_count == len(tensors)
+    carried = {dialect for dialect, names in CARRIED.items() if name in names}
+    if path not in IN_ATTENTION:
+        carried.discard("attention-processors")
+    assert check_there_and_back(source, report.dialect, tmp_path, models_of(pipe)) == carried - {"xlabs"}

@@ -1,0 +1,255 @@
+"""Files that are more than LoRAs under other names: parts of layers, other families, tokens, wrappers, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import lorry
+from lorry.algebra import OftDelta
+from lorry.errors import FuseError, UnsupportedAdapterError
+from lorry.files import read_adapter_file, write_safetensors
+from lorry.workflows.convert import convert_file
+from models import tiny_flux_pipeline, tiny_sd_pipeline
+from pipelines import every
+from row_files import ROWS
+from row_layers import DOWN
+from rows import KOHYA, Part, Row
+from walks import check_same, check_there_and_back, models_of, walk, weights
+
+TO_Q = f"{DOWN}.attn1.to_q"
+CARRY = {"kohya", "diffusers", "peft", "comfyui", "dotted-kohya", "lycoris"}
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))) / 2
+
+
+def test_kohyas_oft_turns_the_rows_within_its_constraint(tmp_path: Path) -> None:
+    pipe = lorry.attach(tiny_sd_pipeline())
+    weight = pipe.unet.get_submodule(TO_Q).weight.detach()
+    blocks = noise(2, 8, 8)
+    stem = f"oft_unet_{TO_Q.replace('.', '_')}"
+    tensors = {f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(0.01)}
+    source = write_safetensors(tmp_path / "in.safetensors", tensors, {"ss_network_module": "networks.oft"})
+    change = OftDelta(blocks, None, 0.01).fitted(tuple(weight.shape))
+    assert change is not None
+    walk(pipe, source, {"unet": {f"{TO_Q}.weight": change.weight(weight.double(), torch.float64)}})
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya", "lycoris", "comfyui"}
+    assert read_adapter_file(tmp_path / "there" / "kohya.safetensors").tensors.keys() == tensors.keys()
+
+
+def test_a_lokr_of_a_fused_layer_acts_on_its_parts_and_stays_in_original_names(tmp_path: Path) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    one, two = noise(4, 4), noise(24, 8)
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = {f"{stem}.lokr_w1": one, f"{stem}.lokr_w2": two, f"{stem}.alpha": torch.tensor(1.0)}
+    whole = torch.kron(one.double(), two.double())
+    attention = "transformer_blocks.0.attn"
+    names = [f"{attention}.{name}.weight" for name in ("to_q", "to_k", "to_v")]
+    source = write_safetensors(tmp_path / "in.safetensors", tensors)
+    walk(pipe, source, {"transformer": dict(zip(names, whole.chunk(3), strict=True))})
+    assert check_there_and_back(source, "comfyui", tmp_path, models_of(pipe)) == {"comfyui", "kohya"}
+
+
+def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
+    pipe = every.build("MiniMaxH3ModularPipeline")
+    small = {
+        "num_attention_heads": 2,
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_refiner_layers": 1,
+        "ffn_dim": 32,
+    }
+    pipe.update_components(
+        transformer=diffusers.MiniMaxH3Transformer3DModel(
+            **small, text_dim=16, freq_dim=16, time_embed_hidden_dim=16
+        )
+    )
+    lorry.attach(pipe)
+    down, up = noise(2, 32), noise(768, 2)
+    stem = "blocks.0.attn.qkv_proj"
+    tensors = {f"{stem}.lora_A.default.weight": down, f"{stem}.lora_B.default.weight": up}
+    rows = (up.double() @ down.double()).unflatten(0, (2, 3, 128))
+    attention = "transformer_blocks.0.attn"
+    changes = {
+        f"{attention}.{name}.weight": rows[:, i].flatten(0, 1)
+        for i, name in enumerate(("to_q", "to_k", "to_v"))
+    }
+    source = write_safetensors(tmp_path / "in.safetensors", tensors)
+    assert walk(pipe, source, {"transformer": changes}).dialect == "diffsynth-h3"
+    found = check_there_and_back(source, "diffsynth-h3", tmp_path, models_of(pipe))
+    assert found == CARRY | {"lora-layers"}
+
+
+DECODERS: dict[str, tuple[str, Any, Any]] = {
+    "Qwen 3": ("ZImagePipeline", transformers.Qwen3Model, transformers.Qwen3Config),
+    "Gemma 2": ("Lumina2Pipeline", transformers.Gemma2Model, transformers.Gemma2Config),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("prefix", ["lora_te_", "lora_te1_model_"])
+def test_language_models_that_read_the_prompt_are_trained_along(
+    name: str, prefix: str, tmp_path: Path
+) -> None:
+    build, model, config = DECODERS[name]
+    small = config(vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                   num_key_value_heads=1, head_dim=16)  # fmt: skip
+    pipe = every.build(build)
+    pipe.register_modules(text_encoder=model(small).eval())
+    lorry.attach(pipe)
+    layers = {
+        f"{prefix}layers_0_self_attn_{end}": f"text_encoder/layers.0.self_attn.{end}"
+        for end in ("q_proj", "k_proj")
+    }
+    row = Row(
+        build,
+        [
+            Part(
+                {**layers, f"{prefix}layers_1_mlp_gate_proj": "text_encoder/layers.1.mlp.gate_proj"},
+                KOHYA,
+                True,
+            )
+        ],
+        "kohya",
+    )
+    tensors, changes = row.make(pipe)
+    source = row.write(tensors, tmp_path)
+    assert walk(pipe, source, changes).applied == len(tensors)
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == CARRY - {"lycoris"}
+
+
+def test_a_file_in_several_parts_is_one_adapter(tmp_path: Path) -> None:
+    row = ROWS["5 diffusers"]
+    pipe = lorry.attach(row.build())
+    tensors, changes = row.make(pipe)
+    parts = {"one": list(tensors)[::2], "two": list(tensors)[1::2]}
+    name = "adapter-0000{}-of-00002.safetensors"
+    found = {}
+    for number, keys in enumerate(parts.values(), 1):
+        write_safetensors(tmp_path / name.format(number), {key: tensors[key] for key in keys})
+        found |= dict.fromkeys(keys, name.format(number))
+    index = tmp_path / "adapter.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": found}), "utf-8")
+    assert walk(pipe, tmp_path, changes).applied == len(tensors)
+
+
+def test_bookkeeping_of_sliders_is_ignored_and_counted(tmp_path: Path) -> None:
+    row = ROWS["1 kohya, SD 1"]
+    pipe = lorry.attach(row.build())
+    tensors, changes = row.make(pipe)
+    source = row.write({**tensors, "_aux.steps": torch.ones(2)}, tmp_path)
+    report = walk(pipe, source, changes)
+    assert (report.applied, report.key_count) == (len(tensors), len(tensors) + 1)
+    assert [item.key for item in report.ignored] == ["_aux.steps"]
+
+
+def test_a_layer_in_two_spellings_is_applied_once(tmp_path: Path) -> None:
+    row = ROWS["21 Civitai"]
+    pipe = lorry.attach(row.build())
+    tensors, changes = row.make(pipe)
+    twice = {f"lora_transformer_{_flat(key)}": tensor.clone() for key, tensor in tensors.items()}
+    report = walk(pipe, row.write({**tensors, **twice}, tmp_path), changes)
+    assert (report.applied, report.key_count) == (len(tensors), 2 * len(tensors))
+
+
+def _flat(key: str) -> str:
+    path, _, suffix = key.removeprefix("transformer.").partition(".lora_" if "lora_" in key else ".alpha")
+    return path.replace(".", "_") + (f".lora_{suffix}" if suffix else ".alpha")
+
+
+def test_tokens_go_with_a_file_where_there_is_a_place_for_them(tmp_path: Path) -> None:
+    row = ROWS["11 OneTrainer"]
+    pipe = lorry.attach(row.build())
+    tensors, changes = row.make(pipe)
+    vectors = {f"bundle_emb.zuzu.{kind}": noise(2, 32) for kind in ("clip_l", "clip_g")}
+    source = row.write({**tensors, **vectors}, tmp_path)
+    pipe.load_lora_weights(source)
+    assert "zuzu" in pipe.tokenizer.get_vocab()
+    pipe.unload_lora_weights()
+    assert "zuzu" not in pipe.tokenizer.get_vocab()
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya"}
+    kept = read_adapter_file(tmp_path / "there" / "kohya.safetensors").tensors
+    assert all(torch.equal(kept[key], tensor) for key, tensor in vectors.items())
+    assert changes
+
+
+def test_a_bias_for_a_layer_without_one_acts_unfused_and_is_not_fused(tmp_path: Path) -> None:
+    pipe = lorry.attach(tiny_sd_pipeline())
+    layer = pipe.unet.get_submodule(TO_Q)
+    models = models_of(pipe)
+    before, x = weights(models), noise(3, 16)
+    bias, plain = noise(16), layer(x)
+    pipe.load_lora_weights({f"diffusion_model.{TO_Q}.diff_b": bias})
+    torch.testing.assert_close(layer(x), plain + bias)
+    with pytest.raises(FuseError, match=r"to_q` has no bias to fuse into. Leave the adapter unfused"):
+        pipe.fuse_lora()
+    torch.testing.assert_close(layer(x), plain + bias)
+    pipe.unload_lora_weights()
+    check_same(models, before)
+    assert layer.bias is None
+    assert torch.equal(layer(x), plain)
+
+
+REFUSED = {
+    "14 Control-LoRA": (
+        {"lora_controlnet": (1,), "input_blocks.1.1.proj_in.up": (8, 2)},
+        "a Control-LoRA of Stability AI",
+    ),
+    "30 Nunchaku": (
+        {"transformer_blocks.0.mlp_fc1.lora_down": (32, 16), "transformer_blocks.0.mlp_fc1.lora_up": (16, 32)},
+        "a LoRA packed for Nunchaku's kernels",
+    ),
+    "ControlNet-LLLite": ({"lllite_unet_input_blocks_4_1.down.0.weight": (8, 8)}, "a ControlNet-LLLite"),
+    "IP-Adapter": ({"image_proj.proj.weight": (8, 8), "ip_adapter.1.to_k_ip.weight": (8, 8)}, "an IP-Adapter"),
+    "T2I-Adapter": ({"adapter.body.0.in_conv.weight": (8, 8)}, "a T2I-Adapter"),
+    "checkpoint": ({"model.diffusion_model.out.2.weight": (8, 8)}, "a whole checkpoint"),
+    "VAE": ({"encoder.conv_in.weight": (8, 8)}, "a VAE"),
+    "textual inversion": ({"clip_l": (2, 8), "clip_g": (2, 8)}, "a textual inversion embedding"),
+    "T-LoRA": (
+        {f"lora_unet_a.{end}": (2, 2) for end in ("q_layer.weight", "p_layer.weight", "lambda_layer")},
+        "T-LoRA",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_adapter_or_cannot_be_applied_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    shapes, what = REFUSED[name]
+    pipe = lorry.attach(tiny_sd_pipeline())
+    models = models_of(pipe)
+    before = weights(models)
+    source = write_safetensors(
+        tmp_path / "in.safetensors", {key: noise(*shape) for key, shape in shapes.items()}
+    )
+    with pytest.raises(UnsupportedAdapterError, match=what):
+        pipe.load_lora_weights(source)
+    check_same(models, before)
+    with pytest.raises(UnsupportedAdapterError, match=what):
+        convert_file(source, tmp_path / "out.safetensors", "kohya", lambda _: models)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_control_lora_is_converted_to_where_its_norms_have_names(tmp_path: Path) -> None:
+    from pipelines.test_control_lora import control_file
+
+    source = write_safetensors(tmp_path / "in.safetensors", control_file())
+    models = models_of(tiny_flux_pipeline())
+    out = tmp_path / "comfyui.safetensors"
+    convert_file(source, out, "comfyui", lambda _: models)
+    again = tmp_path / "again.safetensors"
+    convert_file(out, again, "comfyui", lambda _: models)
+    one, two = read_adapter_file(out).tensors, read_adapter_file(again).tensors
+    assert one["diffusion_model.img_in.reshape_weight"].tolist() == [32, 32]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+    with pytest.raises(UnsupportedAdapterError, match="a whole weight"):
+        convert_file(source, tmp_path / "kohya.safetensors", "kohya", lambda _: models)
