@@ -23,6 +23,7 @@ from lorry.errors import (
     SettingsError,
     StateError,
     TrainingError,
+    UnsupportedAdapterError,
 )
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
@@ -401,6 +402,19 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
     with pytest.raises(MissingPackageError, match=message):
         run(data, sd, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", ["loha", "lokr", "oft"])
+def test_a_family_that_a_dialect_has_no_names_for_is_refused_with_those_that_have(
+    family: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedAdapterError, match="which has no names for them") as caught:
+        run(data, sd, tmp_path / "a", steps=1, family=family)
+    able = caught.value.__notes__[0].removeprefix("choose another `dialect`: ").split(", ")
+    assert "lycoris" in able
+    assert "diffusers" not in able
+    for number, dialect in enumerate(able):
+        assert run(data, sd, tmp_path / str(number), steps=1, family=family, dialect=dialect).finished
 
 
 def test_pictures_larger_than_the_base_has_places_for_are_refused(

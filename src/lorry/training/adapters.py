@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lorry.adapters import Adapter
-from lorry.dialects import get_dialect
+from lorry.dialects import DIALECTS, Dialect, get_dialect
+from lorry.errors import UnsupportedAdapterError
 from lorry.training.adapter_config import AdapterConfig
 from lorry.training.bases import Base
 from lorry.training.fresh import add_adapter
@@ -102,8 +103,21 @@ def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> A
 
     Raises:
         UnknownDialectError: there is no such dialect.
-        UnsupportedAdapterError: it has no names for the adapter's family.
+        UnsupportedAdapterError: it has no names for the adapter's family; says which have.
     """
     adapter = get_adapter(components, NAME)
-    get_dialect(dialect).write(adapter)
+    try:
+        get_dialect(dialect).write(adapter)
+    except UnsupportedAdapterError as error:
+        able = [other.name for other in DIALECTS if _is_written(adapter, other)]
+        error.add_note(f"choose another `dialect`: {', '.join(able)}")
+        raise
     return adapter
+
+
+def _is_written(adapter: Adapter, dialect: Dialect) -> bool:
+    try:
+        dialect.write(adapter)
+    except UnsupportedAdapterError:
+        return False
+    return True
