@@ -74,6 +74,37 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
 """Layer of the tests: (family, diffusers 0.42.1, ComfyUI 0.3.64, InvokeAI 6.14.0-alpha). Those of diffusers were
 measured on a tiny UNet; the others read in Comfy-Org/ComfyUI at a125cd84, `comfy/lora.py`, `comfy/lora_convert.py` and
 `comfy/weight_adapter/*`, and invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
+SAME = (
+    *("ErnieImageTransformer2DModel", "HiDreamImageTransformer2DModel", "JoyImageEditTransformer3DModel"),
+    *("Kandinsky5Transformer3DModel", "QwenImageTransformer2DModel"),
+)
+"""Models that have diffusers' names in ComfyUI too, or whose conversion in diffusers takes off a container alone."""
+UNREAD = (
+    *("AllegroTransformer3DModel", "AudioLDM2UNet2DConditionModel", "BriaFibo2Transformer2DModel"),
+    *(
+        "BriaFiboTransformer2DModel",
+        "BriaTransformer2DModel",
+        "Cosmos3OmniTransformer",
+        "DiTTransformer2DModel",
+    ),
+    *("DreamLiteUNetModel", "EasyAnimateTransformer3DModel", "GlmImageTransformer2DModel", "I2VGenXLUNet"),
+    *("JoyImageEditPlusTransformer3DModel", "Kandinsky3UNet", "Kandinsky6SRTransformer3DModel"),
+    *("Kandinsky6Transformer3DModel", "LatteTransformer3DModel", "LongCatAudioDiTTransformer"),
+    *("LongCatImageTransformer2DModel", "LuminaNextDiT2DModel", "MotifVideoTransformer3DModel"),
+    *("NucleusMoEImageTransformer2DModel", "OmniGenTransformer2DModel", "OvisImageTransformer2DModel"),
+    *("PRXTransformer2DModel", "PriorTransformer", "RFD4ProteinaTransformer"),
+    *("SanaWMLTX2RefinerTransformer3DModel", "SanaWMTransformer3DModel", "StableAudio3DiTModel"),
+    *("Transformer2DModel", "UNet1DModel", "UNetControlNetXSModel", "UNetSpatioTemporalConditionModel"),
+)
+"""Models of whose original names nothing was found out: whether they have any that are not diffusers'."""
+UNETS = (
+    "StableCascadeUNet",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNet3DConditionModel",
+    "UNetMotionModel",
+)
+"""Models whose original names `binding/original_names.py` works out, as far as their layers are those of a UNet."""
 SHORT = {
     "lycoris": "lycoris",
     "kohya": "kohya",
@@ -173,6 +204,22 @@ def comfyui_names() -> str:
     return "\n".join(lines)
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def others() -> str:
+    """Return what is said of the models without a table."""
+    text = (
+        "Every other denoiser that a pipeline of diffusers 0.42 has is read by the names of diffusers. The original "
+        f"has those too for {_listed(SAME)}. The names of {_listed(UNETS)} are worked out, as far as they are those of "
+        "Stable Diffusion or Stable Cascade. Of these nothing was found out, and other names than diffusers' are "
+        "unknown keys: "
+        f"{_listed(UNREAD)}."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
 def page() -> str:
     """Return the whole page."""
     written = ", ".join(f"`{name}`" for name in WRITTEN)
@@ -219,6 +266,8 @@ original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and
 ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its dialect.
 
 {architectures()}
+
+{others()}
 
 ## ComfyUI's names
 

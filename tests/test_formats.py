@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 
+import diffusers
 import pytest
 from scripts.formats_matrix import FAMILIES, RECORD, architectures, measure
-from scripts.formats_table import PAGE, WRITTEN, families, page
+from scripts.formats_table import PAGE, SAME, TABLES, UNETS, UNREAD, WRITTEN, families, page
+from torch import nn
 
 
 def test_the_page_is_what_the_script_makes() -> None:
@@ -32,3 +36,26 @@ def test_the_record_has_a_verdict_for_every_family_and_dialect() -> None:
         assert list(found) == list(FAMILIES)
         assert all(list(verdicts) == WRITTEN for verdicts in found.values())
         assert all(verdicts["kohya"] != "refused" for name, verdicts in found.items() if name != "HRA")
+
+
+def test_the_page_tells_of_every_denoiser_that_a_pipeline_has() -> None:
+    classes = {name for name in dir(diffusers) if re.search(r"Transformer|UNet|DiT|Prior", name)}
+    words: set[str] = set()
+    for name in dir(diffusers):
+        found = getattr(diffusers, name)
+        if inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline):
+            for parameter in inspect.signature(found.__init__).parameters.values():
+                words |= set(re.findall(r"\w+", str(parameter.annotation)))
+    used = {
+        name
+        for name in classes & words
+        if inspect.isclass(getattr(diffusers, name))
+        and issubclass(getattr(diffusers, name), nn.Module)
+        and not re.search(r"ControlNetModel|MultiControlNet|Vae$", name)
+    }
+    tables = {path.stem for path in TABLES.glob("*.json")}
+    named = [*SAME, *UNREAD, *UNETS]
+    assert len(set(named)) == len(named)
+    assert not set(named) & tables
+    assert used <= {*named, *tables}
+    assert set(named) <= used

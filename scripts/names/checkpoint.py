@@ -45,5 +45,7 @@ class Checkpoint:
     """What stands before all of those, and is a container to a file."""
     also: Callable[[str], str] | None = None
     """Gives another spelling of a name, which is read too."""
+    like: str = ""
+    """The class of another model, of which this one is a variant that its original's names do not tell from it."""
     source: str = ""
     """Where the typed rows are from."""

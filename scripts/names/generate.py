@@ -61,7 +61,8 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     spelt |= _older(checkpoint, model)
     spelt |= {name: _with_shares(row, model, checkpoint.blocks) for name, row in _rows(checkpoint.spelt)}
     also = {name: row for name, row in sorted(spelt.items()) if name not in names}
-    table = {"model": checkpoint.model, "source": source, "names": names}
+    table: dict[str, Any] = {"model": checkpoint.model, "source": source}
+    table |= ({"like": checkpoint.like} if checkpoint.like else {}) | {"names": names}
     return table | {"also": also} if also else table
 
 

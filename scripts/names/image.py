@@ -68,7 +68,7 @@ CHECKPOINTS = (
     Checkpoint(
         model="SanaTransformer2DModel",
         convert="convert_sana_transformer_to_diffusers",
-        config={"num_layers": 2},
+        config={"num_layers": 2, "qk_norm": "rms_norm_across_heads"},
         names="""
             x_embedder.proj t_embedder.mlp.0 t_embedder.mlp.2 t_block.1 attention_y_norm final_layer.linear
             y_embedder.y_proj.fc1 y_embedder.y_proj.fc2 blocks.*.attn.qkv blocks.*.attn.proj
@@ -77,6 +77,14 @@ CHECKPOINTS = (
         """,
         bare="blocks.*.scale_shift_table final_layer.scale_shift_table",
         extra="pos_embed y_embedder.y_embedding",
+        typed="""
+            blocks.*.attn.q_norm -> transformer_blocks.*.attn1.norm_q
+            blocks.*.attn.k_norm -> transformer_blocks.*.attn1.norm_k
+            blocks.*.cross_attn.q_norm -> transformer_blocks.*.attn2.norm_q
+            blocks.*.cross_attn.k_norm -> transformer_blocks.*.attn2.norm_k
+        """,
+        source="diffusers.loaders.single_file_utils.convert_sana_transformer_to_diffusers; the norms of Sana 1.5 from "
+        "huggingface/diffusers, scripts/convert_sana_video_to_diffusers.py",
     ),
     Checkpoint(
         model="Lumina2Transformer2DModel",

@@ -36,6 +36,17 @@ _EMBEDDER = "{} -> adaln_single.emb.{}"
 _HUNYUAN = "blocks.*.{} -> blocks.*.{}"
 _POOLER = "pooler.{} -> time_extra_emb.pooler.{}"
 
+_COGVIEW = f"""
+    {_SAT_LAYER}
+    mixins.adaln.adaln_modules.*.1 -> transformer_blocks.*.norm1.linear
+    mixins.final_layer.adaln.1 -> norm_out.linear[1/2] + norm_out.linear[0/2]
+    time_embed.0 -> time_condition_embed.timestep_embedder.linear_1
+    time_embed.2 -> time_condition_embed.timestep_embedder.linear_2
+    label_emb.0.0 -> time_condition_embed.condition_embedder.linear_1
+    label_emb.0.2 -> time_condition_embed.condition_embedder.linear_2
+"""
+_SANA = "blocks.*.{} -> transformer_blocks.*.{}"
+
 CHECKPOINTS = (
     Checkpoint(
         model="CogVideoXTransformer3DModel",
@@ -63,17 +74,51 @@ CHECKPOINTS = (
     Checkpoint(
         model="CogView4Transformer2DModel",
         config={"num_layers": 2},
-        typed=f"""
-            {_SAT_LAYER}
-            mixins.adaln.adaln_modules.*.1 -> transformer_blocks.*.norm1.linear
-            mixins.final_layer.adaln.1 -> norm_out.linear[1/2] + norm_out.linear[0/2]
-            time_embed.0 -> time_condition_embed.timestep_embedder.linear_1
-            time_embed.2 -> time_condition_embed.timestep_embedder.linear_2
-            label_emb.0.0 -> time_condition_embed.condition_embedder.linear_1
-            label_emb.0.2 -> time_condition_embed.condition_embedder.linear_2
-        """,
+        typed=_COGVIEW,
         also=without_root,
         source=_SCRIPTS.format("cogview4"),
+    ),
+    Checkpoint(
+        model="CogView3PlusTransformer2DModel",
+        config={"num_layers": 2},
+        typed=_COGVIEW,
+        also=without_root,
+        source=_SCRIPTS.format("cogview3"),
+    ),
+    Checkpoint(
+        model="SanaVideoTransformer3DModel",
+        config={"num_layers": 2},
+        typed=f"""
+            x_embedder.proj -> patch_embedding
+            y_embedder.y_proj.fc1 -> caption_projection.linear_1
+            y_embedder.y_proj.fc2 -> caption_projection.linear_2
+            attention_y_norm -> caption_norm
+            t_embedder.mlp.0 -> time_embed.emb.timestep_embedder.linear_1
+            t_embedder.mlp.2 -> time_embed.emb.timestep_embedder.linear_2
+            t_block.1 -> time_embed.linear
+            final_layer.linear -> proj_out
+            final_layer.scale_shift_table -> scale_shift_table
+            blocks.*.attn.qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.cross_attn.kv_linear -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            {
+            _rows(
+                _SANA,
+                ("scale_shift_table", "scale_shift_table"),
+                ("attn.q_norm", "attn1.norm_q"),
+                ("attn.k_norm", "attn1.norm_k"),
+                ("attn.proj", "attn1.to_out.0"),
+                ("cross_attn.q_linear", "attn2.to_q"),
+                ("cross_attn.q_norm", "attn2.norm_q"),
+                ("cross_attn.k_norm", "attn2.norm_k"),
+                ("cross_attn.proj", "attn2.to_out.0"),
+                ("mlp.inverted_conv.conv", "ff.conv_inverted"),
+                ("mlp.depth_conv.conv", "ff.conv_depth"),
+                ("mlp.point_conv.conv", "ff.conv_point"),
+                ("mlp.t_conv", "ff.conv_temp"),
+            )
+        }
+        """,
+        source=_SCRIPTS.format("sana_video"),
     ),
     Checkpoint(
         model="PixArtTransformer2DModel",

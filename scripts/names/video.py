@@ -182,6 +182,22 @@ CHECKPOINTS = (
         names=f"{WAN} {WAN_IMAGE}",
         bare=WAN_BARE,
     ),
+    *(
+        Checkpoint(
+            model=model,
+            convert="convert_wan_transformer_to_diffusers",
+            config={"num_layers": 2},
+            names=WAN,
+            bare=bare,
+            same=same,
+            like="WanTransformer3DModel",
+        )
+        for model, bare, same in (
+            ("AnyFlowTransformer3DModel", WAN_BARE, "condition_embedder.delta_embedder"),
+            ("AnyFlowFARTransformer3DModel", WAN_BARE, "condition_embedder.delta_embedder|far_"),
+            ("HeliosTransformer3DModel", "blocks.*.modulation", "patch_(short|mid|long)|norm_out"),
+        )
+    ),
     Checkpoint(
         model="WanVACETransformer3DModel",
         convert="convert_wan_transformer_to_diffusers",

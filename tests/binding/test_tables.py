@@ -17,7 +17,7 @@ from scripts.names.recording import record
 from lorry.adapters import Adapter, Entry
 from lorry.binding import ModuleIndex, in_names_of_model, in_original_names, weight_shape
 from lorry.binding.draft import equal
-from lorry.binding.tables import FOLDER, Piece, original_names
+from lorry.binding.tables import FOLDER, Piece, find_model, original_names
 from lorry.dialects import get_dialect, read_adapter
 from lorry.names import Target
 from models import random_delta, tiny_flux_transformer
@@ -113,6 +113,15 @@ def test_the_names_of_full_depth_models_are_converted_as_diffusers_does() -> Non
             spans = place.rows or ((0, expected[key].shape[0]),)
             rows = torch.cat([expected[key][first:last] for first, last in spans])
             assert torch.equal(converted[f"{place.path}.weight"], rows), original
+
+
+def test_a_checkpoint_is_told_for_a_model_and_not_for_its_variant() -> None:
+    with torch.device("meta"):
+        wan = ModuleIndex(diffusers.WanTransformer3DModel(num_layers=2))
+    found = find_model(wan.original)
+    assert found is not None
+    assert found[0] in ("WanTransformer3DModel", "ChronoEditTransformer3DModel")  # of the same names
+    assert {name: pieces for name, pieces in found[1].items() if name in wan.original} == dict(wan.original)
 
 
 def test_a_model_without_a_table_has_no_original_names() -> None:

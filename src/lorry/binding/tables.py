@@ -103,11 +103,12 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
 
     Names that the class's table does not have are left out: they are the same in the model, or of no module. Some
     tables have all names of another one and more: first comes a table that is there to the last name, then that which
-    most is there of. Variants lack up to a third of their table. None where no table fits.
+    most is there of. Variants lack up to a third of their table; one whose names are those of another model is never
+    the answer. None where no table fits.
     """
     patterns = list(_patterns(set(originals)))
     best: tuple[tuple[bool, int], str, Names] | None = None
-    for model in sorted(path.stem for path in FOLDER.glob("*.json")):
+    for model in sorted(path.stem for path in FOLDER.glob("*.json") if not _is_variant(path.stem)):
         table = dict(_rows(model))
         hits = {
             name: hit for name, keys in patterns if (hit := next((k for k in keys if k[0] in table), None))
@@ -176,6 +177,10 @@ def _by_path(model: str, section: Section) -> dict[str, list[tuple[str, tuple[Pi
     for original, pieces in _rows(model, section):
         by_path.setdefault(pieces[0].path, []).append((original, pieces))
     return by_path
+
+
+def _is_variant(model: str) -> bool:
+    return "like" in json.loads((FOLDER / f"{model}.json").read_text("utf-8"))
 
 
 @cache
