@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from lorry.files import read_safetensors
+from lorry.workflows.convert import convert_file
 from oracles.net import Net, Parameters, check_loads_as, computed
 
 peft: Any = pytest.importorskip("peft", reason="needs peft (the extra `test`)")
@@ -82,3 +85,34 @@ def train(case: Case, folder: Path) -> Parameters:
 @pytest.mark.parametrize("name", CASES)
 def test_a_folder_computes_what_peft_trained(name: str, tmp_path: Path) -> None:
     check_loads_as(str(tmp_path), train(CASES[name], tmp_path))
+
+
+@pytest.mark.parametrize("name", ["all biases", "biases of its layers", "whole modules", "lora with a bias"])
+def test_whole_tensors_and_biases_are_written_as_peft_saves_and_reads_them(name: str, tmp_path: Path) -> None:
+    expected = train(CASES[name], tmp_path / "trained")
+    convert_file(tmp_path / "trained", tmp_path / "written", "peft")
+    written = tmp_path / "written" / "transformer"
+    found, first = (
+        read_safetensors(folder / "adapter_model.safetensors").tensors
+        for folder in (written, tmp_path / "trained")
+    )
+    assert found.keys() == first.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in first.items())
+    loaded = peft.PeftModel.from_pretrained(Net(), str(written)).eval()
+    theirs = computed(loaded.base_model.model)
+    assert theirs.keys() == expected.keys()
+    for parameter, tensor in expected.items():
+        torch.testing.assert_close(theirs[parameter], tensor)
+
+
+def test_a_config_is_made_for_whole_tensors_that_came_without_one(tmp_path: Path) -> None:
+    expected = train(CASES["whole modules"], tmp_path / "trained")
+    for name in ("adapter_config.json", "README.md"):
+        (tmp_path / "trained" / name).unlink(missing_ok=True)
+    convert_file(tmp_path / "trained", tmp_path / "written", "peft")
+    config = json.loads((tmp_path / "written" / "transformer" / "adapter_config.json").read_text("utf-8"))
+    assert config["modules_to_save"] == ["conv", "group_norm", "norm"]
+    assert config["target_modules"] == sorted(f"attn.{name}" for name in LINEAR)
+    loaded = peft.PeftModel.from_pretrained(Net(), str(tmp_path / "written" / "transformer")).eval()
+    for parameter in ("conv.weight", "conv.bias", "norm.weight"):
+        torch.testing.assert_close(computed(loaded.base_model.model)[parameter], expected[parameter])

@@ -46,6 +46,7 @@ WORDS: Mapping[Role, str] = {
     "b_norm": "a bias",
     "saved_weight": "a whole weight",
     "saved_bias": "a whole bias",
+    "saved_bias_of_base": "a whole bias",
     "bias_indices": "which adds single numbers of a weight",
     "oft_R": "an OFT of the input side",
     "oft_R_of_a_config": "an OFT of the input side with the options of a config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import final
@@ -13,6 +14,9 @@ from lorry.dialects._paths import plain_key
 from lorry.dialects._suffixes import REFUSED, ROLES, SHARED, Role, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError, some
 from lorry.names import DENOISER, DENOISERS, Target
+
+_OF_PEFT = re.compile(r"(?:\w+\.)?base_model\.model\.")
+"""How the keys of PEFT's folders begin; those of a folder for a component, with its name in front."""
 
 Layer = Mapping[Role, list[str]]
 """The keys of one layer by role; more than one where the file spells it in several ways."""
@@ -87,7 +91,7 @@ def _is_bare(layers: dict[str, dict[Role, list[str]]], key: str) -> bool:
     stem, _, suffix = key.rpartition(".")
     if suffix == "weight" and "on_input" in layers.get(stem, {}):
         role = "ia3_weight"
-    elif suffix in ("weight", "bias") and key.startswith("base_model.model."):
+    elif suffix in ("weight", "bias") and _OF_PEFT.match(key):
         role = f"saved_{suffix}"
     else:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lorry.algebra import Delta, DoraDelta, LoraDelta, PartsDelta
+from lorry.algebra import Delta, DoraDelta, LoraDelta, PartsDelta, ReplaceDelta
 from lorry.dialects._apart import Roles, take_apart
 from lorry.dialects._suffixes import Role
 
@@ -27,6 +27,9 @@ PEFT_SUFFIXES: Mapping[Role, str] = {
     "hra_u": "hra_u",
     "vera_lambda_b": "vera_lambda_b",
     "vera_lambda_d": "vera_lambda_d",
+    "saved_weight": "weight",
+    "saved_bias": "bias",
+    "saved_bias_of_base": "base_layer.bias",
 }
 """The suffixes of PEFT's types. Source: huggingface/peft, `tuners/*/layer.py`, `adapter_layer_names`."""
 
@@ -39,7 +42,15 @@ def take_apart_for_peft(delta: Delta) -> Roles:
         roles.pop("full_scale", None)
     if "oft_R_of_a_config" in roles:
         roles["oft_R"] = roles.pop("oft_R_of_a_config")
+    if "saved_bias" in roles and isinstance(delta, PartsDelta) and not is_saved(delta):
+        roles["saved_bias_of_base"] = roles.pop("saved_bias")
     return _with_bias_of_peft(delta, _with_magnitude_of_peft(delta, roles))
+
+
+def is_saved(delta: Delta) -> bool:
+    """Whether a delta is what PEFT saves as a whole: a module of `modules_to_save`, or a bias that is trained along."""
+    parts = (delta.on_weight, delta.on_bias) if isinstance(delta, PartsDelta) else (delta,)
+    return all(isinstance(part, ReplaceDelta) for part in parts if part is not None)
 
 
 def _with_magnitude_of_peft(delta: Delta, roles: Roles) -> Roles:

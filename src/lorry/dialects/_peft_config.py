@@ -9,6 +9,7 @@ from typing import Any
 
 from lorry.algebra import Delta, DoraDelta, PartsDelta
 from lorry.dialects._direct_builders import matches
+from lorry.dialects._peft_apart import is_saved, take_apart_for_peft
 from lorry.dialects._peft_kinds import KINDS, Kind, kind_of
 from lorry.dialects._peft_rules import PeftRules
 from lorry.names import Target
@@ -19,6 +20,11 @@ Deltas = Mapping[str, Delta]
 
 def find_obstacles(deltas: Deltas) -> dict[str, str]:
     """Return, by path, why a layer cannot stand in one config with the others."""
+    saved = {path: delta for path, delta in deltas.items() if is_saved(delta)}
+    deltas = {path: delta for path, delta in deltas.items() if path not in saved}
+    if saved and not deltas:
+        alone = "PEFT saves whole tensors beside layers that it tunes, of which there are none"
+        return {path: f"{delta.family}: {alone}" for path, delta in saved.items()}
     kinds = Counter(kind_of(delta) for delta in deltas.values())
     main = "LORA" if len(kinds) > 1 else next(iter(kinds), "LORA")
     found = {
@@ -38,11 +44,28 @@ def make_config(deltas: Deltas, kept: Mapping[str, Any]) -> dict[str, Any]:
         kept: the config that the adapter came with, or nothing. It is returned as it is where it still says of every
             layer what the layer is; else the fields that no layer contradicts are kept.
     """
+    saved = _saved_options(deltas)
+    deltas = {path: delta for path, delta in deltas.items() if not is_saved(delta)}
     kind = KINDS[kind_of(next(iter(deltas.values())))]
-    if kept and _tells_the_truth(kept, deltas, kind):
+    if (
+        kept
+        and _tells_the_truth(kept, deltas, kind)
+        and all(kept.get(name) not in (None, "none", []) for name in saved)
+    ):
         return dict(kept)
     made = {**_strength(deltas, kind), **kind.options(deltas), "target_modules": sorted(deltas)}
-    return {**kept, **made, "peft_type": kind.name}
+    return {**kept, **made, **saved, "peft_type": kind.name}
+
+
+def _saved_options(deltas: Deltas) -> dict[str, Any]:
+    """What a config says of what PEFT saves whole: modules, and the biases of the layers that it tunes, or of all."""
+    roles = {path: take_apart_for_peft(delta) for path, delta in deltas.items()}
+    modules = sorted(path for path, found in roles.items() if "saved_weight" in found)
+    alone = any("saved_bias" in found and "saved_weight" not in found for found in roles.values())
+    biases = (
+        "all" if alone else "lora_only" if any("saved_bias_of_base" in r for r in roles.values()) else None
+    )
+    return {**({"modules_to_save": modules} if modules else {}), **({"bias": biases} if biases else {})}
 
 
 def _tells_the_truth(kept: Mapping[str, Any], deltas: Deltas, kind: Kind) -> bool:

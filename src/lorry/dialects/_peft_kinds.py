@@ -20,6 +20,7 @@ from lorry.algebra import (
     LoraDelta,
     OftDelta,
     PartsDelta,
+    ReplaceDelta,
     VeraDelta,
 )
 
@@ -81,7 +82,10 @@ def _has_magnitude(delta: Delta) -> bool:
 def _lora_options(deltas: Deltas) -> dict[str, Any]:
     return {
         "use_dora": any(map(_has_magnitude, deltas.values())),
-        "lora_bias": any(isinstance(delta, PartsDelta) for delta in deltas.values()),
+        "lora_bias": any(
+            isinstance(delta, PartsDelta) and not isinstance(delta.on_bias, ReplaceDelta)
+            for delta in deltas.values()
+        ),
     }
 
 
