@@ -1,8 +1,7 @@
 """Large blocks of main memory, used again: the next adapter moves into the pages of one that has gone.
 
-Pages that are new to the process cost several times what it costs to fill them. A block that nothing refers to any
-more is therefore kept, up to `LIMIT`, with its pages given back to the system at its leave (`MADV_FREE`): the system
-takes them when it is short of memory, and until then the next block has them without a page fault.
+Pages that are new to the process cost several times what it costs to fill them, and giving pages back costs most of the
+time that it takes to delete an adapter. A block that nothing refers to any more is therefore kept, up to `LIMIT`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _spare: list[mmap.mmap] = []
 
 def new_block(nbytes: int) -> Tensor:
     """Return (nbytes,) of uninitialised uint8 on the CPU, which nobody else has."""
-    if nbytes < SMALL or not hasattr(mmap, "MADV_FREE"):
+    if nbytes < SMALL or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.empty(nbytes, dtype=torch.uint8)
     pages = _take_spare(nbytes) or mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     lent = np.frombuffer(pages, dtype=np.uint8, count=nbytes)  # goes with the last tensor over it
@@ -49,7 +48,6 @@ def _take_spare(nbytes: int) -> mmap.mmap | None:
 
 
 def _give_back(pages: mmap.mmap) -> None:
-    pages.madvise(mmap.MADV_FREE)
     _spare.append(pages)
     while sum(map(len, _spare)) > LIMIT:
         _spare.pop(0)
