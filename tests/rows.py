@@ -118,7 +118,7 @@ def _layer(
         return torch.randn(*shape, generator=random) / 2
 
     found = [_module(pipe, name) for name in modules]
-    shapes = [weight_shape(module) or () for _, _, module in found]
+    shapes = [tuple[int, ...](weight_shape(module) or ()) for _, _, module in found]
     rows = sum(shape[0] for shape in shapes)
     down, up = noise(part.rank, *shapes[0][1:]), noise(rows, part.rank, *(1 for _ in shapes[0][2:]))
     made = {part.pair[0]: down, part.pair[1]: up}
@@ -130,7 +130,7 @@ def _layer(
     full = scale * (up.double().flatten(1) @ down.double().flatten(1)).unflatten(1, shapes[0][1:])
     if part.magnitude:
         made[part.magnitude] = magnitude = noise(rows, *(1 for _ in shapes[0][1:])).abs() + 1
-        base = torch.cat([module.weight.detach().double() for _, _, module in found])  # pyright: ignore[reportArgumentType]
+        base = torch.cat([module.get_parameter("weight").detach().double() for _, _, module in found])
         whole = base + full
         norm = whole.flatten(1).norm(dim=1).reshape(magnitude.shape)
         full = whole * magnitude.double() / norm - base

@@ -61,7 +61,7 @@ def test_a_lokr_of_a_fused_layer_acts_on_its_parts_and_stays_in_original_names(t
 
 def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
     pipe = every.build("MiniMaxH3ModularPipeline")
-    small = {
+    small: dict[str, Any] = {
         "num_attention_heads": 2,
         "hidden_size": 32,
         "num_layers": 1,
