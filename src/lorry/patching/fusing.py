@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ def _in_factors(
 def _can_mix(start: Tensor, pairs: Scaled) -> bool:
     """Whether the product may take factors of the weight's own dtype, and add them to the weight in float32.
 
-    On the CPU that is for bfloat16 alone: other CPUs' float16 products are slow.
+    On the CPU that is for bfloat16 alone, and only where the CPU has instructions for it: without, torch's product of
+    halves takes dozens of times as long as that of float32.
     """
     return (
         (start.dtype is torch.bfloat16 or (start.is_cuda and start.dtype is torch.float16))
@@ -79,6 +81,7 @@ def _can_mix(start: Tensor, pairs: Scaled) -> bool:
         and start.is_contiguous()
         and any(scale for _, scale in pairs)
         and all(pair.up.dtype is pair.down.dtype is start.dtype for pair, _ in pairs)
+        and (start.is_cuda or _multiplies_fast(start.dtype))
         and _rounds_once(start.device.type, start.dtype)
     )
 
@@ -103,6 +106,21 @@ def _add_mixed(start: Tensor, pairs: Scaled, result: Tensor) -> None:
 def _in_two(exact: Tensor, dtype: torch.dtype) -> list[Tensor]:
     large = exact.to(dtype)
     return [large, (exact - large.float()).to(dtype)]
+
+
+@functools.cache
+def _multiplies_fast(dtype: torch.dtype) -> bool:
+    """Whether this CPU's product of halves takes less than four times that of float32: asked by a small one."""
+    least = {}
+    for kind in (dtype, torch.float32):
+        weight, up, down = (torch.ones(*shape, dtype=kind) for shape in ((512, 512), (512, 16), (16, 512)))
+        taken = []
+        for _ in range(5):
+            start = perf_counter()
+            torch.addmm(weight, up, down)
+            taken.append(perf_counter() - start)
+        least[kind] = min(taken)
+    return least[dtype] < 4 * least[torch.float32]
 
 
 @functools.cache
