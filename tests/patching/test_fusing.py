@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import DoraDelta, FullDelta
 from lorry.errors import FuseError, StateError
-from lorry.patching import Originals, Strength, find_state
+from lorry.patching import Originals, Strength, find_state, fusing
 from lorry.patching.fusing import fused_parameter
 from models import random_delta, random_deltas
 from small import PATHS, Small, changing, check_near, put, small_input, state_of, total, with_deltas
@@ -494,3 +494,15 @@ def test_beside_weights_without_originals_only_who_needs_the_base_is_refused() -
     with pytest.raises(FuseError, match=r'needs the weight as it was.*originals="none"'):
         put(model, "turning", deltas={"block.to_q": turning})
     check_same(snapshot(model), before)
+
+
+def test_a_cpu_that_multiplies_halves_slowly_fuses_them_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(fusing, "_rounds_once", lambda *_: True)
+    for name in ("_add_mixed", "_add_widened"):
+        monkeypatch.setattr(fusing, name, lambda *_, name=name: taken.append(name))
+    start, deltas = torch.ones(64, 64).bfloat16(), [(random_delta((64, 64), 0, dtype=torch.bfloat16), 0.5)]
+    for fast in (True, False):
+        monkeypatch.setattr(fusing, "_multiplies_bfloat16", lambda fast=fast: fast)
+        fused_parameter(start, deltas)
+    assert taken == ["_add_mixed", "_add_widened"]

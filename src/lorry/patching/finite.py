@@ -39,6 +39,8 @@ def _is_one_finite_block(tensors: list[Tensor]) -> bool:
     if len({(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in tensors}) != 1:
         return False
     first = tensors[0]
+    if 2 * sum(tensor.nbytes for tensor in tensors) < first.untyped_storage().nbytes():
+        return False  # a few tensors of a whole checkpoint, say
     whole = torch.empty(0, dtype=first.dtype, device=first.device)
     length = first.untyped_storage().nbytes() // first.itemsize
     return first.dtype in ORDERED and _is_finite(whole.set_(first.untyped_storage(), 0, (length,)))  # pyright: ignore[reportCallIssue]

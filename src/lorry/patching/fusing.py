@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -81,7 +80,7 @@ def _can_mix(start: Tensor, pairs: Scaled) -> bool:
         and start.is_contiguous()
         and any(scale for _, scale in pairs)
         and all(pair.up.dtype is pair.down.dtype is start.dtype for pair, _ in pairs)
-        and (start.is_cuda or _multiplies_fast(start.dtype))
+        and (start.is_cuda or _multiplies_bfloat16())
         and _rounds_once(start.device.type, start.dtype)
     )
 
@@ -108,19 +107,9 @@ def _in_two(exact: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [large, (exact - large.float()).to(dtype)]
 
 
-@functools.cache
-def _multiplies_fast(dtype: torch.dtype) -> bool:
-    """Whether this CPU's product of halves takes less than four times that of float32: asked by a small one."""
-    least = {}
-    for kind in (dtype, torch.float32):
-        weight, up, down = (torch.ones(*shape, dtype=kind) for shape in ((512, 512), (512, 16), (16, 512)))
-        taken = []
-        for _ in range(5):
-            start = perf_counter()
-            torch.addmm(weight, up, down)
-            taken.append(perf_counter() - start)
-        least[kind] = min(taken)
-    return least[dtype] < 4 * least[torch.float32]
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has what torch multiplies bfloat16 fast with; all processes of a machine get the same answer."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @functools.cache
