@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
+import lorry
 from lorry.training.loop import Result
 from lorry.training.run import train
 from lorry.training.settings import Settings
@@ -82,3 +86,14 @@ def run(
     data: Path, base: Path, out: Path, watcher: Watcher | None = None, resume: bool = False, **changes: Any
 ) -> Result:
     return train(settings(data, base, out, **changes), watcher or Listening(), resume=resume)
+
+
+def drawn(base: Path, adapter: Path | None = None, *, by_lorry: bool = False) -> Tensor:
+    """A picture of a base, with a file that lorry or diffusers itself has loaded: (1, 3, height, width)."""
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipeline = lorry.attach(pipeline) if by_lorry else pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        pipeline.load_lora_weights(str(adapter))
+    noise = torch.Generator().manual_seed(1)
+    return pipeline("a thing", num_inference_steps=2, generator=noise, output_type="pt").images

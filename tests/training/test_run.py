@@ -28,7 +28,7 @@ from lorry.errors import (
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
 from models import tiny_sd_pipeline
-from training.runs import Listening, run
+from training.runs import Listening, drawn, run
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux"])
@@ -108,20 +108,9 @@ def test_the_base_is_what_it_was(sd: Path, data: Path, tmp_path: Path) -> None:
 
 def test_diffusers_draws_the_same_picture_with_the_file(sd: Path, data: Path, tmp_path: Path) -> None:
     result = run(data, sd, tmp_path, alpha=4.0, rate=5e-2, text_encoder=True)
-    pictures = []
-    for ours in (True, False):
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
-        pipeline = lorry.attach(pipeline) if ours else pipeline
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.load_lora_weights(str(result.adapter))
-        noise = torch.Generator().manual_seed(1)
-        pictures.append(pipeline("a thing", num_inference_steps=2, generator=noise, output_type="pt").images)
-    bare: Any = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
-    bare.set_progress_bar_config(disable=True)
-    noise = torch.Generator().manual_seed(1)
-    without = bare("a thing", num_inference_steps=2, generator=noise, output_type="pt").images
-    assert (pictures[0] - pictures[1]).abs().max() < 1e-4
-    assert (pictures[0] - without).abs().max() > 1e-3
+    ours, theirs = (drawn(sd, result.adapter, by_lorry=by_lorry) for by_lorry in (True, False))
+    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - drawn(sd)).abs().max() > 1e-3
 
 
 def test_a_run_leaves_its_settings_losses_curve_sheet_and_logs(sd: Path, data: Path, tmp_path: Path) -> None:

@@ -91,9 +91,13 @@ def dense_svd(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Svd:
 
 
 def sketch_svd(
-    matrix: Tensor, rank: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    matrix: Tensor,
+    rank: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float32,
+    passes: int = POWER_PASSES,
 ) -> Svd:
-    """Return the first `rank` terms of a full delta's decomposition, by a random sketch with power passes.
+    """Return the first `rank` terms of a full matrix's decomposition, by a random sketch with power passes.
 
     The terms span nearly the best subspace of that rank: the error is that of `dense_svd(matrix).cut(rank)` times a
     factor near 1, at the cost of a few products with thin matrices.
@@ -101,16 +105,17 @@ def sketch_svd(
     Args:
         matrix: (out, …).
         rank: how many terms.
-        generator: of the sketch's random numbers; the same seed gives the same result.
+        generator: of the sketch's random numbers; the same seed gives the same result. torch's own when None.
         dtype: to compute in and return.
+        passes: how often the sketch is sharpened.
 
     Source: Halko, Martinsson and Tropp, Finding structure with randomness (arXiv:0909.4061), algorithms 4.4 and 5.1.
     """
     matrix = matrix.flatten(1).to(dtype)
     width = min(rank + OVERSAMPLING, *matrix.shape)
-    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype)
+    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype).to(matrix.device)
     basis, _ = torch.linalg.qr(matrix @ sketch)
-    for _ in range(POWER_PASSES):
+    for _ in range(passes):
         other, _ = torch.linalg.qr(matrix.T @ basis)
         basis, _ = torch.linalg.qr(matrix @ other)
     u, s, v = torch.linalg.svd(basis.T @ matrix, full_matrices=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorry.algebra import Delta, DoraDelta, Ia3Delta, LohaDelta, LokrDelta, LoraDelta, MovedDelta, OftDelta
 from lorry.training.adapter_config import OF_THE_WEIGHT
 from lorry.training.settings import Family, Initialisation
-from lorry.training.starts import near_principal_factors, orthonormal_factors, principal_factors
+from lorry.training.starts import orthonormal_factors, principal_factors
 
 
 @final
@@ -74,10 +74,8 @@ def _moved(site: Site) -> MovedDelta:
     scale = LoraDelta(matrix[:rank], matrix[:, :rank], None, site.alpha, site.rank_stabilised).rank_scale
     if site.initialisation == "olora":
         up, down = orthonormal_factors(matrix, rank)
-    elif site.iterations:
-        up, down = near_principal_factors(matrix, rank, scale, site.iterations, site.generator)
     else:
-        up, down = principal_factors(matrix, rank, scale)
+        up, down = principal_factors(matrix, rank, scale, site.iterations, site.generator)
     down = down.reshape(rank, *site.shape[1:])
     begin = LoraDelta(down.cpu(), up.cpu(), alpha=site.alpha, rank_stabilised=site.rank_stabilised)
     return MovedDelta(begin, begin)

@@ -5,32 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lorry.adapters import dense_svd, sketch_svd
 
-def principal_factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+
+def principal_factors(
+    weight: Tensor, rank: int, scale: float, iterations: int = 0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (up, down) with `scale * up @ down` the best approximation of a matrix by that rank.
 
     Both factors have the square roots of the singular values.
 
-    Source: Meng et al., PiSSA (arXiv:2404.02948), section 3, equations 2 and 3.
+    Args:
+        weight: (out, in).
+        rank: of the approximation.
+        scale: what is on the product of the factors.
+        iterations: of a random sketch, which comes near the exact decomposition and is much faster for large matrices
+            and small ranks; 0 is the exact one.
+        generator: of the sketch.
+
+    Source: Meng et al., PiSSA (arXiv:2404.02948), section 3, equations 2 and 3, and section 4 ("fast singular value
+    decomposition").
     """
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    return _shared_out(u, s, v, rank, scale)
-
-
-def near_principal_factors(
-    weight: Tensor, rank: int, scale: float, iterations: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Return nearly the same much faster, for large matrices and small ranks: by iterations over a random subspace.
-
-    Source: Halko, Martinsson and Tropp (arXiv:0909.4061), algorithm 4.4 and section 5.1; PiSSA, section 4 ("fast
-    singular value decomposition").
-    """
-    begin = torch.randn(weight.shape[1], rank, generator=generator).to(weight)
-    basis = torch.linalg.qr(weight @ begin).Q
-    for _ in range(iterations):
-        basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.T @ basis).Q).Q
-    u, s, v = torch.linalg.svd(basis.T @ weight, full_matrices=False)
-    return _shared_out(basis @ u, s, v, rank, scale)
+    scaled = weight / scale
+    if iterations:
+        svd = sketch_svd(scaled, rank, generator, weight.dtype, iterations)
+    else:
+        svd = dense_svd(scaled, weight.dtype).cut(rank)
+    pair = svd.pair()
+    return pair.up, pair.down
 
 
 def orthonormal_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -40,8 +42,3 @@ def orthonormal_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     q, r = torch.linalg.qr(weight)
     return q[:, :rank], r[:rank]
-
-
-def _shared_out(u: Tensor, s: Tensor, v: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    roots = (s[:rank] / scale).sqrt()
-    return u[:, :rank] * roots, roots[:, None] * v[:rank]
