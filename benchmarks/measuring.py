@@ -94,7 +94,7 @@ class Machine:
     copied_fresh: float
     """Bytes, to memory that is new to the process."""
     flops: float
-    """Of a product of the shape that fusing a LoRA of rank 16 has, sums included: in bfloat16 or float32, what is faster."""
+    """Of a product of the shape that fusing a LoRA of rank 16 has, sums included, in the faster of two dtypes."""
 
     @classmethod
     def measured(cls) -> Machine:
