@@ -90,8 +90,8 @@ UNREAD = (
     *("DreamLiteUNetModel", "EasyAnimateTransformer3DModel", "GlmImageTransformer2DModel", "I2VGenXLUNet"),
     *("JoyImageEditPlusTransformer3DModel", "Kandinsky3UNet", "Kandinsky6SRTransformer3DModel"),
     *("Kandinsky6Transformer3DModel", "LatteTransformer3DModel", "LongCatAudioDiTTransformer"),
-    *("LongCatImageTransformer2DModel", "LuminaNextDiT2DModel", "MotifVideoTransformer3DModel"),
-    *("NucleusMoEImageTransformer2DModel", "OmniGenTransformer2DModel", "OvisImageTransformer2DModel"),
+    *("LuminaNextDiT2DModel", "MotifVideoTransformer3DModel"),
+    *("NucleusMoEImageTransformer2DModel", "OmniGenTransformer2DModel"),
     *("PRXTransformer2DModel", "PriorTransformer", "RFD4ProteinaTransformer"),
     *("SanaWMLTX2RefinerTransformer3DModel", "SanaWMTransformer3DModel", "StableAudio3DiTModel"),
     *("Transformer2DModel", "UNet1DModel", "UNetControlNetXSModel", "UNetSpatioTemporalConditionModel"),
@@ -266,11 +266,10 @@ The names of diffusers are read for every model. `comfyui` is written in the ori
 but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
 of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
-are in no package; each name of theirs must be a layer of the model and each layer must have one. One thing in them
-has no bits that come back: CogVideoX's original has its two modulations in one layer, half by half, so that LoRAs of
-both come back as the same deltas at four times the rank. HunyuanDiT's `norm2` and `norm3` are each other's in the
-original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and where none does its dialect. What
-ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its dialect.
+are in no package; each name of theirs must be a layer of the model and each layer must have one. HunyuanDiT's `norm2`
+and `norm3` are each other's in the original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and
+where none does its dialect. What ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its
+dialect.
 
 {architectures()}
 
@@ -278,16 +277,17 @@ ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written 
 
 ## ComfyUI's names
 
-Every module and parameter of ComfyUI's own models (0.3.64; `scripts/names/comfyui.py` records their names and shapes)
+Every module and parameter of ComfyUI's own models (0.12.1; `scripts/names/comfyui.py` records their names and shapes)
 is tried after `diffusion_model.`, `lora_unet_`, `lycoris_`, `transformer.`, `lora_transformer_`, `base_model.model.`
 and nothing, against the model of diffusers on the meta device: one dialect takes the file, and each key lands on a
 module of that shape. The other way round, each layer of diffusers' model has a name there, but for Wan Animate's
-`motion_synthesis_weight`, Stable Audio's `time_proj`, and HunyuanVideo 1.5's `image_embedder`, which that version does
-not have. Blocks count once. "Not there" are patterns of what diffusers' model has not, or keeps as no layer.
+`motion_synthesis_weight` and Stable Audio's `time_proj`. Blocks count once. "Not there" are patterns of what diffusers'
+model has not, or keeps as no layer.
 
-Of models that later versions of ComfyUI have, three were read in its source: ACE-Step 1.5's `decoder.…` is found, and
-is not written; Kandinsky 5 and JoyImage have diffusers' names. The UNets of Stable Diffusion and Stable Cascade are
-tried by tests of their own. OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in diffusers.
+What later versions of ComfyUI (up to 0.38.1) take was read in its source: ACE-Step 1.5's `decoder.…` is found, and is
+not written; JoyImage and ERNIE-Image have diffusers' names; LTX-2.3, Krea 2, Ideogram 4, Qwen-Image 2.1 and MiniMax-H3
+have those of their checkpoints. The UNets of Stable Diffusion and Stable Cascade are tried by tests of their own.
+OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in diffusers.
 
 {comfyui_names()}
 

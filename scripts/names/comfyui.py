@@ -54,14 +54,34 @@ _FLUX = {
     "theta": 10000,
     "qkv_bias": True,
     "guidance_embed": True,
+    "txt_ids_dims": [],
 }
-_CHROMA = {name: value for name, value in _FLUX.items() if name not in ("guidance_embed", "vec_in_dim")}
-_HUNYUAN = {
+_CHROMA = {name: value for name, value in _FLUX.items() if name != "guidance_embed"}
+_FLUX2 = {
     **_FLUX,
+    "in_channels": 128,
+    "out_channels": 128,
+    "patch_size": 1,
+    "vec_in_dim": None,
+    "context_in_dim": 15360,
+    "hidden_size": 6144,
+    "mlp_ratio": 3.0,
+    "num_heads": 48,
+    "axes_dim": [32, 32, 32, 32],
+    "qkv_bias": False,
+    "ops_bias": False,
+    "global_modulation": True,
+    "mlp_silu_act": True,
+}
+_HUNYUAN = {
+    **{name: value for name, value in _FLUX.items() if name != "txt_ids_dims"},
     "patch_size": [1, 2, 2],
     "theta": 256,
     "meanflow": False,
+    "meanflow_sum": False,
     "byt5": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
 }
 _WAN = {
     "dim": 5120,
@@ -123,8 +143,23 @@ KNOWN = (
         {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},
     ),
     Known(
+        *("Flux2Transformer2DModel", "flux.model", "Flux", _FLUX2),
+        {"num_layers": 2, "num_single_layers": 2},
+    ),
+    Known(
+        *("OvisImageTransformer2DModel", "flux.model", "Flux"),
+        {**_FLUX, "vec_in_dim": None, "context_in_dim": 2048, "guidance_embed": False, "yak_mlp": True}
+        | {"txt_norm": True},
+        {"num_layers": 2, "num_single_layers": 2},
+    ),
+    Known(
+        *("LongCatImageTransformer2DModel", "flux.model", "Flux"),
+        {**_FLUX, "vec_in_dim": None, "context_in_dim": 3584, "guidance_embed": False},
+        {"num_layers": 2, "num_single_layers": 2},
+    ),
+    Known(
         *("ChromaTransformer2DModel", "chroma.model", "Chroma"),
-        {**_CHROMA, "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072}
+        {**_CHROMA, "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "in_dim": 64, "out_dim": 3072}
         | {"hidden_dim": 5120, "n_layers": 2},
         {"num_layers": 2, "num_single_layers": 2, "approximator_layers": 2},
     ),
@@ -136,9 +171,10 @@ KNOWN = (
         *("HunyuanVideo15Transformer3DModel", "hunyuan_video.model", "HunyuanVideo"),
         {**_HUNYUAN, "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1], "vec_in_dim": None}
         | {"context_in_dim": 3584, "hidden_size": 2048, "num_heads": 16, "depth_single_blocks": 0}
-        | {"byt5": True, "guidance_embed": False},
+        | {"byt5": True, "guidance_embed": False, "use_cond_type_embedding": True}
+        | {"vision_in_dim": 1152, "meanflow_sum": True},
         {"num_layers": 2},
-        missing=tuple(f"image_embedder.{name}" for name in ("norm_in", "linear_1", "linear_2", "norm_out")),
+        "cond_type_embedding",
     ),
     Known(
         *("HunyuanImageTransformer2DModel", "hunyuan_video.model", "HunyuanVideo"),
@@ -175,6 +211,11 @@ KNOWN = (
         {"num_layers": 2},
     ),
     Known(
+        *("LTX2VideoTransformer3DModel", "lightricks.av_model", "LTXAVModel"),
+        {"num_layers": 2},
+        {"num_layers": 2},
+    ),
+    Known(
         *("PixArtTransformer2DModel", "pixart.pixartms", "PixArtMS", {**_PIXART, "micro_condition": True}),
         {"num_layers": 2, "caption_channels": 4096, "sample_size": 128, "use_additional_conditions": True},
         r"pos_embed$|y_embedder\.y_embedding",
@@ -195,11 +236,31 @@ KNOWN = (
         "pos_embedder",
     ),
     Known(
+        *("CosmosTransformer3DModel", "anima.model", "Anima"),
+        {**_COSMOS, "model_channels": 2048, "num_heads": 16, "crossattn_emb_channels": 1024}
+        | {"pos_emb_learnable": True, "min_fps": 1, "max_fps": 30, "extra_per_block_abs_pos_emb": False},
+        {"num_layers": 2, "num_attention_heads": 16, "extra_pos_embed_type": None},
+        r"pos_embedder|llm_adapter\.",
+    ),
+    Known(
+        *("Kandinsky5Transformer3DModel", "kandinsky5.model", "Kandinsky5"),
+        {"num_visual_blocks": 2},
+        {"in_visual_dim": 16, "out_visual_dim": 16, "time_dim": 512, "model_dim": 1792, "ff_dim": 7168}
+        | {"visual_cond": True, "num_visual_blocks": 2},
+    ),
+    Known(
         *("Lumina2Transformer2DModel", "lumina.model", "NextDiT"),
         {"patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 2, "n_heads": 24}
         | {"n_kv_heads": 8, "qk_norm": True, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]},
         {"num_layers": 2, "cap_feat_dim": 2304},
         "norm_final",
+    ),
+    Known(
+        *("ZImageTransformer2DModel", "lumina.model", "NextDiT"),
+        {"patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 2, "n_heads": 30}
+        | {"n_kv_heads": 30, "qk_norm": True, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
+        | {"ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "pad_tokens_multiple": 32},
+        {"n_layers": 2},
     ),
     Known(
         *("HiDreamImageTransformer2DModel", "hidream.model", "HiDreamImageTransformer2DModel", _HIDREAM),

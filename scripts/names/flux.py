@@ -29,6 +29,39 @@ FLUX3_BLOCK = " ".join(
     )
 )
 
+_JOINED, _SINGLE = "transformer_blocks.*.attn", "single_transformer_blocks.*"
+_BLOCKS_TYPED = f"""
+    img_in -> x_embedder
+    final_layer.linear -> proj_out
+    final_layer.adaLN_modulation.1 -> norm_out.linear[1/2] + norm_out.linear[0/2]
+    double_blocks.*.img_mod.lin -> transformer_blocks.*.norm1.linear
+    double_blocks.*.txt_mod.lin -> transformer_blocks.*.norm1_context.linear
+    double_blocks.*.img_attn.qkv -> {_JOINED}.to_q + {_JOINED}.to_k + {_JOINED}.to_v
+    double_blocks.*.txt_attn.qkv -> {_JOINED}.add_q_proj + {_JOINED}.add_k_proj + {_JOINED}.add_v_proj
+    double_blocks.*.img_attn.proj -> {_JOINED}.to_out.0
+    double_blocks.*.txt_attn.proj -> {_JOINED}.to_add_out
+    double_blocks.*.img_attn.norm.query_norm -> {_JOINED}.norm_q
+    double_blocks.*.img_attn.norm.key_norm -> {_JOINED}.norm_k
+    double_blocks.*.txt_attn.norm.query_norm -> {_JOINED}.norm_added_q
+    double_blocks.*.txt_attn.norm.key_norm -> {_JOINED}.norm_added_k
+    single_blocks.*.modulation.lin -> {_SINGLE}.norm.linear
+    single_blocks.*.linear1 -> {_SINGLE}.attn.to_q + {_SINGLE}.attn.to_k + {_SINGLE}.attn.to_v + {_SINGLE}.proj_mlp
+    single_blocks.*.linear2 -> {_SINGLE}.proj_out
+    single_blocks.*.norm.query_norm -> {_SINGLE}.attn.norm_q
+    single_blocks.*.norm.key_norm -> {_SINGLE}.attn.norm_k
+"""
+"""What models with the blocks of FLUX.1 have in common."""
+
+
+def _gated(original: str, live: str) -> str:
+    """A gated feed-forward whose gate is a layer of its own in the original, and half of one in diffusers."""
+    return f"""
+        double_blocks.*.{original}.up_proj -> transformer_blocks.*.{live}.net.0.proj[0/2]
+        double_blocks.*.{original}.gate_proj -> transformer_blocks.*.{live}.net.0.proj[1/2]
+        double_blocks.*.{original}.down_proj -> transformer_blocks.*.{live}.net.2
+    """
+
+
 CHECKPOINTS = (
     Checkpoint(
         model="FluxTransformer2DModel",
@@ -75,5 +108,38 @@ CHECKPOINTS = (
             single_stream_modulations.image.lin single_stream_modulations.image_cond.lin
             single_stream_modulations.txt.lin {FLUX3_BLOCK}
         """,
+    ),
+    Checkpoint(
+        model="OvisImageTransformer2DModel",
+        config={"num_layers": 2, "num_single_layers": 2},
+        typed=f"""
+            semantic_txt_norm -> context_embedder_norm
+            semantic_txt_in -> context_embedder
+            time_in.in_layer -> timestep_embedder.linear_1
+            time_in.out_layer -> timestep_embedder.linear_2
+            {_BLOCKS_TYPED}
+            {_gated("img_mlp", "ff")}
+            {_gated("txt_mlp", "ff_context")}
+        """,
+        spelt="""
+            txt_norm -> context_embedder_norm
+            txt_in -> context_embedder
+        """,
+        source="huggingface/diffusers, scripts/convert_ovis_image_to_diffusers.py",
+    ),
+    Checkpoint(
+        model="LongCatImageTransformer2DModel",
+        config={"num_layers": 2, "num_single_layers": 2},
+        typed=f"""
+            txt_in -> context_embedder
+            time_in.in_layer -> time_embed.timestep_embedder.linear_1
+            time_in.out_layer -> time_embed.timestep_embedder.linear_2
+            {_BLOCKS_TYPED}
+            double_blocks.*.img_mlp.0 -> transformer_blocks.*.ff.net.0.proj
+            double_blocks.*.img_mlp.2 -> transformer_blocks.*.ff.net.2
+            double_blocks.*.txt_mlp.0 -> transformer_blocks.*.ff_context.net.0.proj
+            double_blocks.*.txt_mlp.2 -> transformer_blocks.*.ff_context.net.2
+        """,
+        source="Comfy-Org/ComfyUI, comfy/model_detection.py",
     ),
 )

@@ -158,6 +158,12 @@ _LTX2_NORMS = " ".join(
     )
     for norm in ("q_norm", "k_norm")
 )
+_LTX2_PROMPT = "\n".join(
+    f"{side}prompt_adaln_single.{layer} -> {side}prompt_adaln.{layer}"
+    for side in ("", "audio_")
+    for layer in ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+)
+"""Those of LTX-2.3."""
 
 CHECKPOINTS = (
     Checkpoint(
@@ -313,8 +319,13 @@ CHECKPOINTS = (
     Checkpoint(
         model="LTX2VideoTransformer3DModel",
         convert="convert_ltx2_transformer_to_diffusers",
-        config={"num_layers": 2},
+        config={"num_layers": 2, "gated_attn": True, "audio_gated_attn": True}
+        | {"cross_attn_mod": True, "audio_cross_attn_mod": True},
         names=f"patchify_proj audio_patchify_proj {_LTX2_EMBEDDERS} {_LTX2_NORMS}",
+        bare="""
+            transformer_blocks.*.scale_shift_table_a2v_ca_audio transformer_blocks.*.scale_shift_table_a2v_ca_video
+        """,
+        typed=_LTX2_PROMPT,
         same=r"(audio_)?(caption_projection|proj_out)|transformer_blocks\.\d+\.(\w+\.to_|(audio_)?ff\.)",
     ),
     Checkpoint(

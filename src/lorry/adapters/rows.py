@@ -34,6 +34,14 @@ def join_rows(deltas: Sequence[Delta | None], rows: Rows) -> Delta | None:
     return None if joiner is None else joiner(deltas, rows)
 
 
+def join_shared(deltas: Sequence[Delta], rows: Rows) -> Delta | None:
+    """Return the one delta that several layers' were cut from, or None where they were not, or are headers alone."""
+    if any(tensor.is_meta for delta in deltas for tensor in delta.tensors().values()):
+        return None
+    joined = join_rows(deltas, rows)
+    return joined if joined is not None and joined.rank == deltas[0].rank else None
+
+
 def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     """Return the layers' own LoRAs that `join_rows` made a LoRA of, or None where it was made otherwise.
 

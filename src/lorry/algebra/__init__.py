@@ -1,7 +1,7 @@
 """A delta from its parts: one family a file, each with its formula once."""
 
 from lorry.algebra._rows import RowsDelta, cut_rows
-from lorry.algebra._shapes import Span, Spans
+from lorry.algebra._shapes import Span, Spans, count_rows
 from lorry.algebra.base import Delta, LowRank
 from lorry.algebra.boft import BoftDelta
 from lorry.algebra.dora import DoraDelta
@@ -46,5 +46,6 @@ __all__ = [
     "Span",
     "Spans",
     "StackedDelta",
+    "count_rows",
     "cut_rows",
 ]

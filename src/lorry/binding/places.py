@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
 from torch import nn
 
+from lorry.adapters.rows import join_shared
 from lorry.algebra import Delta, PartsDelta, Share, SharedDelta, Span, Spans, StackedDelta, cut_rows
 from lorry.binding.tables import Piece
 from lorry.binding.targets import INPUTS, weight_shape
@@ -19,6 +20,24 @@ FUSED = {
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
 """What `fuse_qkv_projections()` of a diffusers model makes of an attention's layers; it leaves those there, unused."""
+
+
+def usual_names(paths: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
+    """Return names that programs have for an attention's layers in any model: its fused ones, and `to_out` for the
+    layer in it.
+
+    Trainers fuse the layers of a model and write the file as if the model were so.
+    """
+    known, found = set(paths), dict[str, tuple[Piece, ...]]()
+    for path in known:
+        parent, dot, name = path.rpartition(".")
+        if path.endswith(".to_out.0"):
+            found[parent] = (Piece(path),)
+        for fused, parts in FUSED.items():
+            names = [f"{parent}{dot}{part}" for part in parts]
+            if name == parts[0] and known.issuperset(names) and f"{parent}{dot}{fused}" not in known:
+                found[f"{parent}{dot}{fused}"] = tuple(map(Piece, names))
+    return found
 
 
 @final
@@ -161,6 +180,8 @@ def stack(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> Delta
     return _stacked(weights, shape)
 
 
-def _stacked(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> StackedDelta:
+def _stacked(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> Delta:
     parts, spans = zip(*deltas, strict=True)
-    return StackedDelta(tuple(parts), tuple(spans), shape)
+    rows = [last - first for first, last in spans]
+    whole = join_shared(parts, rows) if sum(rows) == shape[0] else None
+    return whole or StackedDelta(tuple(parts), tuple(spans), shape)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import final
 
 from torch import nn
 
 from lorry.adapters import Adapter, Entry
 from lorry.adapters.rows import Rows, join_rows, split_blocks
-from lorry.algebra import Delta, cut_rows
+from lorry.algebra import Delta, Span, count_rows, cut_rows
 from lorry.binding.draft import equal
 from lorry.binding.exchanged import with_meant_names
 from lorry.binding.index import ModuleIndex
-from lorry.binding.places import Place, other_inputs
+from lorry.binding.places import Place, other_inputs, places_of
 from lorry.binding.plan import bind
 from lorry.binding.routes import routes
 from lorry.binding.tables import Names, Piece
@@ -106,18 +107,24 @@ def _apart(entry: Entry, indexes: Mapping[str, ModuleIndex]) -> Iterator[Entry]:
     component = entry.target.component
     index = indexes.get(component)
     pieces = None if index is None else index.find_pieces(entry.target)
-    if index is None or pieces is None or len(pieces) < 2 or any(piece.of > 1 for piece in pieces):
-        yield entry
-        return
-    rows = [_rows(index, piece) for piece in pieces]
-    fits = entry.delta.shape[0] == sum(rows)
-    parts = split_blocks(entry.delta, rows) if fits else None
+    places = () if index is None or pieces is None else places_of(pieces, index.modules)
+    spans = [place.rows for place in places if place.rows is not None and place.into is None]
+    rows = [count_rows(found) for found in spans]
+    fits = 1 < len(spans) == len(places) and entry.delta.shape[0] == sum(rows)
+    ordered = _in_order(entry.delta, [span for found in spans for span in found]) if fits else None
+    parts = None if ordered is None else split_blocks(ordered, rows)
     if parts is None:
         yield entry
         return
-    for piece, part in zip(pieces, parts, strict=True):
+    for place, part in zip(places, parts, strict=True):
         if part is not None:
-            yield replace(entry, target=Target(component, piece.path), delta=part)
+            yield replace(entry, target=Target(component, place.path), delta=part)
+
+
+def _in_order(delta: Delta, spans: Sequence[Span]) -> Delta | None:
+    """Return a delta with all of its rows in the order of `spans`; None where its parts do not tell rows apart."""
+    as_it_is = all(before[1] == after[0] for before, after in pairwise(spans))
+    return delta if as_it_is else delta.rows(tuple(spans))
 
 
 def _by_pieces(adapter: Adapter, models: Models) -> dict[str, dict[tuple[Piece, ...], Delta]]:
@@ -164,9 +171,14 @@ class _Renaming:
         self.index, self.join = index, join
         names: Names = index.original
         self.by_pieces = {pieces: name for name, pieces in sorted(names.items(), reverse=True)}
-        self.by_path = {
-            piece.path: name for name, pieces in sorted(names.items(), reverse=True) for piece in pieces
-        }
+        self.by_path: dict[str, str] = {}
+        self.within: dict[str, list[tuple[str, Piece]]] = {}
+        """By module, the names whose rows are some of it alone."""
+        for name, pieces in sorted(names.items(), reverse=True):
+            if len(pieces) == 1 and pieces[0].of > 1:
+                self.within.setdefault(pieces[0].path, []).append((name, pieces[0]))
+            else:
+                self.by_path |= {piece.path: name for piece in pieces}
 
     def named(self, found: Mapping[tuple[Piece, ...], Delta]) -> Iterator[tuple[str, Delta]]:
         """Yield each delta under its original name, those of one original module together."""
@@ -177,6 +189,8 @@ class _Renaming:
                 yield self.by_pieces[pieces], delta
             elif whole is not None:
                 fused.setdefault(whole, {}).update(self._parts(pieces, delta))
+            elif pieces[0].path in self.within:
+                yield from self._apart(pieces[0].path, delta)
             else:
                 yield pieces[0].path, delta
         for name, parts in fused.items():
@@ -187,6 +201,12 @@ class _Renaming:
         names = {self.by_path.get(piece.path) for piece in pieces if piece.of == 1}
         return names.pop() if len(names) == 1 and all(piece.of == 1 for piece in pieces) else None
 
+    def _apart(self, path: str, delta: Delta) -> Iterator[tuple[str, Delta]]:
+        """Yield the parts of a module's delta that the original has in modules of their own."""
+        for name, piece in self.within[path]:
+            size = _rows(self.index, piece)
+            yield name, cut_rows(delta, ((piece.part * size, (piece.part + 1) * size),))
+
     def _parts(self, pieces: Sequence[Piece], delta: Delta) -> Iterator[tuple[str, Delta]]:
         first = 0
         for piece in pieces:
@@ -195,17 +215,14 @@ class _Renaming:
             first = last
 
     def _fused(self, name: str, parts: Mapping[str, Delta]) -> Delta:
+        """Put whole modules together, one after the other, and their rows into the order that the original has."""
         pieces = self.index.original[name]
-        rows = [_rows(self.index, piece) for piece in pieces]
-        if len({piece.path for piece in pieces}) == 1:  # parts of one module in another order
-            spans = tuple((p.part * n, (p.part + 1) * n) for p, n in zip(pieces, rows, strict=True))
-            return cut_rows(parts[pieces[0].path], spans)
-        cut = [_part_of(parts.get(p.path), p, n) for p, n in zip(pieces, rows, strict=True)]
-        return self.join(name, cut, rows)
-
-
-def _part_of(delta: Delta | None, piece: Piece, rows: int) -> Delta | None:
-    """Return the rows of a module's delta that a piece of the module is."""
-    if delta is None or piece.of == 1:
-        return delta
-    return cut_rows(delta, ((piece.part * rows, (piece.part + 1) * rows),))
+        paths = list(dict.fromkeys(piece.path for piece in pieces))
+        rows = [_rows(self.index, Piece(path)) for path in paths]
+        first = dict(zip(paths, accumulate(rows, initial=0), strict=False))
+        sizes = [_rows(self.index, piece) for piece in pieces]
+        starts = [first[p.path] + p.part * size for p, size in zip(pieces, sizes, strict=True)]
+        deltas = [parts.get(path) for path in paths]
+        whole = parts[paths[0]] if len(paths) == 1 else self.join(name, deltas, rows)
+        spans = tuple((start, start + size) for start, size in zip(starts, sizes, strict=True))
+        return _in_order(whole, spans) or cut_rows(whole, spans)
