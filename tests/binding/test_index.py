@@ -196,6 +196,9 @@ def test_models_that_are_no_unets_have_no_original_names() -> None:
 def test_every_module_of_a_unet_is_found_by_its_own_and_by_its_flattened_path() -> None:
     index = ModuleIndex(tiny_unet())
     for path in index.modules:
+        if path.endswith(".to_out"):  # a list; the layer in it is what files mean by the name
+            assert index.find_path(Target("unet", path)) == f"{path}.0"
+            continue
         assert index.find_path(Target("unet", path)) == path
         assert index.find_path(Target("unet", path.replace(".", "_"), flat=True)) == path
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import BoftDelta, Delta, DoraDelta, FullDelta, LokrDelta, LoraDelta, PartsDelta
+from lorry.algebra import (
+    BoftDelta,
+    Delta,
+    DoraDelta,
+    FullDelta,
+    LokrDelta,
+    LoraDelta,
+    PartsDelta,
+    StackedDelta,
+)
 from lorry.binding import LoadReport, Plan, bind, weight_shape
+from lorry.binding.draft import equal
 from lorry.errors import ShapeMismatchError, UnknownTargetError, UnsupportedAdapterError
 from lorry.names import Target
 from models import random_delta, tiny_flux_transformer, tiny_sd3_transformer, tiny_unet
@@ -256,3 +267,60 @@ def test_the_order_of_a_files_layers_changes_no_bit() -> None:
         assert pairs[1] is not None
         assert torch.equal(pairs[0].up, pairs[1].up)
         assert torch.equal(pairs[0].down, pairs[1].down)
+
+
+ATTENTION = "transformer_blocks.0.attn"
+FUSED_NAMES = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+
+
+@pytest.mark.parametrize("name", FUSED_NAMES)
+@pytest.mark.parametrize("spelling", [str, flat], ids=["dotted", "flattened"])
+def test_a_file_of_a_model_that_was_fused_fits_one_that_is_not(name: str, spelling: Any) -> None:
+    parts = FUSED_NAMES[name]
+    delta = random_delta((len(parts) * WIDTH, WIDTH), alpha=2.0)
+    found = planned(tiny_flux_transformer(), (spelling(f"{ATTENTION}.{name}"), delta))
+    assert list(found) == [f"{ATTENTION}.{part}" for part in parts]
+    assert torch.equal(torch.cat([double(part) for part in found.values()]), double(delta))
+
+
+@pytest.mark.parametrize("spelling", [str, flat], ids=["dotted", "flattened"])
+def test_to_out_alone_is_the_layer_in_it(spelling: Any) -> None:
+    delta = random_delta((WIDTH, WIDTH))
+    assert list(planned(tiny_flux_transformer(), (spelling(f"{ATTENTION}.to_out"), delta))) == [
+        f"{ATTENTION}.to_out.0"
+    ]
+
+
+@pytest.mark.parametrize("idle_first", [True, False])
+def test_layers_that_a_fused_one_leaves_unused_are_ignored(idle_first: bool) -> None:
+    fused = random_delta((3 * WIDTH, WIDTH))
+    idle = LoraDelta(torch.ones(2, WIDTH), torch.zeros(WIDTH, 2), None, None)
+    entries = [(f"{ATTENTION}.to_qkv", fused), (f"{ATTENTION}.to_k", idle)]
+    plan = bind(
+        adapter(*(entries[::-1] if idle_first else entries)), {"transformer": tiny_flux_transformer()}
+    )
+    whole = torch.cat([double(plan.deltas["transformer"][f"{ATTENTION}.{p}"]) for p in FUSED_NAMES["to_qkv"]])
+    assert torch.equal(whole, double(fused))
+    assert {item.reason for item in plan.report.ignored} == {
+        f"it adds nothing, beside denoiser.{ATTENTION}.to_qkv.down"
+    }
+    assert (plan.report.applied, len(plan.report.ignored)) == (2, 2)
+    check_sum(plan.report)
+
+
+def test_parts_that_were_cut_from_one_delta_are_one_again() -> None:
+    with torch.device("meta"):
+        model = diffusers.OvisImageTransformer2DModel(num_layers=1, num_single_layers=1)
+    delta = random_delta((24576, 3072))
+    up, gate = (delta.rows(((first, first + 12288),)) for first in (0, 12288))
+    assert up is not None
+    assert gate is not None
+    names = [f"double_blocks.0.img_mlp.{name}_proj" for name in ("up", "gate")]
+    found = planned(model, (names[1], gate), (names[0], up))["transformer_blocks.0.ff.net.0.proj"]
+    assert equal(found, delta)
+    other = random_delta((12288, 3072), seed=7)
+    assert isinstance(planned(model, (names[1], other), (names[0], up)).popitem()[1], StackedDelta)

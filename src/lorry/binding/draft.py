@@ -93,29 +93,48 @@ class Draft:
     def _put(self, component: str, entry: Entry, parts: Mapping[Place, Delta]) -> None:
         """Put the parts of an entry where they belong, but those that an earlier entry has put there."""
         placed = self.placed.setdefault(component, {})
-        new, same = [], None
+        new, reason = [], ""
         for place, delta in parts.items():
             first = next((p for p in placed.get(place.path, ()) if _overlap(p.into, place.into)), None)
+            if first is not None and (first.into != place.into or not equal(first.entry.delta, delta)):
+                reason = self._idle_beside(component, place, entry, first.entry)
+                first = first if reason else None
+            elif first is not None:
+                reason = f"the same tensors as {first.entry.keys[0]}"
             if first is None:
                 new.append((place, _Placed(replace(entry, delta=delta), place.into)))
-            elif first.into == place.into and equal(first.entry.delta, delta):
-                same = first.entry
-            else:
-                raise UnknownTargetError(
-                    f"`{component}.{place.path}` is named twice in the file, by {first.entry.keys[0]} and by "
-                    f"{entry.keys[0]}, with different tensors. Remove one of the two spellings from the file."
-                )
         for place, item in new:
             placed.setdefault(place.path, []).append(item)
-        if new or same is None:
+        if new or not reason:
             self.applied.setdefault(component, []).append(entry)
         else:
-            self.ignored.extend(Ignored(key, f"the same tensors as {same.keys[0]}") for key in entry.keys)
+            self.ignored.extend(Ignored(key, reason) for key in entry.keys)
+
+    def _idle_beside(self, component: str, place: Place, entry: Entry, first: Entry) -> str:
+        """Return why an entry is ignored beside an earlier one for the same rows; take that out if it is the idle one.
+
+        Trainers that have fused an attention's layers write the layers which are then unused, too.
+
+        Raises:
+            UnknownTargetError: both change the weight, in other ways.
+        """
+        if entry.delta.adds_nothing():
+            return f"it adds nothing, beside {first.keys[0]}"
+        if not first.delta.adds_nothing():
+            raise UnknownTargetError(
+                f"`{component}.{place.path}` is named twice in the file, by {first.keys[0]} and by "
+                f"{entry.keys[0]}, with different tensors. Remove one of the two spellings from the file."
+            )
+        self.ignored.extend(Ignored(key, f"it adds nothing, beside {entry.keys[0]}") for key in first.keys)
+        self.applied[component] = [other for other in self.applied[component] if not _are_one(other, first)]
+        for items in self.placed[component].values():
+            items[:] = [item for item in items if not _are_one(item.entry, first)]
+        return ""
 
     def deltas(self) -> dict[str, dict[str, Delta]]:
         """Return what every module gets, by component and path."""
         return {
-            component: {path: self._delta(component, path, items) for path, items in placed.items()}
+            component: {path: self._delta(component, path, items) for path, items in placed.items() if items}
             for component, placed in self.placed.items()
         }
 
@@ -148,6 +167,10 @@ def _without_idle_bias(delta: Delta, module: nn.Module) -> Delta:
     if weight is None or bias is None or not bias.multiplies:
         return delta
     return weight if module._parameters.get("bias") is None else delta
+
+
+def _are_one(one: Entry, other: Entry) -> bool:
+    return (one.keys, one.target) == (other.keys, other.target)
 
 
 def _overlap(one: Span | None, other: Span | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import nn
 
 from lorry.binding.original_names import unet_names
-from lorry.binding.places import Place, joined, places_of, where_fused
+from lorry.binding.places import Place, joined, places_of, usual_names, where_fused
 from lorry.binding.tables import Names, Piece, exchanged_names, original_names
 from lorry.binding.targets import carriers, weight_shape
 from lorry.errors import StateError, UnknownTargetError
@@ -68,12 +68,20 @@ class ModuleIndex:
         return {**self._also, **self._original}
 
     @cached_property
+    def _usual(self) -> Names:
+        return usual_names(self.modules)
+
+    @cached_property
     def _flat(self) -> dict[str, set[str]]:
         return _flattened(self.modules)
 
     @cached_property
     def _flat_original(self) -> dict[str, set[str]]:
         return {**_flattened(self._also), **_flattened(self._original)}
+
+    @cached_property
+    def _flat_usual(self) -> dict[str, set[str]]:
+        return _flattened(self._usual)
 
     def is_exchanged(self, target: Target) -> bool:
         """Whether a name is one module's in the original checkpoint and another one's in this model."""
@@ -128,7 +136,11 @@ class ModuleIndex:
         )
         if own is not None and self._carries(own):
             return (Piece(own),)
-        return self._spelt.get(path) or ((Piece(own),) if own else self._find_part(path))
+        return (
+            self._spelt.get(path)
+            or self._usual.get(path)
+            or ((Piece(own),) if own else self._find_part(path))
+        )
 
     def _carries(self, path: str) -> bool:
         """Whether a delta can be put on a module. A name of one that cannot may be an original name of another.
@@ -154,6 +166,9 @@ class ModuleIndex:
             original = _only(name, self._flat_original.get(spelling))
             if original is not None:
                 return self._spelt[original]
+            usual = _only(name, self._flat_usual.get(spelling))
+            if usual is not None:
+                return self._usual[usual]
             if own is not None:
                 return (Piece(own),)
         return None
