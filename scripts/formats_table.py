@@ -237,9 +237,9 @@ matrices have the shapes that it would make itself, and has one type and one set
 what one config cannot say of all is refused. Whole weights and biases go into its folders beside layers that it tunes
 (`modules_to_save`, `bias`), and PEFT loads them.
 
-What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none, and
-`diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order. The names of OMI and of OneTrainer's mixtures
-are read as `dotted-kohya` and `kohya`, and are not written.
+What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
+`diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
+alpha but 1. The names of OMI and of OneTrainer's mixtures are read as `dotted-kohya` and `kohya`, and are not written.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 does was measured, what the other two do was read in their sources.

@@ -89,6 +89,28 @@ def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
     assert found == CARRY | {"lora-layers"}
 
 
+def test_sats_checkpoints_of_cogvideox_have_a_lora_of_each_part_with_an_alpha_of_one(tmp_path: Path) -> None:
+    pipe = lorry.attach(every.build("CogVideoXPipeline"))
+    attention = "transformer_blocks.0.attn1"
+    rows, width = pipe.transformer.get_submodule(f"{attention}.to_q").weight.shape
+    root = "model.diffusion_model.transformer.layers.0.attention"
+    layers = {f"query_key_value.matrix_{{}}.{i}": f"{attention}.to_{name}" for i, name in enumerate("qkv")}
+    layers["dense.matrix_{}.0"] = f"{attention}.to_out.0"
+    tensors, changes = {f"{root}.dense.original.weight": noise(rows, width)}, dict[str, Tensor]()
+    for key, module in layers.items():
+        rank = 3 if "dense" in key else 2
+        down, up = noise(rank, width), noise(rows, rank)
+        tensors |= {f"{root}.{key.format('A')}": down, f"{root}.{key.format('B')}": up}
+        changes[f"{module}.weight"] = up.double() @ down.double() / rank
+    source = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({"module": tensors, "global_steps": 1000}, source)
+    report = walk(pipe, source, {"transformer": changes})
+    assert (report.dialect, report.applied, report.key_count) == ("sat", 8, 9)
+    assert [item.key for item in report.ignored] == [f"{root}.dense.original.weight"]
+    assert report.components[0].scale_sources == ("dialect",)
+    assert check_there_and_back(source, "sat", tmp_path, models_of(pipe)) == CARRY
+
+
 DECODERS: dict[str, tuple[str, Any, Any]] = {
     "Qwen 3": ("ZImagePipeline", transformers.Qwen3Model, transformers.Qwen3Config),
     "Gemma 2": ("Lumina2Pipeline", transformers.Gemma2Model, transformers.Gemma2Config),

@@ -13,8 +13,9 @@ from lorry.names import Target
 
 BlockNames = Literal["diffusers", "original"]
 """Whose names a model's modules have in a file."""
-ScaleSource = Literal["alpha tensor", "metadata", "rank"]
-"""Where a delta's `rank_scale` comes from: the order of truth, the first that is there wins."""
+ScaleSource = Literal["alpha tensor", "metadata", "rank", "dialect"]
+"""Where a delta's `rank_scale` comes from: the order of truth, the first that is there wins; or its dialect says it of
+all files."""
 
 
 @final

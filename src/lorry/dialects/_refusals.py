@@ -24,6 +24,8 @@ class Refusal:
     """Completes "x.safetensors is …", with what to do."""
     holds_for: Callable[[int, int], bool] = lambda found, _: found > 0
     """Whether the count of such keys, out of all, is enough."""
+    unless: str = "\n\n"
+    """What is in a key of a file that has an adapter besides."""
 
 
 def _all(found: int, count: int) -> bool:
@@ -56,6 +58,7 @@ REFUSALS = (
         ),
         ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders."),
         "a whole checkpoint. Load it with `from_single_file`",
+        unless=".matrix_A.",  # SAT's
     ),
     Refusal(
         re.compile(r"(?:(?:de|en)coder\.(?:conv_in|mid|conv_out)|(?:post_)?quant_conv)\."),
@@ -96,7 +99,7 @@ def find_refusal(file: TensorFile) -> str | None:
         return None
     keys = "\n".join(file.tensors)
     for refusal in REFUSALS:
-        if not any(sign in keys for sign in refusal.signs):
+        if refusal.unless in keys or not any(sign in keys for sign in refusal.signs):
             continue
         found = [key for key in file.tensors if refusal.pattern.match(key)]
         if found and refusal.holds_for(len(found), len(file.tensors)):

@@ -20,6 +20,7 @@ from lorry.dialects.kohya import Kohya
 from lorry.dialects.lora_layers import LoraLayers
 from lorry.dialects.lycoris import Lycoris
 from lorry.dialects.peft import Peft
+from lorry.dialects.sat import Sat
 from lorry.dialects.xlabs import Xlabs
 from lorry.errors import FormatError, UnknownDialectError, UnsupportedAdapterError, did_you_mean, some
 from lorry.files import TensorFile
@@ -37,6 +38,7 @@ DIALECTS: Sequence[Dialect] = (
     Diffusers(),
     Cloneofsimo(),
     CloneofsimoPt(),
+    Sat(),
 )
 """The order is that of a listing; which of two claims wins, a dialect's `before` says."""
 

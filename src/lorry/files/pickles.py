@@ -16,7 +16,7 @@ from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files.replacing import replace_file
 from lorry.files.tensor_file import TensorFile
 
-NESTS = ("state_dict", "lora_state_dict", "weights")
+NESTS = ("state_dict", "lora_state_dict", "weights", "module")
 """Keys under which training frameworks hide the weights of a checkpoint."""
 LIST_MARKER = "lorry.pickled_list"
 """Stands in the metadata of a pickle that held a bare list of tensors; its keys are their positions."""
