@@ -17,7 +17,7 @@ from lorry.algebra import OftDelta
 from lorry.errors import FuseError, UnsupportedAdapterError
 from lorry.files import read_adapter_file, write_safetensors
 from lorry.workflows.convert import convert_file
-from models import tiny_flux_pipeline, tiny_sd_pipeline
+from models import tiny_flux_pipeline, tiny_sd_pipeline, tiny_unet
 from pipelines import every
 from row_files import ROWS
 from row_layers import DOWN
@@ -109,6 +109,88 @@ def test_sats_checkpoints_of_cogvideox_have_a_lora_of_each_part_with_an_alpha_of
     assert [item.key for item in report.ignored] == [f"{root}.dense.original.weight"]
     assert report.components[0].scale_sources == ("dialect",)
     assert check_there_and_back(source, "sat", tmp_path, models_of(pipe)) == CARRY
+
+
+CLONEOFSIMO = {
+    "unet": [f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+    + ["ff.net.0.proj", *(f"attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0"))],
+    "text_encoder": ["k_proj", "v_proj", "q_proj", "out_proj"],
+}
+"""The first layers of his walks: of a transformer block of a UNet, and of CLIP's first layer."""
+
+
+def by_position(component: str) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+    """A pipeline whose first layers have Stable Diffusion 1's widths, a file's tensors, and what they change."""
+    pipe = tiny_sd_pipeline()
+    pipe.register_modules(
+        unet=tiny_unet(
+            block_out_channels=(320, 32),
+            cross_attention_dim=768,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+    )
+    root = {"unet": DOWN.replace(".1.", ".0.", 1), "text_encoder": "encoder.layers.0.self_attn"}[component]
+    tensors, changes = dict[str, Tensor](), dict[str, Tensor]()
+    for number, name in enumerate(CLONEOFSIMO[component]):
+        path = f"{root}.{name}"
+        model = getattr(pipe, component)
+        path = path if path in dict(model.named_modules()) else f"text_model.{path}"
+        rows, columns = model.get_submodule(path).weight.shape
+        up, down = noise(rows, 2), noise(2, columns)
+        tensors |= {f"{component}:{number}:up": up, f"{component}:{number}:down": down}
+        changes[f"{path}.weight"] = up.double() @ down.double()
+    return lorry.attach(pipe), tensors, changes
+
+
+@pytest.mark.parametrize("component", CLONEOFSIMO)
+def test_cloneofsimos_layers_go_by_their_position(component: str, tmp_path: Path) -> None:
+    pipe, tensors, changes = by_position(component)
+    classes = {"unet": ["CrossAttention", "Attention", "GEGLU"], "text_encoder": ["CLIPAttention"]}
+    metadata = {component: json.dumps(classes[component]), f"{component}:0:rank": "2"}
+    source = write_safetensors(tmp_path / "in.safetensors", tensors, metadata)
+    report = walk(pipe, source, {component: changes})
+    assert (report.dialect, report.applied) == ("cloneofsimo", len(tensors))
+    check_carriers(component, source, "cloneofsimo", tmp_path, pipe)
+
+
+@pytest.mark.parametrize("component", CLONEOFSIMO)
+def test_cloneofsimos_lists_go_by_their_position(component: str, tmp_path: Path) -> None:
+    pipe, tensors, changes = by_position(component)
+    source = tmp_path / "in.pt"
+    torch.save(list(tensors.values()), source)
+    report = walk(pipe, source, {component: changes})
+    assert (report.dialect, report.applied) == ("cloneofsimo-pt", len(tensors))
+    check_carriers(component, source, "cloneofsimo-pt", tmp_path, pipe)
+
+
+def check_carriers(component: str, source: Path, dialect: str, folder: Path, pipe: Any) -> None:
+    found = check_there_and_back(source, dialect, folder, models_of(pipe))
+    of_one = {"lycoris"} if component == "unet" else {"attention-processors"}
+    """LyCORIS names no text encoder; the UNet's file has a layer that is in no attention."""
+    assert found == CARRY - {"lycoris"} | {"lora-layers"} | of_one
+
+
+def test_veras_shared_matrices_act_on_layers_of_any_size_and_stand_once_in_a_file(tmp_path: Path) -> None:
+    pipe = lorry.attach(tiny_sd_pipeline())
+    layers = [f"{DOWN}.{name}" for name in ("attn1.to_q", "attn2.to_k", "ff.net.0.proj")]
+    shapes = [tuple(pipe.unet.get_submodule(name).weight.shape) for name in layers]
+    a, b = noise(2, max(shape[1] for shape in shapes)), noise(max(shape[0] for shape in shapes), 2)
+    tensors, changes = {"base_model.vera_A": a, "base_model.vera_B": b}, dict[str, Tensor]()
+    for name, (rows, columns) in zip(layers, shapes, strict=True):
+        on_rows, on_rank = noise(rows), noise(2)
+        stem = f"base_model.model.{name}"
+        tensors |= {f"{stem}.vera_lambda_b": on_rows, f"{stem}.vera_lambda_d": on_rank}
+        up = on_rows.double()[:, None] * b.double()[:rows] * on_rank.double()
+        changes[f"{name}.weight"] = up @ a.double()[:, :columns]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    config = {"peft_type": "VERA", "r": 2, "save_projection": True, "target_modules": ["to_q"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    report = walk(pipe, folder, {"unet": changes})
+    assert (report.dialect, report.applied, report.key_count) == ("peft", 8, 8)
+    assert check_there_and_back(folder, "peft", tmp_path, models_of(pipe)) == {"peft"}
 
 
 DECODERS: dict[str, tuple[str, Any, Any]] = {

@@ -12,6 +12,7 @@ Source: cloneofsimo/lora, `lora_diffusion/lora.py` (`save_lora_weight`, `save_al
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter
@@ -27,14 +28,17 @@ class CloneofsimoPt(Dialect):
     name: ClassVar[str] = "cloneofsimo-pt"
 
     def claims(self, file: TensorFile) -> bool:
-        return LIST_MARKER in file.metadata and all(tensor.ndim in (2, 4) for tensor in file.tensors.values())
+        return LIST_MARKER in file.metadata and all(
+            key.isdecimal() and tensor.ndim in (2, 4) for key, tensor in file.tensors.items()
+        )
 
     def read(self, file: TensorFile) -> Adapter:
         component = "text_encoder" if _is_square(file) else "unet"
         factors: Factors = {}
         for place in range(len(file.tensors)):
             factors.setdefault((component, place // 2), {})["down" if place % 2 else "up"] = str(place)
-        return read_positions(file, self.name, factors, {}, (), [])
+        adapter = read_positions(file, self.name, factors, {}, (), [])
+        return replace(adapter, metadata={})  # the marker of a list, which no file of names is
 
 
 def _is_square(file: TensorFile) -> bool:
