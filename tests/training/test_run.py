@@ -313,10 +313,11 @@ def test_a_checkpoint_of_another_run_is_refused(
     changes: dict[str, Any], message: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
     run(data, sd, tmp_path, steps=1)
-    before = weights(tmp_path, 1)
+    before, told = weights(tmp_path, 1), (tmp_path / "settings.toml").read_bytes()
     with pytest.raises((CheckpointError, StateError), match=message):
         run(data, sd, tmp_path, resume=True, steps=2, **changes)
     assert torch.equal(next(iter(weights(tmp_path, 1).values())), next(iter(before.values())))
+    assert (tmp_path / "settings.toml").read_bytes() == told
 
 
 def test_a_checkpoint_of_another_base_is_refused(sd: Path, data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ SETTINGS: Final = "settings.toml"
 
 
 def claim_folder(process: Process, *, resume: bool) -> Checkpoint | None:
-    """Write the settings into the folder of a run.
+    """Begin a run in a folder, or find where the one in it is to go on.
+
+    A run that goes on has its settings written when they are known to fit its checkpoint (`write_settings`).
 
     Returns:
         Where to go on from; None at the beginning.
@@ -28,9 +30,15 @@ def claim_folder(process: Process, *, resume: bool) -> Checkpoint | None:
             f"{out} holds a run that is at step {checkpoint.step}. Go on with `lorry train --resume {out}`, or choose "
             "another folder."
         )
-    if process.is_main:
-        draft = out / f".{SETTINGS}"
-        draft.write_text(process.settings.written(), encoding="utf-8")
-        draft.replace(out / SETTINGS)
+    if checkpoint is None:
+        write_settings(process)
     process.wait()
     return checkpoint
+
+
+def write_settings(process: Process) -> None:
+    """Write a run's settings into its folder."""
+    if process.is_main:
+        draft = process.out / f".{SETTINGS}"
+        draft.write_text(process.settings.written(), encoding="utf-8")
+        draft.replace(process.out / SETTINGS)

@@ -11,7 +11,7 @@ from lorry.training.caches import model_hash
 from lorry.training.checkpoints import check_same_run
 from lorry.training.engine import Engine
 from lorry.training.facts import facts_of
-from lorry.training.folder import claim_folder
+from lorry.training.folder import claim_folder, write_settings
 from lorry.training.headers import Story
 from lorry.training.loading import compute_dtype, load_base, quiet
 from lorry.training.loop import Result, run_steps
@@ -80,6 +80,7 @@ def _run(process: Process, resume: bool) -> Result:
     facts = facts_of(process, base_hash, components, material)
     if checkpoint is not None:
         check_same_run(checkpoint, facts)
+        write_settings(process)
         engine.restore(checkpoint.weights, checkpoint.state)
     story = Story(
         settings=settings,
