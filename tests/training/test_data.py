@@ -50,7 +50,9 @@ def test_a_list_of_metadata_goes_before_the_folder(tmp_path: Path) -> None:
         ("{", r"metadata.jsonl, line 1: expected a JSON object"),
         ('{"text": "no file"}', r"line 1: expected a JSON object with `file_name`"),
         ('{"file_name": "../x.png"}', r"line 1: '../x.png' is no file inside"),
+        ('{"file_name": "a\\u0000.png"}', r"line 1: 'a\\x00.png' is no file inside"),
         ('{"file_name": "a.png", "text": 5}', r"line 1: the caption is no text: 5"),
+        ('{"file_name": "a.png", "text": "\\ud83d"}', r"line 1: the caption is no text: '\\ud83d'"),
     ],
 )
 def test_a_wrong_line_of_metadata_is_named(line: str, message: str, tmp_path: Path) -> None:
@@ -107,6 +109,27 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 
 def test_a_picture_smaller_than_the_training_size_is_enlarged() -> None:
     assert fit(Image.new("RGB", (5, 4), "red"), (24, 16)).image.size == (24, 16)
+
+
+def test_folders_shown_no_times_and_pictures_beside_folders_are_named_and_skipped(tmp_path: Path) -> None:
+    for name in ("2_thing/a.png", "0_off/b.png", "c.png", "d.png"):
+        picture(tmp_path / name, 1)
+    found = read_data(tmp_path)
+    assert [p.path.name for p in found.pictures] == ["a.png"]
+    assert found.notes == (
+        "c.png: stands beside 0_off, and only folders with a number are read. Skipped, and 1 more.",
+        "0_off: is to be shown 0 times. Skipped.",
+    )
+    (tmp_path / "2_thing").rename(tmp_path / "00_thing")
+    with pytest.raises(DataError, match="00_thing: is to be shown 0 times"):
+        read_data(tmp_path)
+
+
+def test_captions_of_a_list_may_hold_what_others_take_for_the_end_of_a_line(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    row = '{"file_name": "a.png", "text": "one\u2028two\u0085three"}\r\n'
+    (tmp_path / "metadata.jsonl").write_bytes(row.encode())
+    assert [p.caption for p in read_data(tmp_path).pictures] == ["one two three"]
 
 
 @pytest.mark.parametrize("make", ["nothing", "no folder", "texts only"])

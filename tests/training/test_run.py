@@ -28,7 +28,7 @@ from lorry.errors import (
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
 from models import tiny_sd_pipeline
-from training.runs import Listening, drawn, run
+from training.runs import Listening, drawn, pictures, run
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux"])
@@ -325,6 +325,17 @@ def test_a_checkpoint_of_another_base_is_refused(sd: Path, data: Path, tmp_path:
     tiny_sd_pipeline(seed=9).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="another base"):
         run(data, tmp_path / "other", tmp_path / "run", resume=True, steps=2)
+
+
+def test_a_checkpoint_of_other_prior_pictures_is_refused(sd: Path, data: Path, tmp_path: Path) -> None:
+    prior = pictures(tmp_path / "prior", 2)
+    run(data, sd, tmp_path / "run", steps=1, prior=str(prior))
+    (prior / "0.txt").write_text("another caption")
+    with pytest.raises(CheckpointError, match="another data"):
+        run(data, sd, tmp_path / "run", resume=True, steps=2, prior=str(prior))
+    (prior / "0.txt").write_text("thing 0")
+    with pytest.raises(CheckpointError, match="another data"):
+        run(data, sd, tmp_path / "run", resume=True, steps=2, prior=str(prior), prior_weight=0.5)
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(sd: Path, data: Path, tmp_path: Path) -> None:

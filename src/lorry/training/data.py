@@ -124,7 +124,7 @@ def _pictures(folder: Path, notes: list[str]) -> Iterator[Picture]:
     if listing.is_file():
         rows: Iterator[tuple[Path, str, int, str]] = _listed(folder, listing)
     else:
-        rows = _in_folders(folder)
+        rows = _in_folders(folder, notes)
     for path, caption, repeats, group in rows:
         try:
             yield _read(path, caption, repeats, group)
@@ -132,14 +132,22 @@ def _pictures(folder: Path, notes: list[str]) -> Iterator[Picture]:
             notes.append(f"{error} Skipped.")
 
 
-def _in_folders(folder: Path) -> Iterator[tuple[Path, str, int, str]]:
+def _in_folders(folder: Path, notes: list[str]) -> Iterator[tuple[Path, str, int, str]]:
     repeated = [
         (sub, m) for sub in sorted(folder.iterdir()) if sub.is_dir() and (m := _REPEATED.fullmatch(sub.name))
     ]
     if not repeated:
         for path in _files(folder):
             yield path, _caption_beside(path, ""), 1, folder.resolve().name
+    elif beside := _files(folder):
+        notes.append(
+            f"{beside[0].name}: stands beside {repeated[0][0].name}, and only folders with a number are read. Skipped"
+            + (f", and {len(beside) - 1} more." if len(beside) > 1 else ".")
+        )
     for sub, match in repeated:
+        if not int(match[1]):
+            notes.append(f"{sub.name}: is to be shown 0 times. Skipped.")
+            continue
         for path in _files(sub):
             yield path, _caption_beside(path, match[2].replace("_", " ")), int(match[1]), sub.name
 
@@ -164,7 +172,9 @@ def _text_of(path: Path) -> str:
 
 
 def _listed(folder: Path, listing: Path) -> Iterator[tuple[Path, str, int, str]]:
-    for number, line in enumerate(_text_of(listing).splitlines(), 1):
+    for number, line in enumerate(
+        _text_of(listing).split("\n"), 1
+    ):  # `splitlines` would cut a caption at U+2028
         if not line.strip():
             continue
         try:
@@ -174,12 +184,21 @@ def _listed(folder: Path, listing: Path) -> Iterator[tuple[Path, str, int, str]]
             raise DataError(
                 f"{listing}, line {number}: expected a JSON object with `file_name` and `text`, got {line[:60]!r}."
             ) from error
-        if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        if not _is_text(name) or "\0" in name or not _is_inside(folder / name, folder):
             raise DataError(f"{listing}, line {number}: {name!r} is no file inside {folder}.")
         caption = next((row[key] for key in _CAPTION_KEYS if row.get(key)), "")
-        if not isinstance(caption, str):
+        if not _is_text(caption):
             raise DataError(f"{listing}, line {number}: the caption is no text: {caption!r}.")
         yield folder / name, " ".join(caption.split()), 1, folder.resolve().name
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text without halves of characters, which JSON may hold and nothing else takes."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from lorry.training import adapters
+from lorry.training.data import DataSet
 from lorry.training.material import Material
 from lorry.training.processes import Process
 
@@ -42,7 +43,7 @@ def facts_of(
     return {
         "base": base_hash,
         **adapters.described(components),
-        "data": material.data.fingerprint(),
+        "data": DataSet(tuple(item.picture for item in material.items)).fingerprint(),
         "sizes of pictures": sorted({f"{w}x{h}" for w, h in (item.size for item in material.items)}),
         "pictures a step": process.total_batch,
         **{name: getattr(process.settings, name) for name in _SAME},
