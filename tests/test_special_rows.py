@@ -99,7 +99,7 @@ def test_sats_checkpoints_of_cogvideox_have_a_lora_of_each_part_with_an_alpha_of
     tensors, changes = {f"{root}.dense.original.weight": noise(rows, width)}, dict[str, Tensor]()
     for key, module in layers.items():
         rank = 3 if "dense" in key else 2
-        down, up = noise(rank, width), noise(rows, rank)
+        down, up = noise(rank, width), noise(rows, rank) * len(tensors)
         tensors |= {f"{root}.{key.format('A')}": down, f"{root}.{key.format('B')}": up}
         changes[f"{module}.weight"] = up.double() @ down.double() / rank
     source = tmp_path / "mp_rank_00_model_states.pt"
@@ -137,7 +137,7 @@ def by_position(component: str) -> tuple[Any, dict[str, Tensor], dict[str, Tenso
         model = getattr(pipe, component)
         path = path if path in dict(model.named_modules()) else f"text_model.{path}"
         rows, columns = model.get_submodule(path).weight.shape
-        up, down = noise(rows, 2), noise(2, columns)
+        up, down = noise(rows, 2) * (number + 1), noise(2, columns)
         tensors |= {f"{component}:{number}:up": up, f"{component}:{number}:down": down}
         changes[f"{path}.weight"] = up.double() @ down.double()
     return lorry.attach(pipe), tensors, changes
