@@ -42,6 +42,29 @@ def test_every_known_architecture_is_told_by_its_own_layers(name: str) -> None:
     assert all(parameter.is_meta for model in models.values() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "stem", "shape"),
+    [
+        ("lumina2", "lora_te_layers_0_self_attn_q_proj", (2048, 2304)),
+        ("z-image", "lora_te_layers_35_mlp_gate_proj", (9728, 2560)),
+        ("wan", "lora_te_encoder_block_23_layer_0_SelfAttention_q", (4096, 4096)),
+        ("ltx-video", "text_encoder.encoder.block.0.layer.1.DenseReluDense.wi_0", (10240, 4096)),
+        ("hunyuan-video", "lora_te1_layers_31_self_attn_k_proj", (1024, 4096)),
+        ("hunyuan-video", "lora_te2_text_model_encoder_layers_0_mlp_fc1", (3072, 768)),
+    ],
+)
+def test_text_encoders_that_are_trained_along_are_known_with_their_base(
+    name: str, stem: str, shape: tuple[int, int]
+) -> None:
+    one = torch.ones(())
+    tensors = {
+        f"{stem}.lora_down.weight": one.expand(1, shape[1]),
+        f"{stem}.lora_up.weight": one.expand(shape[0], 1),
+    }
+    report = bind(read_adapter(TensorFile(tensors)), skeleton(name)).report
+    assert (report.applied, report.unknown, report.mismatched) == (2, (), ())
+
+
 @pytest.mark.parametrize("header", HEADERS)
 def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: Path) -> None:
     shapes = json.loads((shared_dir / "headers" / f"{header}.json").read_text())["keys"]

@@ -7,6 +7,7 @@ from typing import Final
 
 from lorry.names import Target
 
+_NO_NORM: Final = r"(?!(\w*_)?(norm\w*|\w+norm|ln_[qk]|gamma)$)"
 # Tried from the top; `_` stands for `.` too, since flattened paths (kohya's) cannot tell them apart.
 _KINDS: Final = tuple(
     (kind, re.compile(rf"(^|_)({pattern})$"))
@@ -29,8 +30,12 @@ _KINDS: Final = tuple(
         ("embedding", r"\w*embed(der|ding)?s?(_\w+)?"),
         (
             "modulation",
-            r"norm\w*_linear(_\w+)?|\w*mod(ulation)?_lin(ear)?|adaln\w*|modulation|\w*scale_shift_table",
+            r"norm\w*_linear(_\w+)?|\w*mod(ulation)?_lin(ear)?|adaln\w*|modulation|\w*scale_shift_table"
+            r"|(adaLN|default)_modulation_\d|mod[XYCF]*_1|mod_[xy]|av_cross_attn_\w+|\w+modulations?_\w+_lin(ear)?",
         ),
+        # What stands in an attention or a feed-forward of any original checkpoint, but for its norms.
+        ("attention", rf"\w*(attn|[aA]ttention)\d?_{_NO_NORM}\w+|linear1_[qkv]"),
+        ("feed-forward", rf"(\w+_)?(ffn?|mlp[XC]?|feed_forward|DenseReluDense)_{_NO_NORM}\w+|linear1_mlp"),
     )
 )
 

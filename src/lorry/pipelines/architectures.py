@@ -84,6 +84,22 @@ T5_XXL: Config = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
+GEMMA2_2B: Config = {"head_dim": 256, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
+QWEN3_4B: Config = {
+    "head_dim": 128,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+LLAMA3_8B: Config = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 
 
 @final
@@ -98,7 +114,7 @@ class Part:
 _L = Part("CLIPTextModel", CLIP_L)
 _L_PROJECTED = Part("CLIPTextModelWithProjection", {**CLIP_L, "projection_dim": 768})
 _G = Part("CLIPTextModelWithProjection", CLIP_G)
-_T5 = Part("T5EncoderModel", T5_XXL)
+_T5, _UMT5 = Part("T5EncoderModel", T5_XXL), Part("UMT5EncoderModel", T5_XXL)
 _UNET, _SD3, _FLUX = "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"
 _SD3_ENCODERS = {"text_encoder": _L_PROJECTED, "text_encoder_2": _G, "text_encoder_3": _T5}
 
@@ -116,12 +132,22 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     "flux2": {"transformer": Part("Flux2Transformer2DModel")},
     "chroma": {"transformer": Part("ChromaTransformer2DModel"), "text_encoder": _T5},
     "qwen-image": {"transformer": Part("QwenImageTransformer2DModel")},
-    "hunyuan-video": {"transformer": Part("HunyuanVideoTransformer3DModel")},
-    "wan": {"transformer": Part("WanTransformer3DModel")},
-    "wan-1.3b": {"transformer": Part("WanTransformer3DModel", WAN_1_3B)},
-    "ltx-video": {"transformer": Part("LTXVideoTransformer3DModel")},
-    "z-image": {"transformer": Part("ZImageTransformer2DModel")},
-    "lumina2": {"transformer": Part("Lumina2Transformer2DModel", {"cap_feat_dim": 2304})},
+    "hunyuan-video": {
+        "transformer": Part("HunyuanVideoTransformer3DModel"),
+        "text_encoder": Part("LlamaModel", LLAMA3_8B),
+        "text_encoder_2": _L,
+    },
+    "wan": {"transformer": Part("WanTransformer3DModel"), "text_encoder": _UMT5},
+    "wan-1.3b": {"transformer": Part("WanTransformer3DModel", WAN_1_3B), "text_encoder": _UMT5},
+    "ltx-video": {"transformer": Part("LTXVideoTransformer3DModel"), "text_encoder": _T5},
+    "z-image": {
+        "transformer": Part("ZImageTransformer2DModel"),
+        "text_encoder": Part("Qwen3Model", QWEN3_4B),
+    },
+    "lumina2": {
+        "transformer": Part("Lumina2Transformer2DModel", {"cap_feat_dim": 2304}),
+        "text_encoder": Part("Gemma2Model", GEMMA2_2B),
+    },
 }
 """By the name of the base. Source: the `config.json` files of the published checkpoints, on the Hub."""
 
