@@ -232,7 +232,8 @@ def page() -> str:
 {lists}
 
 `xlabs`, `attention-processors` and `lora-layers` have no alpha and take LoRAs whose alpha is their rank; the first two
-have names for attentions alone, and `xlabs` for those of FLUX.1. PEFT takes a LoKr whose
+have names for attentions alone. `xlabs` is refused where XLabs' own loader would fail: it wants all layers of a block's
+attention, of one rank and of FLUX.1's width, which the single layers of these tables are not. PEFT takes a LoKr whose
 matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
 what one config cannot say of all is refused. Whole weights and biases go into its folders beside layers that it tunes
 (`modules_to_save`, `bias`), and PEFT loads them.

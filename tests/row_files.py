@@ -206,8 +206,8 @@ ROWS: dict[str, Row] = {
     "21 Civitai": Row("flux", [Part(renamed(FLUX, "transformer."), KOHYA, True)], "dotted-kohya"),
     "22 PEFT, Flux": Row("flux", [Part(renamed(FLUX, FOLDER))], "peft", config=CONFIG, scale=1.5),
     "23 PEFT, BFL": Row("flux", [Part(renamed(BFL_BLOCKS, FOLDER))], "peft", config=CONFIG, scale=1.5),
-    "24 XLabs": Row("flux", [Part(XLABS, PROCESSOR)], "xlabs", more=("xlabs",)),
-    "24 XLabs, ComfyUI": Row("flux", [Part(renamed(XLABS, COMFY), PROCESSOR)], "xlabs", more=("xlabs",)),
+    "24 XLabs": Row("flux", [Part(XLABS, PROCESSOR)], "xlabs"),
+    "24 XLabs, ComfyUI": Row("flux", [Part(renamed(XLABS, COMFY), PROCESSOR)], "xlabs"),
     "26 OneTrainer mixture": Row(
         "flux",
         [
@@ -221,7 +221,7 @@ ROWS: dict[str, Row] = {
     "27 OneTrainer BFL": Row("flux", [Part(renamed(BFL_TAILS, "transformer."), KOHYA, True)], "dotted-kohya"),
     "28 DiffSynth": Row("flux", [Part(FLUX, DEFAULT)], "diffusers"),
     "31 SimpleTuner": Row("flux", [Part(renamed(FLUX, f"transformer.{FOLDER}"), DOTS)], "peft"),
-    "32 USO": Row("flux", [Part(XLABS, PROCESSOR)], "xlabs", more=("xlabs",)),
+    "32 USO": Row("flux", [Part(XLABS, PROCESSOR)], "xlabs"),
     "33 SD3, kohya": Row(
         "sd3",
         [

@@ -68,4 +68,4 @@ def test_a_layer_acts_leaves_no_trace_and_is_converted(name: str, tmp_path: Path
     carried = {dialect for dialect, names in CARRIED.items() if name in names}
     if path not in IN_ATTENTION:
         carried.discard("attention-processors")
-    assert check_there_and_back(source, report.dialect, tmp_path, models_of(pipe)) == carried - {"xlabs"}
+    assert check_there_and_back(source, report.dialect, tmp_path, models_of(pipe)) == carried

@@ -65,9 +65,25 @@ CARRIED: Mapping[str, tuple[str, ...]] = {
     "dotted-kohya": DOTTED,
     "lora-layers": SCALE_1,
     "attention-processors": SCALE_1[:1],
-    "xlabs": SCALE_1[:1],
+    "xlabs": (),
 }
 CASES = [(layer, dialect) for dialect in WRITTEN for layer in LAYERS]
+
+
+def processors(rank: int, width: int = 3072) -> dict[str, torch.Tensor]:
+    """The processors of a block of each kind, of FLUX.1's width."""
+    layers = {
+        "double_blocks.0.processor.qkv_lora1": (3, 1),
+        "double_blocks.0.processor.proj_lora1": (1, 1),
+        "double_blocks.0.processor.qkv_lora2": (3, 1),
+        "double_blocks.0.processor.proj_lora2": (1, 1),
+        "single_blocks.7.processor.qkv_lora": (3, 1),
+        "single_blocks.7.processor.proj_lora": (1, 5),
+    }
+    down = {
+        f"{stem}.down.weight": torch.randn(rank, width * columns) for stem, (_, columns) in layers.items()
+    }
+    return down | {f"{stem}.up.weight": torch.randn(width * rows, rank) for stem, (rows, _) in layers.items()}
 
 
 def adapter_of(layer: Layer, path: str = PATH, **kwargs: Any) -> Adapter:
@@ -255,6 +271,8 @@ def test_hashes_of_another_file_and_positions_are_not_kept() -> None:
     kept = {**header, "modelspec.trigger_phrase": "zuzu"}
     for dialect in WRITTEN:
         adapter = adapter_of(LAYERS["lora at scale 1"](), PATHS.get(dialect, PATH), metadata=kept)
+        if dialect == "xlabs":
+            adapter = read_adapter(TensorFile(processors(1), kept))
         metadata = get_dialect(dialect).write(adapter).metadata
         assert not metadata.keys() & header.keys()
         assert metadata["modelspec.trigger_phrase"] == "zuzu"
@@ -279,3 +297,32 @@ def test_transformers_have_no_attention_processors() -> None:
     adapter = adapter_of(LAYERS["lora at scale 1"](), path)
     with pytest.raises(UnsupportedAdapterError, match=rf"{re.escape(path)} \(no name for this layer\)"):
         get_dialect("attention-processors").write(adapter)
+
+
+def test_processors_of_xlabs_come_back_bit_for_bit() -> None:
+    file = TensorFile(processors(2))
+    written = get_dialect("xlabs").write(read_adapter(file))
+    assert written.tensors.keys() == file.tensors.keys()
+    assert all(torch.equal(written.tensors[key], tensor) for key, tensor in file.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ("double_blocks.0.processor.proj_lora2", r"3 of 5 .*the block's proj_lora2 is not there"),
+        ("single_blocks.7.processor.qkv_lora", r"1 of 5 .*linear2 \(the block's qkv_lora is not there"),
+    ],
+)
+def test_part_of_a_processor_of_xlabs_is_refused(stem: str, message: str) -> None:
+    tensors = {key: tensor for key, tensor in processors(2).items() if not key.startswith(f"{stem}.")}
+    with pytest.raises(UnsupportedAdapterError, match=message):
+        get_dialect("xlabs").write(read_adapter(TensorFile(tensors)))
+
+
+def test_a_second_rank_and_another_width_are_refused_in_processors_of_xlabs() -> None:
+    stem = "single_blocks.7.processor.qkv_lora."
+    other = {key: tensor for key, tensor in processors(3).items() if key.startswith(stem)}
+    with pytest.raises(UnsupportedAdapterError, match=r"1 of 6 .*rank 3 beside rank 2, and XLabs has one"):
+        get_dialect("xlabs").write(read_adapter(TensorFile({**processors(2), **other})))
+    with pytest.raises(UnsupportedAdapterError, match=r"6 of 6 .*\(96, 32\), and FLUX.1's is \(9216, 3072\)"):
+        get_dialect("xlabs").write(read_adapter(TensorFile(processors(2, width=32))))

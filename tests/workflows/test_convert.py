@@ -32,12 +32,11 @@ from models import (
 
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 ARCHITECTURES = ("sd15", "sdxl", "sd3", "flux", "wan")
-WITHOUT_ALPHA = ("lora-layers", "attention-processors", "xlabs")
+WITHOUT_ALPHA = ("lora-layers", "attention-processors")
 ATTENTIONS = r".*(attn\d|self_attn)\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)"
-FLUX_ATTENTIONS = r"(transformer_blocks.*\.attn\.|single_transformer_blocks.*\.(attn\.|proj_out)).*"
 NARROW: Mapping[str, tuple[tuple[str, ...], str]] = {
     "attention-processors": (("sd15", "sdxl"), ATTENTIONS),
-    "xlabs": (("flux",), FLUX_ATTENTIONS),
+    "xlabs": ((), ""),
 }
 """Dialects that have names for some architectures and layers alone."""
 CASES = [
@@ -142,7 +141,7 @@ def test_loras_come_back_bit_for_bit_from_every_dialect_on_every_architecture(
     name: str, dialect: str, alpha: float | None, tmp_path: Path
 ) -> None:
     models = tiny(name)
-    no_text = dialect in ("lycoris", "xlabs")
+    no_text = dialect == "lycoris"
     components = [part for part in models if not no_text or not part.startswith("text_encoder")]
     only = NARROW.get(dialect, ((), ".*"))[1]
     tensors = {key: t for part in components for key, t in loras(models, part, alpha, only=only).items()}
@@ -555,15 +554,22 @@ def test_shuffled_keys_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
 def test_processors_on_part_of_a_fused_layer_are_written_under_its_own_name(
-    dialect: str, tmp_path: Path
+    dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = tiny("flux")
-    tensors = loras(models, "transformer", None, only=FLUX_ATTENTIONS)
-    xlabs = through(tmp_path, written(tmp_path, tensors), "xlabs", models)
+    width, stem = models["transformer"].x_embedder.out_features, "single_blocks.0.processor"
+    tensors = {
+        f"{stem}.qkv_lora.down.weight": torch.randn(2, width),
+        f"{stem}.qkv_lora.up.weight": torch.randn(3 * width, 2),
+        f"{stem}.proj_lora.down.weight": torch.randn(2, 5 * width),
+        f"{stem}.proj_lora.up.weight": torch.randn(width, 2),
+    }
+    xlabs = written(tmp_path, tensors)
     (tmp_path / "there").mkdir()
     there = through(tmp_path / "there", xlabs, dialect, models)
     assert any("linear1" in key for key in read_safetensors(there).tensors)
     assert not any("transformer_blocks" in key for key in read_safetensors(there).tensors)
+    monkeypatch.setattr("lorry.dialects.xlabs.WIDTH", width)
     (tmp_path / "back").mkdir()
     assert_same_file(xlabs, through(tmp_path / "back", there, "xlabs", models))
 
