@@ -27,7 +27,7 @@ HEADERS = {
     "flux_lora_xlabs_format": "flux",
     "qwen_image_lora_diffusers_format": None,  # an excerpt, which may be of Flux as well
     "anima_lora_kohya_with_te_format": None,
-    "krea2_lora_kohya_format": None,
+    "krea2_lora_kohya_format": "krea2",
 }
 
 
@@ -91,6 +91,16 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
         ("blocks_0_self_attn_q", (5120, 5120), "wan"),
         ("blocks_0_attn1_to_q", (1536, 1536), "wan-1.3b"),
         ("transformer_blocks_0_attn2_to_k", (2048, 2048), "ltx-video"),
+        ("transformer_blocks_0_audio_attn1_to_q", (2048, 2048), "ltx2"),
+        ("transformer_blocks_0_attn_to_k", (6144, 6144), "flux2"),
+        ("transformer_blocks_0_attn_to_k", (1536, 6144), "krea2"),
+        ("blocks_0_attn_wq", (6144, 6144), "krea2"),
+        ("double_stream_blocks_0_block_attn1_to_q", (2560, 2560), "hidream"),
+        ("double_layers_0_attn_w2q", (3072, 3072), "auraflow"),
+        ("transformer_blocks_0_attn1_to_q", (2240, 2240), "sana"),
+        ("transformer_blocks_0_attn1_to_q", (1920, 1920), "cogvideox-2b"),
+        ("transformer_blocks_0_attn1_to_q", (3072, 3072), None),
+        ("layers_0_attention_query_key_value", (9216, 3072), "cogvideox-5b"),
         ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", (16, 32), None),
         ("down_blocks_0_attentions_0_proj_in", (320, 320), None),
     ],

@@ -106,6 +106,18 @@ BASES = (
         transformer="SD3Transformer2DModel",
     ),
     Base(
+        "krea2",
+        "Krea 2",
+        (
+            _mark("^(text_fusion|txtfusion)_"),
+            _mark(r"^blocks_\d+_(attn_w[qkvo]|mlp_(gate|up|down))$", 6144, 16384),
+            _mark(r"^transformer_blocks_\d+_(attn_to_gate|ff_(gate|up|down))$", 6144, 16384),
+            _mark(r"^transformer_blocks_\d+_attn_to_[kv]$", 1536, axis=0),
+        ),
+        "krea2",
+        transformer="Krea2Transformer2DModel",
+    ),
+    Base(
         "flux2",
         "FLUX.2",
         (
@@ -135,6 +147,30 @@ BASES = (
             _mark(rf"^{_JOINT}\d+_(img|txt)_m(od|lp)_", 3072, 12288),
             _mark(rf"^{_JOINT}(2\d|[345]\d)_attn_", 3072),
         ),
+    ),
+    Base(
+        "auraflow",
+        "AuraFlow",
+        (
+            _mark(r"^(joint_transformer_blocks|(double|single)_layers)_\d+_", 3072),
+            _mark(r"^single_transformer_blocks_\d+_ff_"),
+        ),
+        transformer="AuraFlowTransformer2DModel",
+    ),
+    Base(
+        "cogvideox-2b",
+        "CogVideoX 2B",
+        (_mark(r"^((transformer_)?layers_\d+_attention|transformer_blocks_\d+_attn1)_", 1920),),
+        transformer="CogVideoXTransformer3DModel",
+    ),
+    Base(
+        "cogvideox-5b",
+        "CogVideoX 5B",
+        (
+            _mark(r"^(transformer_)?layers_\d+_attention_(query_key_value|dense)", 3072),
+            _mark(r"^transformer_blocks_\d+_norm[12]_linear$", 512),
+        ),
+        transformer="CogVideoXTransformer3DModel",
     ),
     Base(
         "flux",
@@ -172,7 +208,20 @@ BASES = (
         (_mark(r"^layers_\d+_(attention|feed_forward)_", 3840),),
         transformer="ZImageTransformer2DModel",
     ),
+    Base(
+        "sana",
+        "Sana 1.6B",
+        (_mark(r"^(transformer_)?blocks_\d+_(attn|cross_attn|attn[12])_\w+", 2240),),
+        transformer="SanaTransformer2DModel",
+    ),
     Base("lumina2", "Lumina 2", (_mark(r"^layers_\d+_", 2304),), transformer="Lumina2Transformer2DModel"),
+    Base("hidream", "HiDream", (_mark("^(double|single)_stream_blocks_"),)),
+    Base(
+        "ltx2",
+        "LTX-2",
+        (_mark(r"^transformer_blocks_\d+_(audio_|video_to_audio_)"),),
+        transformer="LTX2VideoTransformer3DModel",
+    ),
 )
 """The bases that are known, in the order in which their marks are looked for.
 

@@ -55,6 +55,11 @@ SD35_LARGE: Config = {
     "pos_embed_max_size": 192,
     "qk_norm": "rms_norm",
 }
+COGVIDEOX_5B: Config = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
+HIDREAM: Config = {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096]} | {
+    "axes_dims_rope": (64, 32, 32),
+    "llama_layers": list(range(48)),
+}
 WAN_1_3B: Config = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 
 CLIP_L: Config = {
@@ -140,6 +145,25 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     "wan": {"transformer": Part("WanTransformer3DModel"), "text_encoder": _UMT5},
     "wan-1.3b": {"transformer": Part("WanTransformer3DModel", WAN_1_3B), "text_encoder": _UMT5},
     "ltx-video": {"transformer": Part("LTXVideoTransformer3DModel"), "text_encoder": _T5},
+    "ltx2": {"transformer": Part("LTX2VideoTransformer3DModel")},
+    "krea2": {"transformer": Part("Krea2Transformer2DModel")},
+    "hidream": {
+        "transformer": Part("HiDreamImageTransformer2DModel", HIDREAM),
+        "text_encoder": _L_PROJECTED,
+        "text_encoder_2": _G,
+        "text_encoder_3": _T5,
+        "text_encoder_4": Part("LlamaForCausalLM", LLAMA3_8B),
+    },
+    "auraflow": {"transformer": Part("AuraFlowTransformer2DModel")},
+    "sana": {
+        "transformer": Part("SanaTransformer2DModel"),
+        "text_encoder": Part("Gemma2Model", GEMMA2_2B),
+    },
+    "cogvideox-2b": {"transformer": Part("CogVideoXTransformer3DModel"), "text_encoder": _T5},
+    "cogvideox-5b": {
+        "transformer": Part("CogVideoXTransformer3DModel", COGVIDEOX_5B),
+        "text_encoder": _T5,
+    },
     "z-image": {
         "transformer": Part("ZImageTransformer2DModel"),
         "text_encoder": Part("Qwen3Model", QWEN3_4B),
