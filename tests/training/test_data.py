@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,16 @@ def test_broken_empty_and_huge_pictures_are_named_and_skipped(tmp_path: Path) ->
     assert "empty.png: cannot be read as a picture" in said
     assert "text.png: cannot be read as a picture" in said
     assert "huge.png: cannot be read as a picture: Image size (200000000 pixels) exceeds limit" in said
+
+
+def test_a_picture_whose_notes_of_the_camera_are_broken_is_named_and_skipped(tmp_path: Path) -> None:
+    picture(tmp_path / "good.png", 1)
+    orientation = struct.pack("<HHI4s", 0x0112, 2, 4, b"up\0\0")  # as a text, where a number is due
+    notes = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + orientation + bytes(4)
+    Image.new("RGB", (16, 16)).save(tmp_path / "odd.webp", exif=notes)
+    found = read_data(tmp_path)
+    assert [p.path.name for p in found.pictures] == ["good.png"]
+    assert found.notes[0].startswith("odd.webp: cannot be read as a picture: ")
 
 
 def test_a_picture_that_is_cut_off_is_found_when_it_is_encoded(sd: Path, tmp_path: Path) -> None:
@@ -224,6 +235,11 @@ def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         ("[adapter]\nrank = true", "`rank`: expected int, got True"),
         ('[adapter]\nfamily = "lor"', "`family`: expected one of lora, .* got 'lor'"),
         ("[run]\nsteps = 0", "`steps`: expected at least 1, got 0"),
+        ("[adapter]\nconv_rank = 0", "`conv_rank`: expected more than 0, got 0"),
+        ("[adapter]\nalpha = 0", "`alpha`: expected more than 0, got 0"),
+        ("[optimiser]\nbeta2 = 1.0", "`beta2`: expected a number from 0 to below 1, got 1.0"),
+        ("[optimiser]\nrate = nan", "`rate`: expected a finite number, got nan"),
+        ("[loss]\nnoise_offset = -0.1", "`noise_offset`: expected 0 or more, got -0.1"),
         ("steps = 3", "stands outside of the tables"),
         ("[run", "is no TOML"),
     ],

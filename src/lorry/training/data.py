@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
@@ -98,14 +99,21 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         DataError: it cannot be read, or has more than the 179 million pixels that Pillow takes for an attack.
     """
+    with _opened(path) as image:
+        return _as_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's about size, which is checked here, and about odd metadata
+            # Pillow's about size, which is checked here, and about odd metadata
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                yield image
+    except (
+        Exception
+    ) as error:  # decoders, and what reads a camera's notes, raise nearly everything on broken files
         raise DataError(f"{path.name}: cannot be read as a picture: {str(error).rstrip('.')}.") from error
 
 
@@ -203,15 +211,10 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
     """Read what is needed before training from a file's header, and hash it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path.name}: cannot be read as a picture: {str(error).rstrip('.')}.") from error
     size = (height, width) if turned else (width, height)
     return Picture(path, caption, size, digest, repeats, group=group)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, final, get_args, get_origin, get_type_hints
 
@@ -139,9 +140,14 @@ class Settings:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise SettingsError(f"`{name}`: expected 0 or more, got {getattr(self, name)}.")
+        for name in _ABOVE_ZERO:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise SettingsError(f"`{name}`: expected more than 0, got {value}.")
         for name in ("caption_dropout", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}`: expected a share from 0 to 1, got {getattr(self, name)}.")
+        if not 0 <= self.beta2 < 1:
+            raise SettingsError(f"`beta2`: expected a number from 0 to below 1, got {self.beta2}.")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -202,8 +208,11 @@ _NOT_NEGATIVE = (
     "warmup",
     "clip",
     "min_snr",
+    "noise_offset",
+    "prior_weight",
     "sample_every",
 )
+_ABOVE_ZERO = ("alpha", "conv_rank", "conv_alpha", "text_rank", "text_alpha")
 
 
 def setting_fields() -> tuple[Field[Any], ...]:
@@ -254,3 +263,5 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
     if not fits:
         wanted = "a list of texts" if get_origin(kind) is tuple else (get_args(kind) or (kind,))[0].__name__
         raise SettingsError(f"`{name}`: expected {wanted}, got {value!r}.")
+    if isinstance(value, float) and not isfinite(value):
+        raise SettingsError(f"`{name}`: expected a finite number, got {value}.")
