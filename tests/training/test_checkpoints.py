@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -60,6 +61,30 @@ def test_an_end_in_the_middle_of_saving_leaves_the_checkpoint_before(
     again = find_checkpoint(tmp_path)
     assert again is not None
     assert again.step == 2
+
+
+@pytest.mark.parametrize("where", ["weights", "state", "facts"])
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_and_no_draft(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        match where:
+            case "weights":
+                patch.setattr(os, "fsync", full)
+            case "state":
+                patch.setattr(torch, "save", full)
+            case _:
+                patch.setattr(Path, "write_text", full)
+        with pytest.raises(
+            CheckpointError, match=r"step 2 cannot be written: .*No space left.*lorry train --resume"
+        ):
+            save_checkpoint(tmp_path, checkpoint(2), keep=2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from lorry.errors import CheckpointError
-from lorry.files import read_safetensors, write_safetensors
+from lorry.errors import CheckpointError, FileError
+from lorry.files import read_safetensors, replace_file, write_safetensors
 
 FOLDER: Final = "checkpoints"
 _WEIGHTS, _STATE, _FACTS = "adapter.safetensors", "optimiser.pt", "facts.json"
@@ -43,6 +42,9 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     Returns:
         Its folder.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing of it is left.
     """
     folder = out / FOLDER / f"step-{checkpoint.step:08}"
     if folder.is_dir():
@@ -50,13 +52,17 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, keep: int) -> Path:
     draft = folder.with_name(f".draft-{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    write_safetensors(draft / _WEIGHTS, checkpoint.weights)
-    with (draft / _STATE).open("wb") as file:
-        torch.save(dict(checkpoint.state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    (draft / _FACTS).write_text(json.dumps(dict(checkpoint.facts), indent=2), encoding="utf-8")
-    draft.rename(folder)
+    try:
+        write_safetensors(draft / _WEIGHTS, checkpoint.weights)
+        replace_file(draft / _STATE, lambda file: torch.save(dict(checkpoint.state), file))
+        (draft / _FACTS).write_text(json.dumps(dict(checkpoint.facts), indent=2), encoding="utf-8")
+        draft.rename(folder)
+    except (FileError, OSError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"The checkpoint of step {checkpoint.step} cannot be written: {error} Those before it are whole: make "
+            f"room, and go on with `lorry train --resume {out}`."
+        ) from error
     for old in _folders(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
