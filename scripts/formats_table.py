@@ -285,8 +285,8 @@ module of that shape. The other way round, each layer of diffusers' model has a 
 `motion_synthesis_weight` and Stable Audio's `time_proj`. Blocks count once. "Not there" are patterns of what diffusers'
 model has not, or keeps as no layer.
 
-What later versions of ComfyUI (up to 0.38.1) take was read in its source: ACE-Step 1.5's `decoder.…` is found, and is
-not written; JoyImage and ERNIE-Image have diffusers' names; LTX-2.3, Krea 2, Ideogram 4, Qwen-Image 2.1 and MiniMax-H3
+What later versions of ComfyUI (up to 0.38.1) take was read in its source: ACE-Step 1.5's `decoder.…` is written
+too; JoyImage and ERNIE-Image have diffusers' names; LTX-2.3, Krea 2, Ideogram 4, Qwen-Image 2.1 and MiniMax-H3
 have those of their checkpoints. The UNets of Stable Diffusion and Stable Cascade are tried by tests of their own.
 OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in diffusers.
 

@@ -45,6 +45,8 @@ class Checkpoint:
     """What stands before all of those, and is a container to a file."""
     also: Callable[[str], str] | None = None
     """Gives another spelling of a name, which is read too."""
+    writes_also: bool = False
+    """Whether that spelling is the one that is written."""
     like: str = ""
     """The class of another model, of which this one is a variant that its original's names do not tell from it."""
     source: str = ""

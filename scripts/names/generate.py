@@ -60,6 +60,8 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     spelt = {checkpoint.also(name): row for name, row in names.items()} if checkpoint.also else {}
     spelt |= _older(checkpoint, model)
     spelt |= {name: _with_shares(row, model, checkpoint.blocks) for name, row in _rows(checkpoint.spelt)}
+    if checkpoint.writes_also:
+        names, spelt = dict(sorted(spelt.items())), names
     also = {name: row for name, row in sorted(spelt.items()) if name not in names}
     table: dict[str, Any] = {"model": checkpoint.model, "source": source}
     table |= ({"like": checkpoint.like} if checkpoint.like else {}) | {"names": names}

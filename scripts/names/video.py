@@ -384,6 +384,7 @@ CHECKPOINTS = (
         """,
         spelt=_ACE_SAME,
         also=lambda name: f"decoder.{name}",
+        writes_also=True,
         same=r"(?!.*_attn\.to)",
         source="diffusers.loaders.lora_conversion_utils._convert_non_diffusers_ace_step_lora_to_diffusers; "
         "`proj_in.1`, norms and `decoder.` from huggingface/diffusers, scripts/convert_ace_step_to_diffusers.py",

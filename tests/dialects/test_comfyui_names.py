@@ -140,3 +140,9 @@ def test_other_loras_of_the_first_layer_do_not() -> None:
     plain = {key: tensor for key, tensor in control_lora().items() if "img_in.lora" in key}
     written = get_dialect("comfyui").write(read_adapter(TensorFile(plain)))
     assert not any("reshape" in key for key in written.tensors)
+
+
+def test_every_module_of_ace_step_is_written_under_its_decoder() -> None:
+    names = names_of("AceStepTransformer1DModel")
+    assert "decoder.layers.7.mlp.up_proj" in names
+    assert all(name.startswith("decoder.") for name in names)

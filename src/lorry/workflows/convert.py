@@ -22,7 +22,7 @@ from lorry.binding import (
     join_exactly,
     size_of,
 )
-from lorry.dialects import DIALECTS, Dialect, get_dialect, read_adapter
+from lorry.dialects import DIALECTS, METADATA_KEY, Dialect, get_dialect, read_adapter
 from lorry.errors import FileError, UnsupportedAdapterError, some
 from lorry.files import TensorFile, read_adapter_file, write_folders, write_safetensors
 from lorry.workflows.accuracy import Errors
@@ -30,7 +30,6 @@ from lorry.workflows.approximating import Approximation, Approximator
 
 FOLDERS = "peft"
 """The dialect that is a folder and not a file."""
-METADATA_KEY = "lora_adapter_metadata"
 Models = Mapping[str, nn.Module]
 FindModels = Callable[[Base | None], Models | None]
 """Gives the components of a base model, for their names and shapes; None where it is not known."""
