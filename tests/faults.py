@@ -49,7 +49,7 @@ def failing_undo(at: int, before: bool) -> Iterator[Any]:
         return failing
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("set_attribute", "set_item", "delete_item", "update_items", "write"):
+        for name in ("set_attribute", "set_item", "delete_item", "set_in_all", "write"):
             patch.setattr(Undo, name, wrapped(getattr(Undo, name)))
         yield Left
 

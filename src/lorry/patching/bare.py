@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast, final
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,7 @@ class BareParameters:
             here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
             change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
         undo.set_item(owner._buffers, f"lorry_{name}", change if zeros or parts else None)
-        mark_filled(owner, undo, bare_buffers(owner))
+        mark_filled([owner], undo, set(bare_buffers(owner)))
 
 
 def bare_buffers(module: nn.Module) -> list[str]:
@@ -175,7 +176,7 @@ def _patch(path: str, owner: nn.Module, tell: Tell, undo: Undo, *, known: bool) 
         undo.set_item(vars(owner), "_buffers", {**owner._buffers, **dict.fromkeys(_buffers_of(names))})
     home = vars(owner).get("lorry_home")
     if home is None or not home.tells:
-        undo.set_item(vars(owner), "lorry_home", Home(path, tell))
+        undo.set_item(vars(owner), "lorry_home", Home(path, WeakMethod(tell)))
 
 
 def _split(full: str) -> tuple[str, str]:
@@ -221,7 +222,7 @@ def _unpatch(owner: nn.Module, undo: Undo) -> None:
     """Make a block what it was."""
     if not isinstance(owner, Owner):
         return
-    take_out(owner, _buffers_of(owner.lorry_names), undo)
+    take_out([owner], _buffers_of(owner.lorry_names), undo)
     check_own_class(owner, _owner_class(owner.lorry_class, owner.lorry_names))
     undo.set_class(owner, owner.lorry_class)
 

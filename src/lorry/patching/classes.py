@@ -10,6 +10,9 @@ from torch import nn
 
 from lorry.patching.undo import Undo
 
+HOLDERS = ("forward", "_old_forward", "_diffusers_hook")
+"""Attributes of a module that may hold its `forward`."""
+
 
 def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
     """Make `module` an instance of `new`, also for wrappers that took hold of its `forward` before.
@@ -22,6 +25,8 @@ def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
     """
     old = type(module)
     undo.set_class(module, new)
+    if vars(module).keys().isdisjoint(HOLDERS) and module._modules.keys().isdisjoint(HOLDERS):
+        return True
     reaches = "forward" not in vars(module)
     for holder, name in _held_forwards(module):
         held = getattr(holder, name)

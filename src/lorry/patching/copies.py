@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import final
 
 import torch
@@ -21,7 +22,8 @@ from lorry.patching.side_path import SidePath
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
-NONE = {f"lorry_{key}": None for key in PARAMETERS}
+COPIES = [f"lorry_{key}" for key in PARAMETERS]
+"""The buffers that they stand in."""
 
 
 @final
@@ -57,7 +59,8 @@ class Copies:
         if not self._made and not scene.copied:
             return
         gone = [path for path in self._made if path not in scene.copied and path in modules]
-        undo.update_items([(modules[path]._buffers, NONE) for path in gone])
+        for name in COPIES:
+            undo.set_in_all([modules[path]._buffers for path in gone], name, repeat(None))
         made = {}
         for path, names in scene.copied.items():
             made[path] = tuple((acting[name].resident, acting[name].strength.at(path)) for name in names)
@@ -79,8 +82,7 @@ class Copies:
                 )
                 undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
         undo.set_attribute(self, "_made", made)
-        for path in (*gone, *made):
-            mark_filled(modules[path], undo)
+        mark_filled([modules[path] for path in (*gone, *made)], undo)
 
 
 def _copy(

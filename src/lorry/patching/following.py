@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import final
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ class Home:
     __slots__ = ("_path", "_tell")
 
     def __init__(
-        self, path: str, tell: Callable[[str, torch.device, torch.device], None] | None = None
+        self, path: str, tell: WeakMethod[Callable[[str, torch.device, torch.device], None]] | None = None
     ) -> None:
         """Make it for the module at `path`; `tell` is a method that takes (path, device before, device now)."""
-        self._path, self._tell = path, None if tell is None else weakref.WeakMethod(tell)
+        self._path, self._tell = path, tell
 
     def __reduce__(self) -> tuple[type[Home], tuple[str]]:
         """Copies tell nobody, until the state that they belong to takes them on."""

@@ -60,9 +60,9 @@ def check_not_on_disk(model: nn.Module) -> None:
 def _where_groups_begin(model: nn.Module) -> Iterator[nn.Module]:
     """Yield modules of which one at least has a hook, where a model is offloaded in groups: they are few."""
     yield model
-    for child in model.children():
+    for child in filter(None, model._modules.values()):
         yield child
-        yield from child.children()
+        yield from filter(None, child._modules.values())
     yield from itertools.islice((one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)), 1)
 
 

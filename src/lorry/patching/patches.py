@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping, Set
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,24 +14,26 @@ from lorry.patching.undo import Undo
 
 EMPTY = dict.fromkeys(BUFFERS)
 """The buffers of a module where nothing acts."""
+KNOWN = "_non_persistent_buffers_set"
 
 
-def patch(path: str, module: nn.Module, undo: Undo) -> SidePath:
-    """Give a module its side path, empty.
+def patch(modules: Mapping[str, nn.Module], undo: Undo) -> dict[str, SidePath]:
+    """Give modules, by path, their side paths, empty.
 
     Raises:
-        StateError: it has one of another model, or its forward is another program's.
+        StateError: one has it of another model, or its forward is another program's.
     """
-    if isinstance(module, SidePath):
-        raise patched_already(path)
-    if not change_class(module, side_path_class(type(module)), undo):
-        raise StateError(
-            f"`{path}`: another program has replaced this layer's forward (trainers' networks do), so that an adapter "
-            "would do nothing here. Take that program's network off first."
-        )
-    attributes = vars(module)
-    undo.set_item(attributes, "_buffers", {**module._buffers, **EMPTY})
-    return cast(SidePath, module)
+    for path, module in modules.items():
+        if isinstance(module, SidePath):
+            raise patched_already(path)
+        if not change_class(module, side_path_class(type(module)), undo):
+            raise StateError(
+                f"`{path}`: another program has replaced this layer's forward (trainers' networks do), so that an "
+                "adapter would do nothing here. Take that program's network off first."
+            )
+    attributes = [vars(module) for module in modules.values()]
+    undo.set_in_all(attributes, "_buffers", [{**one["_buffers"], **EMPTY} for one in attributes])
+    return cast(dict[str, SidePath], dict(modules))
 
 
 def patched_already(path: str) -> StateError:
@@ -41,36 +43,41 @@ def patched_already(path: str) -> StateError:
     )
 
 
-def mark_filled(module: nn.Module, undo: Undo, names: Collection[str] = EMPTY.keys()) -> None:
-    """Let nn.Module know which of its buffers of lorry's are filled: those, and no others, are not persistent.
+def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: Set[str] = EMPTY.keys()) -> None:
+    """Let nn.Module know which buffers of lorry's are filled in each: those, and no others, are not persistent.
 
     accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
     """
-    buffers, known = module._buffers, module._non_persistent_buffers_set
-    filled = {name for name in names if buffers[name] is not None}
-    if filled == known.intersection(names):
-        return
-    undo.set_item(vars(module), "_non_persistent_buffers_set", known.difference(names) | filled)
-    forget_tensors(module, set(names) - filled, undo)
+    changed: list[dict[str, Any]] = []
+    now: list[set[str]] = []
+    for module in modules:
+        buffers, known = module._buffers, module._non_persistent_buffers_set
+        filled = {name for name in names if buffers[name] is not None}
+        if filled != known.intersection(names):
+            changed.append(vars(module))
+            now.append(known.difference(names) | filled)
+            forget_tensors(module, names - filled, undo)
+    undo.set_in_all(changed, KNOWN, now)
 
 
-def unpatch(module: SidePath, undo: Undo) -> None:
-    """Make a module what it was before `patch`."""
-    take_out(module, BUFFERS, undo)
-    check_own_class(module, side_path_class(module.lorry_class))
-    change_class(module, module.lorry_class, undo)
+def unpatch(modules: Collection[SidePath], undo: Undo) -> None:
+    """Make modules what they were before `patch`."""
+    take_out(modules, BUFFERS, undo)
+    for module in modules:
+        check_own_class(module, side_path_class(module.lorry_class))
+        change_class(module, module.lorry_class, undo)
 
 
-def take_out(module: nn.Module, names: Collection[str], undo: Undo) -> None:
-    """Take buffers of lorry's out of a module, and its home."""
-    attributes = vars(module)
-    own = {name: buffer for name, buffer in module._buffers.items() if name not in names}
-    undo.set_item(attributes, "_buffers", own)
-    known = module._non_persistent_buffers_set
-    undo.set_item(attributes, "_non_persistent_buffers_set", known.difference(names))
-    forget_tensors(module, names, undo)
-    if "lorry_home" in attributes:
-        undo.delete_item(attributes, "lorry_home")
+def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
+    """Take buffers of lorry's out of modules, and their homes."""
+    attributes = [*map(vars, modules)]
+    own = [{n: one for n, one in holder["_buffers"].items() if n not in names} for holder in attributes]
+    undo.set_in_all(attributes, "_buffers", own)
+    undo.set_in_all(attributes, KNOWN, [holder[KNOWN].difference(names) for holder in attributes])
+    for module, holder in zip(modules, attributes, strict=True):
+        forget_tensors(module, names, undo)
+        if "lorry_home" in holder:
+            undo.delete_item(holder, "lorry_home")
 
 
 def check_own_class(module: nn.Module, given: type[nn.Module]) -> None:

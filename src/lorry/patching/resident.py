@@ -73,7 +73,9 @@ class Resident:
         elif cached.down.device == device and cached.down.dtype == dtype:
             return cached
         pair = self.deltas[path].low_rank()
-        if pair is not None:
+        if pair is not None and not (
+            pair.down.device == device and pair.down.dtype == pair.up.dtype == dtype
+        ):
             pair = LowRank(pair.down.to(device, dtype), pair.up.to(device, dtype), pair.scale)
         if pair is None or self.parked is None or self.parked == device:
             self._factors[path] = pair

@@ -5,8 +5,9 @@ A scene is made once for a set of adapters and kept, so that going back to it mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_, itemgetter
 from typing import Any, final
 
 import torch
@@ -20,8 +21,6 @@ from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
 from lorry.patching.slots import Slots, empty_slots
 from lorry.patching.strengths import StrengthVector
 
-Row = tuple[dict[str, Any], dict[str, Tensor]]
-"""The buffers of a module, and what goes into them."""
 Pairs = Mapping[str, LowRank]
 """Factors by adapter."""
 
@@ -34,8 +33,10 @@ class Scene:
     The scenes of a prepared model have their tensors, its slots, in common, as long as its modules stay where they are.
     """
 
-    rows: Mapping[str, Row]
-    """By the path of each module where one of them has factors."""
+    buffers: Mapping[str, dict[str, Any]]
+    """Of each module where one of them has factors, by its path."""
+    columns: Mapping[str, Sequence[Tensor | None]]
+    """What goes into these, in their order, by the buffer's name."""
     copied: Mapping[str, tuple[str, ...]]
     """Who acts, by the path of each module where one of them acts through a copy of the weight or the bias."""
     joined: Mapping[str, Pairs]
@@ -49,10 +50,9 @@ class Scene:
     @property
     def stands(self) -> bool:
         """Whether the modules hold what it puts into them."""
-        for buffers, tensors in self.rows.values():
-            if buffers[SCALE] is not tensors[SCALE] or buffers[DOWN] is not tensors[DOWN]:
-                return False
-        return self.strengths.is_whole
+        held = self.buffers.values()
+        as_put = (all(map(is_, map(itemgetter(name), held), self.columns[name])) for name in (SCALE, DOWN))
+        return all(as_put) and self.strengths.is_whole
 
     @property
     def fits(self) -> bool:
@@ -61,16 +61,18 @@ class Scene:
 
     def without_tensors(self) -> Scene:
         """Return what is left to know of it when its tensors are let go: which modules they stand in."""
-        rows = {path: (buffers, dict.fromkeys(tensors)) for path, (buffers, tensors) in self.rows.items()}
-        return replace(self, rows=rows, joined={}, strengths=StrengthVector.of({}, self.places))
+        nothing = [None] * len(self.buffers)
+        columns = dict.fromkeys(self.columns, nothing)
+        return replace(self, columns=columns, joined={}, strengths=StrengthVector.of({}, self.places))
 
     def slots(self) -> Slots:
         """Return the slots that its factors are written into, by module."""
-        return {path: (tensors[DOWN], tensors[UP]) for path, (_, tensors) in self.rows.items()}
+        pairs = zip(self.columns[DOWN], self.columns[UP], strict=True)
+        return dict(zip(self.buffers, pairs, strict=True))
 
     def tensors(self) -> list[Tensor]:
         """Return all that it puts into the modules."""
-        return [tensor for _, tensors in self.rows.values() for tensor in tensors.values()]
+        return [tensor for column in self.columns.values() for tensor in column if tensor is not None]
 
 
 def build_scene(
@@ -92,29 +94,33 @@ def build_scene(
     acting = {path: modules[path] for resident in residents.values() for path in resident.deltas}
     here = acting if room is None else modules
     places = standing.places if standing is not None and standing.places.are_of(here) else Places(here)
+    factors: dict[str, dict[str, LowRank | None]] = {path: {} for path in acting}
+    for name, resident in residents.items():
+        for path in resident.deltas:
+            device, dtype, *_ = places[path]
+            factors[path][name] = resident.factors(path, device, dtype)
     joined: dict[str, Pairs] = {p: {} for p, m in here.items() if room and isinstance(m, LinearSidePath)}
     copied: dict[str, tuple[str, ...]] = {}
-    for path in acting:
-        device, dtype, *_ = places[path]
-        found = {name: one for name, one in residents.items() if path in one.deltas}
-        factors = {name: one.factors(path, device, dtype) for name, one in found.items()}
-        pairs = {name: pair for name, pair in factors.items() if pair is not None}
+    for path, found in factors.items():
+        pairs = {name: pair for name, pair in found.items() if pair is not None}
         if room is not None:
             pairs = _with_room(pairs, room if path in joined else 0)
         if pairs:
             joined[path] = pairs
-        if len(pairs) < len(found) or any(one.deltas[path].part("bias") for one in found.values()):
+        if len(pairs) < len(found) or any(residents[name].deltas[path].part("bias") for name in found):
             copied[path] = tuple(found)
     if standing is not None and _same_slots(standing, places, room):
         strengths = StrengthVector.of(joined, places, room, standing.strengths)
-        return Scene(standing.rows, copied, joined, strengths, places, room)
+        return Scene(standing.buffers, standing.columns, copied, joined, strengths, places, room)
     strengths = StrengthVector.of(joined, places, room)
     tensors = _join(joined) if room is None else empty_slots(joined, modules, places, room)
-    rows = {
-        path: (modules[path]._buffers, {DOWN: down, UP: up, SCALE: strengths.pieces[path]})
-        for path, (down, up) in tensors.items()
+    columns = {
+        DOWN: [down for down, _ in tensors.values()],
+        UP: [up for _, up in tensors.values()],
+        SCALE: [strengths.pieces[path] for path in tensors],
     }
-    return Scene(rows, copied, joined, strengths, places, room)
+    buffers = {path: modules[path]._buffers for path in tensors}
+    return Scene(buffers, columns, copied, joined, strengths, places, room)
 
 
 def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:

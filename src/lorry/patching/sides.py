@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import repeat
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from lorry.binding import modules_at, named_modules, weight_shape
-from lorry.patching.copies import NONE, Acting, Copies
+from lorry.binding import named_modules, weight_shape
+from lorry.patching.copies import COPIES, Acting, Copies
 from lorry.patching.fused import FusedWeights
 from lorry.patching.patches import mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
@@ -49,16 +50,11 @@ class SidePaths:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_scenes": {}}
 
-    def add(self, model: nn.Module, resident: Resident, undo: Undo) -> None:
-        """Patch the modules that an adapter has deltas for."""
-        self._use(model, resident.deltas, undo)
-
-    def _use(self, model: nn.Module, paths: Iterable[str], undo: Undo) -> None:
-        new = set(paths) - self.modules.keys()
-        named = modules_at(model, new)
-        patched = {path: patch(path, named[path], undo) for path in paths if path in new}
+    def add(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
+        """Patch the modules that an adapter has deltas for, by path."""
+        patched = patch({path: m for path, m in modules.items() if path not in self.modules}, undo)
         undo.set_attribute(self, "modules", {**self.modules, **patched})
-        uses = {path: self._uses.get(path, 0) + 1 for path in paths}
+        uses = {path: self._uses.get(path, 0) + 1 for path in modules}
         undo.set_attribute(self, "_uses", {**self._uses, **uses})
 
     def drop(self, resident: Resident, undo: Undo) -> None:
@@ -67,10 +63,10 @@ class SidePaths:
 
     def prepare(self, model: nn.Module, room: int, undo: Undo) -> None:
         """Patch every layer that can carry a delta, and keep what stands there in one form: see `slots`."""
-        paths = [path for path, m in named_modules(model).items() if weight_shape(m) is not None]
+        modules = {path: m for path, m in named_modules(model).items() if weight_shape(m) is not None}
         self.unprepare(undo)
-        self._use(model, paths, undo)
-        undo.set_attribute(self, "_prepared", tuple(paths))
+        self.add(modules, undo)
+        undo.set_attribute(self, "_prepared", tuple(modules))
         undo.set_attribute(self, "room", room)
         undo.set_attribute(self, "_scenes", {})
         self.forget_copies(undo)  # what acted by factors beside them may act through them now
@@ -81,8 +77,9 @@ class SidePaths:
             return
         undo.set_attribute(self, "room", None)
         undo.set_attribute(self, "_scenes", {})
-        shared = [(self.modules[path]._buffers, NONE) for path in self._prepared]
-        undo.update_items(shared)
+        shared = [self.modules[path]._buffers for path in self._prepared]
+        for name in COPIES:
+            undo.set_in_all(shared, name, repeat(None))
         self.forget_copies(undo)
         self._leave(self._prepared, undo)
         undo.set_attribute(self, "_prepared", ())
@@ -90,8 +87,7 @@ class SidePaths:
     def _leave(self, paths: Iterable[str], undo: Undo) -> None:
         uses = {path: self._uses[path] - 1 for path in paths}
         unused = {path for path, number in uses.items() if not number}
-        for path in unused:
-            unpatch(self.modules[path], undo)
+        unpatch([self.modules[path] for path in unused], undo)
         left = {**self._uses, **uses}
         undo.set_attribute(self, "_uses", {path: left[path] for path in left if path not in unused})
         modules = {path: module for path, module in self.modules.items() if path not in unused}
@@ -182,8 +178,8 @@ class SidePaths:
             {name: one.resident for name, one in here.items()}, {path: module}, None, self.room
         )
         fill_slots(scene.slots() if self.room is not None else {}, {}, scene.joined, Undo())
-        for buffers, tensors in scene.rows.values():
-            buffers.update({DOWN: tensors[DOWN], UP: tensors[UP]})
+        for name in (DOWN, UP):
+            Undo().set_in_all(scene.buffers.values(), name, scene.columns[name])
         Copies().refresh(scene, here, {path: module}, weights, Undo())
         if self.room is not None:
             share_parameters({path: module}, scene.copied, Undo())
@@ -205,7 +201,7 @@ class SidePaths:
             self._put(scene, undo)
         if for_call:
             pieces = scene.strengths.apart(strengths)
-            undo.update_items([(scene.rows[path][0], {SCALE: piece}) for path, piece in pieces.items()])
+            undo.set_in_all([scene.buffers[path] for path in pieces], SCALE, pieces.values())
         return scene
 
     def _keep(self, names: tuple[str, ...], scene: Scene, undo: Undo) -> None:
@@ -219,17 +215,17 @@ class SidePaths:
 
     def _put(self, scene: Scene, undo: Undo) -> None:
         standing = self._scene
-        before = {} if standing is None else standing.rows
+        before = {} if standing is None else standing.buffers
         if scene.room is not None:
-            written = standing.joined if standing is not None and before is scene.rows else {}
+            written = standing.joined if standing is not None and before is scene.buffers else {}
             fill_slots(scene.slots(), written, scene.joined, undo)
-        left = [before[path] for path in before.keys() - scene.rows.keys() if path in self.modules]
-        undo.update_items([(buffers, dict.fromkeys(tensors)) for buffers, tensors in left])
-        undo.update_items(list(scene.rows.values()))
+        changed = [path for path in before.keys() ^ scene.buffers.keys() if path in self.modules]
+        left = [before[path] for path in changed if path in before]
+        for name, column in scene.columns.items():
+            undo.set_in_all(left, name, repeat(None))
+            undo.set_in_all(scene.buffers.values(), name, column)
         undo.set_attribute(self, "_scene", scene)
-        for path in before.keys() ^ scene.rows.keys():
-            if path in self.modules:
-                mark_filled(self.modules[path], undo)
+        mark_filled([self.modules[path] for path in changed], undo)
 
     def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:
         """Give modules the parameters of the adapters in training."""

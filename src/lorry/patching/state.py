@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import methodcaller
 from typing import Any, final
+from weakref import WeakMethod, ref
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ class AdapterState:
 
     def __init__(self, model: nn.Module) -> None:
         """Make the state of a model that carries nothing yet; `attach` puts it there."""
-        self._model = weakref.ref(model)
+        self._model = ref(model)
         self.adapters: dict[str, Resident] = {}
         self.strengths: dict[str, Strength] = {}
         """For every loaded adapter, active or not."""
@@ -83,7 +83,7 @@ class AdapterState:
         return {**vars(self), "_model": self.model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _model=weakref.ref(state["_model"]))
+        vars(self).update(state, _model=ref(state["_model"]))
         self._settle(self._sides.modules, Undo())
 
     # --- on and off the model ---------------------------------------------------------------------------------
@@ -128,10 +128,10 @@ class AdapterState:
         if name in self.fused:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
         modules = modules_at(self.model, deltas)
-        layers = {path: delta for path, delta in deltas.items() if path in modules}
+        layers = {path: deltas[path] for path in modules}
         self._check_there(deltas.keys() - layers.keys())
         self._make_room(self._widened.wanted(modules, layers), undo)
-        self._put(name, Resident.of(deltas, modules, owned=owned), undo)
+        self._put(name, Resident.of(deltas, modules, owned=owned), modules, undo)
 
     def _check_there(self, bare: Collection[str]) -> None:
         """Raise a KeyError where one of these is no bare parameter of the model: a plan never has such."""
@@ -196,15 +196,15 @@ class AdapterState:
         """
         if name in self.adapters:
             raise DuplicateAdapterError(f"An adapter named {name!r} is loaded already. Choose another name.")
-        self._put(name, Resident(deltas, trainable=True), undo)
+        self._put(name, Resident(deltas, trainable=True), modules_at(self.model, deltas), undo)
 
-    def _put(self, name: str, resident: Resident, undo: Undo) -> None:
+    def _put(self, name: str, resident: Resident, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         before = self.adapters.get(name)
         undo.set_attribute(self, "adapters", {**self.adapters, name: resident})
         if before is None:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
-        self._sides.add(self.model, resident, undo)
-        self._settle(resident.deltas, undo)
+        self._sides.add(modules, undo)
+        self._settle(modules, undo)
         if before is not None:
             self._sides.forget(name, undo)
             self._refresh(undo)
@@ -361,11 +361,12 @@ class AdapterState:
 
     def _settle(self, paths: Iterable[str], undo: Undo) -> None:
         """Let modules tell where they go."""
+        tell = WeakMethod(self.follow)
         for path in paths:
             attributes = vars(self._sides.modules[path])
             home = attributes.get("lorry_home")
             if home is None or not home.tells:
-                undo.set_item(attributes, "lorry_home", Home(path, self.follow))
+                undo.set_item(attributes, "lorry_home", Home(path, tell))
 
     def park(self, names: Iterable[str], device: torch.device, undo: Undo) -> None:
         """Move adapters' tensors to `device`; those that act keep working, from copies where their modules compute.

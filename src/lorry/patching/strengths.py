@@ -37,9 +37,13 @@ class StrengthVector:
     _modules: Mapping[str, Sequence[str]]
     """By adapter: the paths of its modules. Counted through, they number the strengths."""
     _numbers: NDArray[np.int64]
-    """For every place of the vector, the number of its strength."""
+    """For each run of places that have one adapter's factors, or none, the number of its strength."""
     _scales: NDArray[np.float64]
-    """For every place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
+    """For each run, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
+    _ranks: NDArray[np.int64]
+    """The length of each run."""
+    _written: dict[str, Mapping[str, Strength]] | None
+    """The last strengths that were written, under "last". None where others write in the same memory."""
 
     @classmethod
     def of(
@@ -105,8 +109,10 @@ class StrengthVector:
             sizes,
             offsets,
             modules,
-            np.repeat(np.array(number, dtype=np.int64), rank),
-            np.repeat(np.array(scale, dtype=np.float64), rank),
+            np.array(number, dtype=np.int64),
+            np.array(scale, dtype=np.float64),
+            np.array(rank, dtype=np.int64),
+            {} if room is None else None,
         )
 
     @property
@@ -118,7 +124,11 @@ class StrengthVector:
         return starts == [*map(Tensor.data_ptr, self.pieces.values())]
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
-        """Write the strengths of the adapters into the vector."""
+        """Write the strengths of the adapters into the vector, where it has not just these."""
+        if self._written is not None:
+            if self._written.get("last") == strengths:
+                return
+            undo.set_item(self._written, "last", strengths)
         for vector, values in zip(self._vectors, self._values(strengths), strict=True):
             undo.write(vector, values)
 
@@ -136,5 +146,5 @@ class StrengthVector:
                 each.append(np.full(len(paths), strength.value))
             else:
                 each.append(np.array([strength.at(path) for path in paths]))
-        values = np.concatenate(each)[self._numbers] * self._scales
-        return torch.from_numpy(values.astype(np.float32)).split([len(vector) for vector in self._vectors])
+        values = (np.concatenate(each)[self._numbers] * self._scales).astype(np.float32).repeat(self._ranks)
+        return torch.from_numpy(values).split([len(vector) for vector in self._vectors])

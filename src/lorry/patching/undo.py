@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from itertools import repeat
+from operator import itemgetter, setitem
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -53,10 +56,10 @@ class Undo:
             self._steps.append((holder.pop, (key, None)))
         holder[key] = value
 
-    def update_items(self, changes: Sequence[tuple[dict[str, Any], Mapping[str, Any]]]) -> None:
-        """`holder.update(values)` for each of `changes`, whose keys are there already: one step for them all."""
-        self._steps.append((_update_all, ([(holder, holder.copy()) for holder, _ in changes],)))
-        _update_all(changes)
+    def set_in_all(self, holders: Collection[dict[str, Any]], key: str, values: Iterable[object]) -> None:
+        """`holder[key] = value` for all of `holders`, which have that key already: one step for them all."""
+        self._steps.append((_set_in_all, (holders, key, [*map(itemgetter(key), holders)])))
+        _set_in_all(holders, key, values)
 
     def write(self, tensor: Tensor, values: Tensor) -> None:
         """`tensor.copy_(values)`, to be taken back by the numbers that are there now. For small tensors."""
@@ -65,16 +68,16 @@ class Undo:
 
     def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
-        keys = list(holder)
-        rest = keys[keys.index(key) + 1 :] if keys[-1] != key else ()
-        self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
+        if next(reversed(holder)) != key:
+            keys = list(holder)
+            rest = keys[keys.index(key) + 1 :]
+            self._steps.extend((_move_to_end, (holder, later)) for later in reversed(rest))
         self._steps.append((holder.__setitem__, (key, holder[key])))
         del holder[key]
 
 
-def _update_all(changes: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> None:
-    for holder, values in changes:
-        holder.update(values)
+def _set_in_all(holders: Iterable[dict[str, Any]], key: str, values: Iterable[object]) -> None:
+    deque(map(setitem, holders, repeat(key), values), maxlen=0)
 
 
 def _move_to_end(holder: dict[Any, Any], key: Any) -> None:
