@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -461,6 +463,22 @@ def test_the_memory_kept_for_the_next_time_goes_with_an_adapter() -> None:
     with changing(model) as (state, undo):
         state.remove(["first"], undo)
     assert state_of(model).nbytes < bare
+
+
+def test_the_memory_kept_for_the_next_time_goes_back_to_the_system() -> None:
+    model = Small()
+    put(model, "first")
+    put(model, "second", seed=1)
+    fuse(model, ["first"])
+    with changing(model) as (state, undo):
+        state.unfuse(undo)
+        fused = {name: weakref.ref(one) for name, one in state._weights._spare.items()}
+        state.remove(["first"], undo)
+    deadline = time.monotonic() + 30
+    assert fused
+    while any(one() is not None for one in fused.values()):
+        assert time.monotonic() < deadline, "a thread gives it back, and has not"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("strengths", [(1.0, 1.0), (0.7, -0.3), (0.0, 0.5)], ids=str)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta
 from lorry.errors import FuseError
+from lorry.patching.background import begun
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter
@@ -124,15 +125,9 @@ class FusedWeights:
             for path, deltas in contributions.items():
                 for key in PARAMETERS:
                     name = f"{path}.{key}"
-                    parts = self.completed(
-                        [
-                            (one, strength)
-                            for delta, strength in deltas
-                            if (one := delta.part(key)) is not None
-                        ],
-                        modules,
-                    )
+                    parts = [(one, s) for delta, s in deltas if (one := delta.part(key)) is not None]
                     if parts:
+                        parts = self.completed(parts, modules)
                         # what is fused with loss already was asked for
                         again = lossy or name in self._originals
                         parameter, kind = check_fusable(path, modules[path], key, lossy=again)
@@ -177,9 +172,9 @@ class FusedWeights:
         undo: Undo,
     ) -> FuseLoss:
         """Quantize the sum of the dequantized original and the deltas as the original is quantized."""
-        _taken(modules, name, undo)
-        module = modules[name.rpartition(".")[0]]
-        original = self._original(name, _parameter(modules, name))
+        module, parameter = modules[name.rpartition(".")[0]], _parameter(modules, name)
+        _taken(parameter, modules, name, undo)
+        original = self._original(name, parameter)
         base = kind.plain(module, original).float()
         exact = fused_parameter(base, parts)
         if safe:
@@ -188,20 +183,26 @@ class FusedWeights:
         if name not in self._originals:
             self._originals[name] = keeper.keep(original)
         self._spare.pop(name, None)
-        _put(modules, name, new, undo)
+        _put(parameter, new, modules, name, undo)
         return FuseLoss.of(base, exact, kind.plain(module, new).float())
 
     def _restore(self, name: str, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put a parameter's original back, which swaps pointers where that is on the device."""
-        fused, original = _taken(modules, name, undo), self._original(name, _parameter(modules, name))
+        parameter = _parameter(modules, name)
+        fused, original = _taken(parameter, modules, name, undo), self._original(name, parameter)
         if original is self._originals[name].tensor and type(original) is Tensor:
             self._spare[name] = fused
-        _put(modules, name, original, undo)
+        _put(parameter, original, modules, name, undo)
         del self._originals[name]
 
     def free_spare(self, undo: Undo) -> None:
-        """Let the memory go that is kept for the next time."""
-        undo.set_attribute(self, "_spare", {})
+        """Let the memory go that is kept for the next time.
+
+        The system takes gigabytes back in tenths of a second, which a thread spends; nothing is lost if they stay.
+        """
+        if self._spare:
+            begun(self._spare.clear)
+            undo.set_attribute(self, "_spare", {})
 
     def put_aside(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the originals in place of the fused parameters.
@@ -210,17 +211,18 @@ class FusedWeights:
             FuseError: an original was not kept.
         """
         self.check_kept()
-        aside = {name: _taken(modules, name, undo) for name in self._originals}
+        parameters = {name: _parameter(modules, name) for name in self._originals}
+        aside = {name: _taken(one, modules, name, undo) for name, one in parameters.items()}
         undo.set_attribute(self, "_aside", aside)
-        for name in aside:
-            _put(modules, name, self._original(name, _parameter(modules, name)), undo)
+        for name, one in parameters.items():
+            _put(one, self._original(name, one), modules, name, undo)
 
     def bring_back(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the fused parameters back that were put aside."""
         for name, tensor in (self._aside or {}).items():
             parameter = _parameter(modules, name)
-            _taken(modules, name, undo)
-            _put(modules, name, there(tensor, parameter.device, parameter.dtype), undo)
+            _taken(parameter, modules, name, undo)
+            _put(parameter, there(tensor, parameter.device, parameter.dtype), modules, name, undo)
         undo.set_attribute(self, "_aside", None)
 
     def let_go(self, undo: Undo) -> None:
@@ -251,9 +253,8 @@ def _contents(parameter: nn.Parameter) -> Tensor:
     return parameter.data if type(parameter) is nn.Parameter else parameter
 
 
-def _taken(modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
+def _taken(parameter: nn.Parameter, modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
     """Return the contents of a parameter, with all that its layer has moved out of it."""
-    parameter = _parameter(modules, name)
     if type(parameter) is nn.Parameter:
         return parameter.data
     path, _, key = name.rpartition(".")
@@ -265,13 +266,15 @@ def _taken(modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
     return parameter
 
 
-def _put(modules: Mapping[str, nn.Module], name: str, contents: Tensor, undo: Undo) -> None:
+def _put(
+    parameter: nn.Parameter, contents: Tensor, modules: Mapping[str, nn.Module], name: str, undo: Undo
+) -> None:
     """Give a parameter these contents."""
-    path, _, key = name.rpartition(".")
     if isinstance(contents, nn.Parameter):
+        path, _, key = name.rpartition(".")
         undo.set_item(modules[path]._parameters, key, contents)
     else:
-        undo.set_attribute(_parameter(modules, name), "data", contents)
+        undo.set_attribute(parameter, "data", contents)
 
 
 def _check_finite(name: str, new: Tensor) -> None:

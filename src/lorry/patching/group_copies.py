@@ -47,8 +47,8 @@ def check_not_on_disk(model: nn.Module) -> None:
     Raises:
         StateError: it is such a model.
     """
-    for module in _where_groups_begin(model):
-        for hook in getattr(layer_hooks(module), "hooks", {}).values():
+    for registry in filter(None, map(layer_hooks, _where_groups_begin(model))):
+        for hook in getattr(registry, "hooks", {}).values():
             if getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None:
                 raise StateError(
                     f"This {type(model).__name__} is offloaded to disk in groups, whose files keep what adapters do as "

@@ -21,13 +21,13 @@ from lorry.patching import (
     AdapterState,
     Strength,
     Undo,
+    begun,
     can_be_kept,
     find_not_finite,
     find_state,
     get_state,
     unknown_adapter,
 )
-from lorry.pipelines.background import begun
 from lorry.pipelines.tokens import put_tokens, tokenizers_of
 
 log = logging.getLogger("lorry")
