@@ -32,7 +32,7 @@ from models import (
 
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 ARCHITECTURES = ("sd15", "sdxl", "sd3", "flux", "wan")
-WITHOUT_ALPHA = ("lora-layers", "attention-processors")
+WITHOUT_ALPHA = ("lora-layers", "attention-processors", "xlabs")
 ATTENTIONS = r".*(attn\d|self_attn)\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)"
 NARROW: Mapping[str, tuple[tuple[str, ...], str]] = {
     "attention-processors": (("sd15", "sdxl"), ATTENTIONS),
