@@ -67,8 +67,8 @@ class Scene:
 
     def slots(self) -> Slots:
         """Return the slots that its factors are written into, by module."""
-        pairs = zip(self.columns[DOWN], self.columns[UP], strict=True)
-        return dict(zip(self.buffers, pairs, strict=True))
+        rows = zip(self.buffers, self.columns[DOWN], self.columns[UP], strict=True)
+        return {path: (down, up) for path, down, up in rows if down is not None and up is not None}
 
     def tensors(self) -> list[Tensor]:
         """Return all that it puts into the modules."""
