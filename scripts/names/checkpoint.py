@@ -47,6 +47,8 @@ class Checkpoint:
     """Gives another spelling of a name, which is read too."""
     writes_also: bool = False
     """Whether that spelling is the one that is written."""
+    lacks: str = ""
+    """Names that another model has, whose names its original's all are: a checkpoint that has one is of the other."""
     like: str = ""
     """The class of another model, of which this one is a variant that its original's names do not tell from it."""
     source: str = ""

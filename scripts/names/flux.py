@@ -140,6 +140,7 @@ CHECKPOINTS = (
             double_blocks.*.txt_mlp.0 -> transformer_blocks.*.ff_context.net.0.proj
             double_blocks.*.txt_mlp.2 -> transformer_blocks.*.ff_context.net.2
         """,
+        lacks="vector_in.in_layer",
         source="Comfy-Org/ComfyUI, comfy/model_detection.py",
     ),
 )

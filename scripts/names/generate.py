@@ -64,7 +64,9 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
         names, spelt = dict(sorted(spelt.items())), names
     also = {name: row for name, row in sorted(spelt.items()) if name not in names}
     table: dict[str, Any] = {"model": checkpoint.model, "source": source}
-    table |= ({"like": checkpoint.like} if checkpoint.like else {}) | {"names": names}
+    table |= {"like": checkpoint.like} if checkpoint.like else {}
+    table |= {"lacks": checkpoint.lacks.split()} if checkpoint.lacks else {}
+    table |= {"names": names}
     return table | {"also": also} if also else table
 
 

@@ -315,6 +315,7 @@ CHECKPOINTS = (
             transformer_blocks.*.attn2.q_norm transformer_blocks.*.attn2.k_norm
         """,
         same=r"caption_projection|proj_out|transformer_blocks\.\d+\.(attn\d\.to_|ff\.)",
+        lacks="audio_patchify_proj",
     ),
     Checkpoint(
         model="LTX2VideoTransformer3DModel",

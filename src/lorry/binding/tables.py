@@ -10,7 +10,8 @@ live model its rows are, in their order:
 
 A `*` is a block's number, the same on both sides, and `$` that of the last block, where it differs from the others.
 `path[i/n]` is the i-th of n equal parts of a module's rows. Names that are the same in both are left out. Names under
-"also" are other spellings, which are read and not written.
+"also" are other spellings, which are read and not written; those under "lacks" are another model's, by which the two
+are told apart.
 `scripts/names/generate.py` writes the tables from public conversion code.
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import nn
 
@@ -104,11 +105,15 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
     Names that the class's table does not have are left out: they are the same in the model, or of no module. Some
     tables have all names of another one and more: first comes a table that is there to the last name, then that which
     most is there of. Variants lack up to a third of their table; one whose names are those of another model is never
-    the answer. None where no table fits.
+    the answer, and a model that lacks a name which is there is not either. None where no table fits.
     """
-    patterns = list(_patterns(set(originals)))
+    given = set(originals)
+    patterns = list(_patterns(given))
     best: tuple[tuple[bool, int], str, Names] | None = None
-    for model in sorted(path.stem for path in FOLDER.glob("*.json") if not _is_variant(path.stem)):
+    for model in sorted(path.stem for path in FOLDER.glob("*.json")):
+        whole = _whole(model)
+        if "like" in whole or not given.isdisjoint(whole.get("lacks", ())):
+            continue
         table = dict(_rows(model))
         hits = {
             name: hit for name, keys in patterns if (hit := next((k for k in keys if k[0] in table), None))
@@ -179,17 +184,17 @@ def _by_path(model: str, section: Section) -> dict[str, list[tuple[str, tuple[Pi
     return by_path
 
 
-def _is_variant(model: str) -> bool:
-    return "like" in json.loads((FOLDER / f"{model}.json").read_text("utf-8"))
+@cache
+def _whole(model: str) -> dict[str, Any]:
+    """Return the table of a class of model as it is written; empty where it has none."""
+    path = FOLDER / f"{model}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 @cache
 def _rows(model: str, section: Section = "names") -> tuple[tuple[str, tuple[Piece, ...]], ...]:
     """Return the rows of the table of a class of model; none where it has no table."""
-    path = FOLDER / f"{model}.json"
-    if not path.exists():
-        return ()
-    names = json.loads(path.read_text("utf-8")).get(section, {})
+    names = _whole(model).get(section, {})
     return tuple(
         (original, tuple(Piece.parse(text) for text in row.split(" + "))) for original, row in names.items()
     )

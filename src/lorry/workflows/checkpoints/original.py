@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorry.binding.tables import Piece, find_model
+from lorry.errors import FormatError
 from lorry.workflows.checkpoints.checkpoint import Place, Span
 
 PARAMETERS = {"scale": "weight"}
@@ -26,6 +27,9 @@ def transformer_places(
         path: of the file.
         names: {name of a parameter: the file's key}.
         tensors: the file's, for their shapes.
+
+    Raises:
+        FormatError: the original has a layer of diffusers' model in two.
     """
     found = find_model(of for name in names for of in (name.rpartition(".")[0], name))
     model, modules = found or (None, {})
@@ -38,10 +42,21 @@ def transformer_places(
         if module not in modules:
             places[name] = Place(path, key)
             continue
+        _check_whole(path, module, modules[module], model)
         parameter = PARAMETERS.get(parameter, parameter)
         for own, spans in _spans(modules[module], len(tensors[key])):
             places[f"{own}.{parameter}"] = Place(path, key, spans)
     return places, model
+
+
+def _check_whole(path: Path, module: str, pieces: Sequence[Piece], model: str | None) -> None:
+    """Raise a FormatError where an original's rows are only some of those of a module."""
+    for piece in pieces:
+        if len({other.part for other in pieces if other.path == piece.path}) < piece.of:
+            raise FormatError(
+                f"{path}: `{module}` is only a part of `{piece.path}` of diffusers' {model}, expected all of it. "
+                "Such a checkpoint is not read from one file: give a folder in diffusers' layout."
+            )
 
 
 def _spans(pieces: Sequence[Piece], rows: int) -> Iterator[tuple[str, tuple[Span, ...]]]:
