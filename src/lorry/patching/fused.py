@@ -198,7 +198,7 @@ class FusedWeights:
     def free_spare(self, undo: Undo) -> None:
         """Let the memory go that is kept for the next time.
 
-        The system takes gigabytes back in tenths of a second, which a thread spends; nothing is lost if they stay.
+        Giving gigabytes back takes tenths of a second, which is left to a thread; nothing is lost if they stay.
         """
         if self._spare:
             begun(self._spare.clear)
