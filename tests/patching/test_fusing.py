@@ -465,6 +465,27 @@ def test_the_memory_kept_for_the_next_time_goes_with_an_adapter() -> None:
     assert state_of(model).nbytes < bare
 
 
+def test_the_memory_kept_for_the_next_time_stays_where_an_adapter_is_not_taken_off_after_all() -> None:
+    model = Small()
+    put(model, "first")
+    put(model, "second", seed=1)
+    fuse(model, ["first"])
+    memory = model.out.weight.data_ptr()
+    unfuse(model)
+
+    def stop_at_the_end() -> None:
+        with changing(model) as (state, undo):
+            state.remove(["first"], undo)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_at_the_end()
+    time.sleep(0.1)  # for a thread that should not be there
+    assert state_of(model)._weights._spare
+    fuse(model, ["first"])
+    assert model.out.weight.data_ptr() == memory
+
+
 def test_the_memory_kept_for_the_next_time_goes_back_to_the_system() -> None:
     model = Small()
     put(model, "first")

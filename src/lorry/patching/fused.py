@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -198,10 +199,11 @@ class FusedWeights:
     def free_spare(self, undo: Undo) -> None:
         """Let the memory go that is kept for the next time.
 
-        Giving gigabytes back takes tenths of a second, which is left to a thread; nothing is lost if they stay.
+        Giving gigabytes back takes tenths of a second, which is left to a thread. It begins when all else is done: two
+        threads that let tensors go wait for each other.
         """
         if self._spare:
-            begun(self._spare.clear)
+            undo.on_success(partial(begun, self._spare.clear))
             undo.set_attribute(self, "_spare", {})
 
     def put_aside(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:

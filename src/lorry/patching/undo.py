@@ -22,6 +22,7 @@ class Undo:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._afterwards: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -33,10 +34,18 @@ class Undo:
             for step, arguments in reversed(self._steps):
                 step(*arguments)
         self._steps.clear()
+        afterwards, self._afterwards = self._afterwards, []
+        if kind is None:
+            for work in afterwards:
+                work()
 
     def on_failure(self, step: Callable[[], object]) -> None:
         """Call `step` when the changes are taken back."""
         self._steps.append((step, ()))
+
+    def on_success(self, work: Callable[[], object]) -> None:
+        """Call `work` when the changes have been made, and what was there before is let go."""
+        self._afterwards.append(work)
 
     def set_attribute(self, holder: object, name: str, value: object) -> None:
         """`setattr(holder, name, value)`, to be taken back to the value that is there now."""
