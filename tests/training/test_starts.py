@@ -68,6 +68,16 @@ def test_principal_factors_are_the_best_approximation_and_share_the_singular_val
         torch.testing.assert_close(gram, torch.diag(s[:5] / 0.5))
 
 
+def test_each_iteration_brings_the_fast_decomposition_nearer_to_the_exact_one() -> None:
+    weight = matrix((120, 100), 0.97).double()
+
+    def error(iterations: int) -> float:
+        up, down = principal_factors(weight, 5, 1.0, iterations, torch.Generator().manual_seed(0))
+        return float(torch.linalg.matrix_norm(weight - up @ down))
+
+    assert error(0) < error(4) < error(2) < error(1)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_fast_decomposition_is_near_the_exact_one(shape: tuple[int, int]) -> None:
     weight = matrix(shape, 0.5)

@@ -24,8 +24,8 @@ class Refusal:
     """Completes "x.safetensors is …", with what to do."""
     holds_for: Callable[[int, int], bool] = lambda found, _: found > 0
     """Whether the count of such keys, out of all, is enough."""
-    unless: str = "\n\n"
-    """What is in a key of a file that has an adapter besides."""
+    unless: str = ""
+    """What is in a key of a file that has an adapter besides; nothing is, where it is empty."""
 
 
 def _all(found: int, count: int) -> bool:
@@ -99,7 +99,8 @@ def find_refusal(file: TensorFile) -> str | None:
         return None
     keys = "\n".join(file.tensors)
     for refusal in REFUSALS:
-        if refusal.unless in keys or not any(sign in keys for sign in refusal.signs):
+        has_adapter = refusal.unless and refusal.unless in keys
+        if has_adapter or not any(sign in keys for sign in refusal.signs):
             continue
         found = [key for key in file.tensors if refusal.pattern.match(key)]
         if found and refusal.holds_for(len(found), len(file.tensors)):

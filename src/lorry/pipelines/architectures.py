@@ -173,7 +173,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
         "text_encoder": Part("Gemma2Model", GEMMA2_2B),
     },
 }
-"""By the name of the base. Source: the `config.json` files of the published checkpoints, on the Hub."""
+"""By the name of the base. Source: the `config.json` files of the published checkpoints, on the Hub; for HiDream,
+CogVideoX 5B and the language models, the sizes that their authors tell; else the classes' own defaults."""
 
 
 def skeleton(base: str | os.PathLike[str], *, weights: bool = False) -> dict[str, nn.Module]:
