@@ -187,8 +187,10 @@ def architectures() -> str:
         has = cls.startswith("UNet") or table.exists()
         names = "the running block numbers of SGM" if cls.startswith("UNet") else "a table"
         source = json.loads(table.read_text("utf-8"))["source"] if table.exists() else ""
-        if "scripts/" in source:
-            names = "a table, in part typed" if "diffusers.loaders" in source else "a table, typed"
+        if source and not source.startswith("diffusers.loaders"):
+            names = "a table, typed"
+        elif "scripts/" in source:
+            names = "a table, in part typed"
         lines.append(
             f"| {cls} | {names if has else 'the same as in diffusers'} | {', '.join(named.get(cls, ['–']))} |"
         )
@@ -267,10 +269,10 @@ The names of diffusers are read for every model. `comfyui` is written in the ori
 but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
 of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
-are in no package; each name of theirs must be a layer of the model and each layer must have one. HunyuanDiT's `norm2`
-and `norm3` are each other's in the original: which a file means the rest of its names tells (`Wqkv` or `to_q`), and
-where none does its dialect. What ComfyUI calls otherwise than HunyuanVideo's checkpoints do is read, and written in its
-dialect.
+are in no package (LongCat-Image's after what ComfyUI knows its checkpoint by); each name of theirs must be a layer of
+the model and each layer must have one. HunyuanDiT's `norm2` and `norm3` are each other's in the original: which a file
+means the rest of its names tells (`Wqkv` or `to_q`), and where none does its dialect. What ComfyUI calls otherwise than
+HunyuanVideo's checkpoints do is read, and written in its dialect.
 
 {architectures()}
 
