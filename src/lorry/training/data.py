@@ -111,9 +111,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 yield image
-    except (
-        Exception
-    ) as error:  # decoders, and what reads a camera's notes, raise nearly everything on broken files
+    except Exception as error:  # decoders raise nearly everything on broken files
         raise DataError(f"{path.name}: cannot be read as a picture: {str(error).rstrip('.')}.") from error
 
 
@@ -180,9 +178,8 @@ def _text_of(path: Path) -> str:
 
 
 def _listed(folder: Path, listing: Path) -> Iterator[tuple[Path, str, int, str]]:
-    for number, line in enumerate(
-        _text_of(listing).split("\n"), 1
-    ):  # `splitlines` would cut a caption at U+2028
+    lines = _text_of(listing).split("\n")  # `splitlines` would cut a caption at U+2028
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
