@@ -5,7 +5,7 @@ from lorry.files._shards import part_paths
 from lorry.files.closing import Closing
 from lorry.files.finding import check_inside, find_weights
 from lorry.files.folders import write_folders
-from lorry.files.hashes import Hashes, hash_file, weights_hash
+from lorry.files.hashes import HASH_KEYS, Hashes, hash_file, rehashed, weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
 from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.replacing import replace_file
@@ -16,6 +16,7 @@ from lorry.files.tensor_file import TensorFile
 
 __all__ = [
     "Closing",
+    "HASH_KEYS",
     "Hashes",
     "LIST_MARKER",
     "PickleReader",
@@ -31,6 +32,7 @@ __all__ = [
     "read_pickle",
     "read_safetensors",
     "read_weights",
+    "rehashed",
     "replace_file",
     "size_on_disk",
     "stream_safetensors",

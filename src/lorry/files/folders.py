@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorry.errors import FileError
 from lorry.files.finding import CONFIG_NAME
+from lorry.files.hashes import rehashed
 from lorry.files.reading import METADATA_KEY
 from lorry.files.safetensors_writer import write_safetensors
 from lorry.files.tensor_file import TensorFile
@@ -28,7 +29,8 @@ def write_folders(path: str | os.PathLike[str], file: TensorFile) -> Path:
 
     Args:
         path: of the folder; the one it is in must be there.
-        file: its keys preceded by their component, its configs under `lora_adapter_metadata` in the header.
+        file: its keys preceded by their component, its configs under `lora_adapter_metadata` in the header. A hash of
+            tensors in the header becomes that of each component's.
 
     Raises:
         FileError: the folder cannot be written, or its place is a file's.
@@ -43,7 +45,7 @@ def write_folders(path: str | os.PathLike[str], file: TensorFile) -> Path:
             folder = draft / component
             folder.mkdir()
             header = {key: value for key, value in file.metadata.items() if key != METADATA_KEY}
-            write_safetensors(folder / WEIGHTS_NAME, tensors, header)
+            write_safetensors(folder / WEIGHTS_NAME, tensors, rehashed(tensors, header))
             (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
         if path.is_dir():
             shutil.rmtree(path)

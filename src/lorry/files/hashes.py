@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
 import safetensors.torch
+from torch import Tensor
 
 from lorry.errors import AdapterNotFoundError
 from lorry.files._layout import LENGTH_BYTES
@@ -29,6 +30,8 @@ from lorry.files.safetensors_reader import read_safetensors
 
 CHUNK = 1 << 20
 OLD_START, OLD_LENGTH = 0x100000, 0x10000
+HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+"""Where a header says a hash of its file's tensors."""
 
 
 @final
@@ -66,7 +69,8 @@ def hash_file(path: str | os.PathLike[str]) -> Hashes:
     with _opened(path) as file:
         old, whole, start = _old(file), _rest(file, 0), _data_start(file)
         data = _rest(file, start) if start else None
-    model, legacy = _of_kohya(path) if start else (None, None)
+    found = read_safetensors(path) if start else None
+    model, legacy = _of_kohya(found.tensors, found.metadata) if found else (None, None)
     return Hashes(old, whole[:10], whole, None if data is None else data[:12], model, legacy)
 
 
@@ -78,6 +82,19 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
     """
     with _opened(path) as file:
         return _rest(file, _data_start(file))
+
+
+def rehashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata in which each hash of the tensors that it has is that of `tensors`.
+
+    Source: kohya-ss/sd-scripts, `library/train_util.py`, `precalculate_safetensors_hashes`; Stability-AI/ModelSpec.
+    """
+    if not metadata.keys() & set(HASH_KEYS):
+        return dict(metadata)
+    apart = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    model, legacy = _of_kohya(apart, metadata)
+    true = dict(zip(HASH_KEYS, (model, legacy, f"0x{model}"), strict=True))
+    return {key: true.get(key, text) for key, text in metadata.items()}
 
 
 @contextmanager
@@ -111,8 +128,7 @@ def _rest(file: io.BufferedIOBase, start: int) -> str:
     return found.hexdigest()
 
 
-def _of_kohya(path: Path) -> tuple[str, str]:
-    found = read_safetensors(path)
-    text = {key: value for key, value in found.metadata.items() if key.startswith("ss_")}
-    file = io.BytesIO(safetensors.torch.save(dict(found.tensors), text))
+def _of_kohya(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
+    text = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    file = io.BytesIO(safetensors.torch.save(dict(tensors), text))
     return _rest(file, _data_start(file)), _old(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
-from lorry.files import TensorFile, write_safetensors
+from lorry.files import TensorFile, rehashed, write_safetensors
 from lorry.training.adapter_config import OF_THE_WEIGHT
 from lorry.training.bases import Base
 from lorry.training.loading import SHIPPED
@@ -49,20 +48,9 @@ def header(story: Story, step: int) -> dict[str, str]:
 
 
 def write_with_hash(path: Path, file: TensorFile) -> Path:
-    """Write an adapter file with the hash of all that comes after the header, by which other programs know it.
-
-    Source: AUTOMATIC1111's and Civitai's `sshs_model_hash` (the "AutoV3" hash); `modelspec.hash_sha256`.
-    """
-    draft = path.with_name(f".{path.name}.hashing")
-    try:
-        write_safetensors(draft, file.tensors, file.metadata)
-        data = draft.read_bytes()
-        content = data[8 + int.from_bytes(data[:8], "little") :]
-    finally:
-        draft.unlink(missing_ok=True)
-    digest = hashlib.sha256(content).hexdigest()
-    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    return write_safetensors(path, file.tensors, {**file.metadata, **hashes})
+    """Write an adapter file with the hash of its tensors, by which other programs and Civitai know it."""
+    hashes = dict.fromkeys(("sshs_model_hash", "modelspec.hash_sha256"), "")
+    return write_safetensors(path, file.tensors, rehashed(file.tensors, {**file.metadata, **hashes}))
 
 
 def tag_frequency(items: Sequence[Item]) -> dict[str, dict[str, int]]:

@@ -24,7 +24,7 @@ from lorry.binding import (
 )
 from lorry.dialects import DIALECTS, METADATA_KEY, Dialect, get_dialect, read_adapter
 from lorry.errors import FileError, UnsupportedAdapterError, some
-from lorry.files import TensorFile, read_adapter_file, write_folders, write_safetensors
+from lorry.files import HASH_KEYS, TensorFile, read_adapter_file, rehashed, write_folders, write_safetensors
 from lorry.workflows.accuracy import Errors
 from lorry.workflows.approximating import Approximation, Approximator
 
@@ -87,7 +87,7 @@ def convert_file(
     approximator: Approximator | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Write an adapter in another dialect.
+    """Write an adapter in another dialect. Its metadata go with it, with the hashes that it names made anew.
 
     Args:
         source: a file, a folder, or the id of a repository of the Hub.
@@ -111,10 +111,12 @@ def convert_file(
     models = find_models(base)
     base = base or base_of_models(models or {})
     file, named = convert_adapter(adapter, dialect, base, models, approximator)
+    hashes = {key: adapter.metadata[key] for key in HASH_KEYS if key in adapter.metadata}
+    header = {**file.metadata, **hashes}
     if dialect.name == FOLDERS:
-        write_folders(destination, file)
+        write_folders(destination, replace(file, metadata=header))
     else:
-        write_safetensors(destination, file.tensors, file.metadata)
+        write_safetensors(destination, file.tensors, rehashed(file.tensors, header))
     made = tuple(approximator.made) if approximator else ()
     return Conversion(
         source=adapter.source,

@@ -11,7 +11,7 @@ import torch
 from lorry.adapters import Adapter
 from lorry.dialects import get_dialect
 from lorry.errors import StateError, UnsupportedAdapterError
-from lorry.files import TensorFile, size_on_disk, write_safetensors
+from lorry.files import HASH_KEYS, TensorFile, size_on_disk, write_safetensors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FALLBACK = "kohya"
@@ -24,7 +24,6 @@ _STALE = (
     "ss_network_module",
 )
 """Metadata on ranks and alphas, which a new adapter has its own of."""
-_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
 def get_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -83,7 +82,7 @@ def size_of_source(adapter: Adapter) -> int:
 
 def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata that stays true of an adapter whose tensors were made anew."""
-    return {key: value for key, value in metadata.items() if key not in (*_STALE, *_HASHES)}
+    return {key: value for key, value in metadata.items() if key not in (*_STALE, *HASH_KEYS)}
 
 
 def common_metadata(adapters: Sequence[Adapter]) -> dict[str, str]:
