@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 import lorry
 from lorry.dialects import read_adapter
-from lorry.errors import FuseError, UnsupportedAdapterError
-from lorry.files import TensorFile, write_safetensors
+from lorry.errors import FuseError
+from lorry.files import TensorFile, read_safetensors, write_safetensors
 from lorry.workflows.bake import bake_files
 from models import tiny_flux_pipeline
+from workflows.test_checkpoints import original_state
 
 PARTS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
 BLOCK = "single_transformer_blocks.0"
@@ -135,23 +137,68 @@ def test_a_whole_file_is_supported_and_prepared_models_take_it_too() -> None:
     assert torch.equal(whole_of(pipe), whole_of(plain))
 
 
-def test_without_originals_it_is_refused_and_nothing_is_changed() -> None:
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_originals_it_is_fused_all_the_same(family: str, split: bool) -> None:
+    kept, pipe = (lorry.attach(tiny_flux_pipeline()) for _ in range(2))
+    for each, originals in ((kept, "device"), (pipe, "none")):
+        if not split:
+            each.transformer.fuse_qkv_projections()
+        each.load_lora_weights(file(kept, FAMILIES[family]), adapter_name="a")
+        each.fuse_lora(originals=originals)
+    names = {name for name, _ in pipe.transformer.named_parameters() if name.startswith(BLOCK)}
+    assert {name: torch.equal(kept.transformer.get_parameter(name), pipe.transformer.get_parameter(name))
+            for name in names} == dict.fromkeys(names, True)  # fmt: skip
+    with pytest.raises(FuseError, match=r'fused with `originals="none"`'):
+        pipe.unfuse_lora()
+
+
+def test_where_a_part_of_the_layer_is_fused_without_an_original_it_is_refused_and_nothing_is_changed() -> (
+    None
+):
     pipe = lorry.attach(tiny_flux_pipeline())
-    pipe.load_lora_weights(file(pipe, oft), adapter_name="a")
-    before = whole_of(pipe)
+    width = pipe.transformer.get_submodule(f"{BLOCK}.attn.to_q").weight.shape
+    plain = {
+        f"transformer.{BLOCK}.attn.to_q.lora_A.weight": torch.randn(2, width[1]),
+        f"transformer.{BLOCK}.attn.to_q.lora_B.weight": torch.randn(width[0], 2),
+    }
+    pipe.load_lora_weights(plain, adapter_name="plain")
+    pipe.fuse_lora(originals="none")
+    before, shared = whole_of(pipe), file(pipe, oft)
     with pytest.raises(FuseError, match=r'needs the weight as it was before.*originals="none"'):
-        pipe.fuse_lora(originals="none")
+        pipe.load_lora_weights(shared, adapter_name="a")
     assert torch.equal(whole_of(pipe), before)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
+    assert pipe.get_list_adapters() == {"transformer": ["plain"]}
 
 
-def test_a_checkpoint_is_not_baked_with_it_and_the_way_around_is_told(tmp_path: Path) -> None:
-    pipe = tiny_flux_pipeline()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_is_baked_to_the_bits_that_fusing_gives(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline().to(dtype))
     pipe.transformer.save_pretrained(tmp_path / "transformer")
+    write_safetensors(tmp_path / "a.safetensors", file(pipe, FAMILIES[family]))
+    bake_files(tmp_path / "transformer", [(tmp_path / "a.safetensors", 0.7)], tmp_path / "out")
+    pipe.load_lora_weights(tmp_path / "a.safetensors", adapter_name="a")
+    pipe.set_adapters("a", 0.7)
+    pipe.fuse_lora()
+    baked = FluxTransformer2DModel.from_pretrained(tmp_path / "out", torch_dtype=dtype)
+    fused = pipe.transformer.state_dict()
+    assert all(torch.equal(fused[name], tensor) for name, tensor in baked.state_dict().items())
+
+
+def test_one_file_of_the_original_model_is_baked_to_the_same_bits(tmp_path: Path) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    write_safetensors(tmp_path / "flux.safetensors", original_state(pipe.transformer))
     write_safetensors(tmp_path / "a.safetensors", file(pipe, dora_of_columns))
-    with pytest.raises(
-        UnsupportedAdapterError, match=r"attn\.to_q.*DoRA that works on.*several layers.*`fuse_lora"
-    ):
-        bake_files(tmp_path / "transformer", [(tmp_path / "a.safetensors", 1.0)], tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"transformer", "a.safetensors"}
+    bake_files(
+        tmp_path / "flux.safetensors", [(tmp_path / "a.safetensors", 0.7)], tmp_path / "out.safetensors"
+    )
+    pipe.load_lora_weights(tmp_path / "a.safetensors", adapter_name="a")
+    pipe.set_adapters("a", 0.7)
+    pipe.fuse_lora()
+    baked = read_safetensors(tmp_path / "out.safetensors").tensors
+    fused = original_state(pipe.transformer)
+    assert baked.keys() == fused.keys()
+    assert all(torch.equal(baked[key], tensor) for key, tensor in fused.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -60,15 +61,29 @@ class FusedWeights:
             )
         return kind.plain(module, self._original(name, parameter))
 
-    def completed(self, parts: Contributions, modules: Mapping[str, nn.Module]) -> Contributions:
+    def completed(
+        self,
+        parts: Contributions,
+        modules: Mapping[str, nn.Module],
+        before: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Contributions:
         """Return deltas with the base weights of other layers, where they depend on those.
+
+        Args:
+            parts: the deltas with their strengths.
+            modules: by path.
+            before: what parameters held that are being fused, of which no original may be kept.
 
         Raises:
             FuseError: such a weight is fused, and no original was kept.
         """
 
         def weight_of(path: str) -> Tensor:
-            return self.unfused(path, modules[path], "weight", plain_parameter(path, modules[path], "weight"))
+            module, held = modules[path], before.get(f"{path}.weight")
+            kind = find_kind(module, "weight")
+            if held is not None and kind is not None:
+                return kind.plain(module, held)
+            return self.unfused(path, module, "weight", plain_parameter(path, module, "weight"))
 
         return [(delta.completed(weight_of), strength) for delta, strength in parts]
 
@@ -119,7 +134,7 @@ class FusedWeights:
                 again), its original was not kept, or `safe` found a value that is not finite.
         """
         lost: dict[str, FuseLoss] = {}
-        fused, later = dict[str, Tensor](), Grouped()
+        fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_spare", dict(self._spare))
         with Keeper(keep) as keeper:
@@ -128,10 +143,12 @@ class FusedWeights:
                     name = f"{path}.{key}"
                     parts = [(one, s) for delta, s in deltas if (one := delta.part(key)) is not None]
                     if parts:
-                        parts = self.completed(parts, modules)
+                        parts = self.completed(parts, modules, before)
                         # what is fused with loss already was asked for
                         again = lossy or name in self._originals
                         parameter, kind = check_fusable(path, modules[path], key, lossy=again)
+                        if name not in self._originals:
+                            before[name] = _contents(parameter)  # `undo` holds it as long
                         if kind.refusal is None:
                             fused[name] = self._fuse(name, parameter, parts, later, keeper, undo)
                         else:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,18 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Ignored
-from lorry.algebra import Delta, SharedDelta
+from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind, size_of
 from lorry.dialects import read_adapter
-from lorry.errors import FileError, StateError, UnsupportedAdapterError
+from lorry.errors import FileError, StateError
 from lorry.files import read_adapter_file, stream_safetensors
 from lorry.patching.fusing import fused_parameter
 from lorry.workflows.checkpoints import Checkpoint, Place, Reader, open_checkpoint, skeleton_of
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.storing import get_dtype
 
-Terms = dict[str, list[tuple[Place, Delta, float]]]
-"""{key of a file: what is added to its tensor, and where in it}."""
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Term:
+    """What one adapter adds to a parameter."""
+
+    place: Place
+    delta: Delta
+    strength: float
+    weight_of: Callable[[str], Tensor]
+    """Gives a layer's weight as the checkpoint has it: for a delta that works on the rows of several together."""
+
+
+Terms = dict[str, list[_Term]]
+"""{key of a file: what is added to its tensor}."""
 BAKED_KEY = "lorry.baked"
 SAFE = ".safetensors"
 
@@ -95,7 +109,19 @@ def bake_files(
     with open_checkpoint(base) as checkpoint:
         models = {name: skeleton_of(checkpoint, name) for name in checkpoint.components}
         terms: dict[Path, Terms] = {file: {} for file in checkpoint.readers}
-        reports = [_plan(checkpoint, models, source, strength, strict, terms) for source, strength in sources]
+
+        @lru_cache(maxsize=1)  # many layers may be rows of one tensor
+        def read(file: Path, key: str) -> Tensor:
+            return checkpoint.readers[file].read(key)
+
+        def weight_of(component: str, path: str) -> Tensor:
+            place = checkpoint.components[component][f"{path}.weight"]
+            return place.of(read(place.file, place.key))
+
+        reports = [
+            _plan(checkpoint, models, source, strength, strict, weight_of, terms)
+            for source, strength in sources
+        ]
         text = _metadata(reports)
 
         def write(file: Path, to: Path) -> None:
@@ -130,6 +156,7 @@ def _plan(
     source: str | os.PathLike[str],
     strength: float,
     strict: bool,
+    weight_of: Callable[[str, str], Tensor],
     terms: dict[Path, Terms],
 ) -> tuple[LoadReport, float]:
     """Put what one adapter adds into `terms`."""
@@ -146,14 +173,9 @@ def _plan(
                     raise StateError(
                         f"`{component}.{path}` has no {parameter} in {checkpoint.source} to add to."
                     )
-                if isinstance(part, SharedDelta):
-                    raise UnsupportedAdapterError(
-                        f"`{component}.{path}`: a {part.family} that works on the rows of several layers together, and "
-                        "a checkpoint is baked layer by layer. Load it into a pipeline, `fuse_lora()`, and "
-                        "`save_pretrained()`."
-                    )
                 if part is not None and place is not None:
-                    terms[place.file].setdefault(place.key, []).append((place, part, strength))
+                    term = _Term(place, part, strength, partial(weight_of, component))
+                    terms[place.file].setdefault(place.key, []).append(term)
     return plan.report, strength
 
 
@@ -183,12 +205,13 @@ def _write(
     next(steps, None)
 
 
-def _with_terms(tensor: Tensor, terms: Sequence[tuple[Place, Delta, float]]) -> Tensor:
+def _with_terms(tensor: Tensor, terms: Sequence[_Term]) -> Tensor:
     """Return a tensor with deltas added, all that are for one place in one rounding."""
-    by_place: dict[Place, list[tuple[Delta, float]]] = {}
-    for place, delta, strength in terms:
-        by_place.setdefault(place, []).append((delta, strength))
-    for place, deltas in by_place.items():
+    by_place: dict[Place, list[_Term]] = {}
+    for term in terms:
+        by_place.setdefault(term.place, []).append(term)
+    for place, found in by_place.items():
+        deltas = [(term.delta.completed(term.weight_of), term.strength) for term in found]
         place.put(tensor, fused_parameter(place.of(tensor).clone(), deltas))
     return tensor
 
