@@ -24,6 +24,7 @@ from lorry.patching.copies import Acting
 from lorry.patching.following import Home, kept_in, say_moved
 from lorry.patching.fused import FusedWeights
 from lorry.patching.layer_kinds import COMPUTE_DTYPES
+from lorry.patching.modes import without_modes
 from lorry.patching.patches import check_own_class, mark_filled, patched_already, take_out
 from lorry.patching.placement import device_with
 from lorry.patching.resident import Resident
@@ -76,8 +77,6 @@ class BareParameters:
         places = (_place(model, name) for name in self._names)
         return [t for owner, name in places if (t := owner._buffers.get(f"lorry_{name}")) is not None]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def refresh(
         self,
         model: nn.Module,
@@ -119,8 +118,6 @@ class BareParameters:
             _unpatch(model.get_submodule(path), undo)
         undo.set_attribute(self, "_names", wanted)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def recast(
         self, model: nn.Module, owner: str, acting: Mapping[str, Acting], weights: FusedWeights
     ) -> None:
@@ -133,6 +130,7 @@ class BareParameters:
         """Return those of one block."""
         return [name for name in self._names if _split(name)[0] == owner]
 
+    @without_modes()
     def _put(
         self,
         model: nn.Module,

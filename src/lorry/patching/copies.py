@@ -14,6 +14,7 @@ from lorry.algebra import Delta
 from lorry.patching.fused import FusedWeights
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.layer_kinds import PARAMETERS, plain_parameter
+from lorry.patching.modes import without_modes
 from lorry.patching.patches import mark_filled
 from lorry.patching.placement import module_device, module_dtype
 from lorry.patching.resident import Resident
@@ -85,6 +86,7 @@ class Copies:
         mark_filled([modules[path] for path in (*gone, *made)], undo)
 
 
+@without_modes()
 def _copy(
     path: str, module: SidePath, key: str, parts: Sequence[tuple[Delta, float]], weights: FusedWeights
 ) -> Tensor:

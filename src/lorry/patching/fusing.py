@@ -11,8 +11,8 @@ from torch import Tensor
 from lorry.algebra import Delta, LowRank
 from lorry.patching.grouped import Grouped, Scaled
 
-BLOCK = 1 << 17
-"""Numbers that are widened at a time on the CPU: half a megabyte of float32 stays in the cache."""
+BLOCK = 1 << 21
+"""Numbers that are widened at a time on the CPU: 8 MB of float32 stay in the last cache, and threads meet seldom."""
 
 
 @torch.no_grad()

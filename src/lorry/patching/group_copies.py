@@ -15,13 +15,20 @@ from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.undo import Undo
 
 
-def keep_in_step(model: nn.Module, undo: Undo, *, prepared: bool) -> None:
+def keep_in_step(model: nn.Module, undo: Undo, *, prepared: bool, unmoved: bool = False) -> None:
     """Give what stands in the side paths of `model` its copies, where its layers are offloaded by stream.
 
     The copies were made when offloading was put on. At a call, diffusers looks up the copy of each tensor of a layer:
     it would miss new ones, and bring back what was written over: strengths, and the factors of a prepared model.
+
+    Args:
+        model: with adapters.
+        undo: takes it back.
+        prepared: whether factors are written over.
+        unmoved: whether what stood in the side paths was where it had been put; offloading to disk takes it away.
     """
-    check_not_on_disk(model)
+    if not unmoved:
+        check_not_on_disk(model)
     if layer_hooks(model) is None:
         return
     written = (DOWN, UP, SCALE) if prepared else (SCALE,)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -17,22 +17,28 @@ _locks: WeakKeyDictionary[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-@contextmanager
-def exclusive(models: Iterable[nn.Module | None]) -> Iterator[None]:
-    """Wait until no other thread is in such a context with one of `models`, and keep others out.
+@final
+class exclusive:  # noqa: N801  # a context, named as one reads it
+    """A context that no two threads are in at once with the same model: the second waits.
 
     The thread that is in it may enter it again: a callback of a pipeline may change adapters between two steps.
-
-    Args:
-        models: None is passed over. All pipelines enter in one order, so that they cannot wait for each other in turn.
     """
-    with _making:
-        found = {
-            _locks.setdefault(model, (next(_numbers), threading.RLock()))
-            for model in models
-            if model is not None
-        }
-    with ExitStack() as stack:
-        for _, lock in sorted(found, key=lambda one: one[0]):
-            stack.enter_context(lock)
-        yield
+
+    def __init__(self, models: Iterable[nn.Module | None]) -> None:
+        """Make it; `models` that are None are passed over."""
+        with _making:
+            found = {_lock_of(model) for model in models if model is not None}
+        self._locks = [lock for _, lock in sorted(found, key=itemgetter(0))]
+        """In one order for all pipelines, so that they cannot wait for each other in turn."""
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+def _lock_of(model: nn.Module) -> tuple[int, Any]:
+    return _locks.get(model) or _locks.setdefault(model, (next(_numbers), threading.RLock()))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorry.algebra import LowRank
 from lorry.patching.memory import Block, padded
+from lorry.patching.modes import without_modes
 from lorry.patching.places import Places
 from lorry.patching.resident import Resident
 from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
@@ -23,6 +24,8 @@ from lorry.patching.strengths import StrengthVector
 
 Pairs = Mapping[str, LowRank]
 """Factors by adapter."""
+Columns = Mapping[str, Sequence[Tensor | None]]
+"""The contents of many modules' buffers, by the buffers' name."""
 
 
 @final
@@ -35,7 +38,7 @@ class Scene:
 
     buffers: Mapping[str, dict[str, Any]]
     """Of each module where one of them has factors, by its path."""
-    columns: Mapping[str, Sequence[Tensor | None]]
+    columns: Columns
     """What goes into these, in their order, by the buffer's name."""
     copied: Mapping[str, tuple[str, ...]]
     """Who acts, by the path of each module where one of them acts through a copy of the weight or the bias."""
@@ -47,11 +50,13 @@ class Scene:
     room: int | None
     """The rank of the slots that its factors are written into; None where its own tensors stand in the modules."""
 
-    @property
-    def stands(self) -> bool:
-        """Whether the modules hold what it puts into them."""
-        held = self.buffers.values()
-        as_put = (all(map(is_, map(itemgetter(name), held), self.columns[name])) for name in (SCALE, DOWN))
+    def held(self) -> Columns:
+        """Return what the modules hold by now where it puts its own in."""
+        return {name: [*map(itemgetter(name), self.buffers.values())] for name in self.columns}
+
+    def is_held(self, held: Columns) -> bool:
+        """Whether that is what it puts into them."""
+        as_put = (all(map(is_, held[name], column)) for name, column in self.columns.items())
         return all(as_put) and self.strengths.is_whole
 
     @property
@@ -75,6 +80,7 @@ class Scene:
         return [tensor for column in self.columns.values() for tensor in column if tensor is not None]
 
 
+@without_modes()
 def build_scene(
     residents: Mapping[str, Resident],
     modules: Mapping[str, SidePath],
@@ -124,7 +130,12 @@ def build_scene(
 
 
 def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:
-    return room is not None and standing.room == room and standing.places is places and standing.stands
+    return (
+        room is not None
+        and standing.room == room
+        and standing.places is places
+        and standing.is_held(standing.held())
+    )
 
 
 def _with_room(pairs: Pairs, room: int) -> Pairs:

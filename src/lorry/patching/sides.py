@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from itertools import repeat
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from lorry.binding import named_modules, weight_shape
 from lorry.patching.copies import COPIES, Acting, Copies
 from lorry.patching.fused import FusedWeights
+from lorry.patching.modes import without_modes
 from lorry.patching.patches import mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
-from lorry.patching.scenes import Scene, build_scene
+from lorry.patching.scenes import Columns, Scene, build_scene
 from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
@@ -130,14 +129,10 @@ class SidePaths:
                 now[path].update(tensors)
         return same
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def refresh(
         self, acting: Mapping[str, Acting], weights: FusedWeights, undo: Undo, *, for_call: bool = False
-    ) -> None:
+    ) -> bool:
         """Bring every module's side path to what `acting` says: joined factors, their strengths, and copies.
-
-        What mode the caller computes in (inference, autocast) makes no difference to what is made here.
 
         Args:
             acting: by name.
@@ -145,22 +140,21 @@ class SidePaths:
             undo: takes it back.
             for_call: leave the strengths that stand now unwritten, to be put back by `put_back`. Those of a prepared
                 model are written all the same, and another refresh takes them back.
-        """
-        with ExitStack() as stack:
-            for device in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            trained = {name: one for name, one in acting.items() if one.resident.trainable}
-            if trained or self._training:
-                self._place_trained(trained, undo, any_fused=bool(weights))
-            joined = {name: one for name, one in acting.items() if name not in trained}
-            scene = self._set_scene(joined, undo, for_call)
-            self._copies.refresh(scene, joined, self.modules, weights, undo)
-            if self.room is not None:
-                share_parameters(self.modules, scene.copied, undo)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+        Returns:
+            Whether something stood in the same modules, where it had been put.
+        """
+        trained = {name: one for name, one in acting.items() if one.resident.trainable}
+        if trained or self._training:
+            self._place_trained(trained, undo, any_fused=bool(weights))
+        joined = {name: one for name, one in acting.items() if name not in trained}
+        scene, unmoved = self._set_scene(joined, undo, for_call)
+        self._copies.refresh(scene, joined, self.modules, weights, undo)
+        if self.room is not None:
+            share_parameters(self.modules, scene.copied, undo)
+        return unmoved
+
+    @without_modes()
     def recast(self, path: str, acting: Mapping[str, Acting], weights: FusedWeights) -> None:
         """Make what stands in one module anew, in the dtype that it computes in now, from the bits of the files.
 
@@ -184,12 +178,13 @@ class SidePaths:
         if self.room is not None:
             share_parameters({path: module}, scene.copied, Undo())
 
-    def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> Scene:
-        """Make the scene of `acting` stand, at their strengths."""
+    def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> tuple[Scene, bool]:
+        """Make the scene of `acting` stand, at their strengths; return it, and what `refresh` returns."""
         for_call = for_call and self.room is None  # strengths keep their addresses there, and are written
         names, strengths = tuple(acting), {name: one.strength for name, one in acting.items()}
         scene, standing = self._scenes.get(names), self._scene
-        unmoved = None if standing is None or not standing.stands else standing.places
+        held = {} if standing is None else standing.held()
+        unmoved = None if standing is None or not standing.is_held(held) else standing.places
         stands = unmoved is not None and scene is standing
         if scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
@@ -198,11 +193,11 @@ class SidePaths:
         if not for_call:
             scene.strengths.write(strengths, undo)
         if not stands:
-            self._put(scene, undo)
+            self._put(scene, held, undo)
         if for_call:
             pieces = scene.strengths.apart(strengths)
             undo.set_in_all([scene.buffers[path] for path in pieces], SCALE, pieces.values())
-        return scene
+        return scene, bool(scene.buffers) and scene.places is unmoved
 
     def _keep(self, names: tuple[str, ...], scene: Scene, undo: Undo) -> None:
         is_joined = len(names) > 1
@@ -213,7 +208,8 @@ class SidePaths:
         }
         undo.set_attribute(self, "_scenes", {**kept, names: scene})
 
-    def _put(self, scene: Scene, undo: Undo) -> None:
+    def _put(self, scene: Scene, held: Columns, undo: Undo) -> None:
+        """Put a scene in place of the one that stands, whose modules hold `held`."""
         standing = self._scene
         before = {} if standing is None else standing.buffers
         if scene.room is not None:
@@ -221,12 +217,14 @@ class SidePaths:
             fill_slots(scene.slots(), written, scene.joined, undo)
         changed = [path for path in before.keys() ^ scene.buffers.keys() if path in self.modules]
         left = [before[path] for path in changed if path in before]
+        known = held if [*before] == [*scene.buffers] else {}
         for name, column in scene.columns.items():
             undo.set_in_all(left, name, repeat(None))
-            undo.set_in_all(scene.buffers.values(), name, column)
+            undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
         undo.set_attribute(self, "_scene", scene)
         mark_filled([self.modules[path] for path in changed], undo)
 
+    @without_modes()
     def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:
         """Give modules the parameters of the adapters in training."""
         paths = dict.fromkeys(

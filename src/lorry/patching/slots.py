@@ -18,6 +18,7 @@ from lorry.binding import weight_shape
 from lorry.errors import StateError
 from lorry.patching.layer_kinds import PARAMETERS, Plain, find_kind
 from lorry.patching.memory import Block, padded
+from lorry.patching.modes import without_modes
 from lorry.patching.places import Places
 from lorry.patching.side_path import SidePath, shares
 from lorry.patching.undo import Undo
@@ -44,6 +45,7 @@ def empty_slots(paths: Iterable[str], modules: Mapping[str, SidePath], places: P
     return slots
 
 
+@without_modes()
 def fill_slots(slots: Slots, before: Joined, now: Joined, undo: Undo) -> None:
     """Write joined factors into the slots, and zeros after them, in place of those of `before`.
 
@@ -74,6 +76,7 @@ def _shapes(module: nn.Module, room: int) -> tuple[torch.Size, torch.Size]:
     return torch.Size((room, shape[1])), torch.Size((shape[0], room))
 
 
+@without_modes()
 def share_parameters(modules: Mapping[str, SidePath], copied: Container[str], undo: Undo) -> None:
     """Let every layer compute with a view of its parameters, but where a copy stands or a parameter is packed."""
     for path, module in modules.items():

@@ -480,9 +480,9 @@ class AdapterState:
 
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
-        self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
+        unmoved = self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
         self._refresh_bare(undo)
-        keep_in_step(self.model, undo, prepared=self._sides.room is not None)
+        keep_in_step(self.model, undo, prepared=self._sides.room is not None, unmoved=unmoved)
 
     def _refresh_bare(self, undo: Undo) -> None:
         """Bring what is added to bare parameters to what the fields say."""

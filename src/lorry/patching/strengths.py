@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.algebra import LowRank
+from lorry.patching.modes import without_modes
 from lorry.patching.places import Places
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
@@ -132,6 +133,7 @@ class StrengthVector:
         for vector, values in zip(self._vectors, self._values(strengths), strict=True):
             undo.write(vector, values)
 
+    @without_modes()
     def apart(self, strengths: Mapping[str, Strength]) -> dict[str, Tensor]:
         """Return what the pieces would be at these strengths, in memory of their own."""
         values = zip(self._vectors, self._values(strengths), self._sizes, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from operator import itemgetter, setitem
 from types import TracebackType
@@ -65,9 +65,23 @@ class Undo:
             self._steps.append((holder.pop, (key, None)))
         holder[key] = value
 
-    def set_in_all(self, holders: Collection[dict[str, Any]], key: str, values: Iterable[object]) -> None:
-        """`holder[key] = value` for all of `holders`, which have that key already: one step for them all."""
-        self._steps.append((_set_in_all, (holders, key, [*map(itemgetter(key), holders)])))
+    def set_in_all(
+        self,
+        holders: Collection[dict[str, Any]],
+        key: str,
+        values: Iterable[object],
+        now: Sequence[object] | None = None,
+    ) -> None:
+        """`holder[key] = value` for all of `holders`, which have that key already: one step for them all.
+
+        Args:
+            holders: dictionaries.
+            key: of each.
+            values: one for each.
+            now: what they have there, where the caller knows.
+        """
+        before = [*map(itemgetter(key), holders)] if now is None else now
+        self._steps.append((_set_in_all, (holders, key, before)))
         _set_in_all(holders, key, values)
 
     def write(self, tensor: Tensor, values: Tensor) -> None:

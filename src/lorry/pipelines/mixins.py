@@ -321,13 +321,13 @@ class LoraLoaderMixin:
         wanted = {}
         for component, model in models.items():
             chosen = [for_component(weight, component, models) for weight in weights]
-            if model is not None and find_state(model) is not None:
-                wanted[component] = {
+            if model is not None and (state := find_state(model)) is not None:
+                wanted[state] = {
                     n: strength_for(w, component, model) for n, w in zip(names, chosen, strict=True)
                 }
         with Undo() as undo:
-            for component, state in states_of(self).items():
-                state.set_active(wanted[component], undo)
+            for state, strengths in wanted.items():
+                state.set_active(strengths, undo)
 
     @alone
     def set_adapters_for_text_encoder(
