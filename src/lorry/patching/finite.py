@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra import Delta
-from lorry.patching.memory import Run, runs_of
+from lorry.patching.memory import Run, one_storage, runs_of
 
 ORDERED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that torch finds the extremes of."""
@@ -36,14 +36,14 @@ def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
 
 def _is_one_finite_block(tensors: list[Tensor]) -> bool:
     """Whether tensors of one dtype share a storage, as a file's do, in which every number is finite."""
-    if len({(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in tensors}) != 1:
+    storage = one_storage(tensors)
+    if storage is None or len({tensor.dtype for tensor in tensors}) != 1:
         return False
-    first = tensors[0]
-    if 2 * sum(tensor.nbytes for tensor in tensors) < first.untyped_storage().nbytes():
+    first, length = tensors[0], storage.nbytes() // tensors[0].itemsize
+    if 2 * sum(map(Tensor.numel, tensors)) < length:
         return False  # a few tensors of a whole checkpoint, say
     whole = torch.empty(0, dtype=first.dtype, device=first.device)
-    length = first.untyped_storage().nbytes() // first.itemsize
-    return first.dtype in ORDERED and _is_finite(whole.set_(first.untyped_storage(), 0, (length,)))  # pyright: ignore[reportCallIssue]
+    return first.dtype in ORDERED and _is_finite(whole.set_(storage, 0, (length,)))  # pyright: ignore[reportCallIssue]
 
 
 def _is_whole_finite(run: Run, tensors: list[Tensor]) -> bool:

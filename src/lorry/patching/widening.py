@@ -48,7 +48,7 @@ class Widened:
     @staticmethod
     def wanted(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> dict[str, tuple[int, int]]:
         """Return the shape (out, in) that the weight of each layer must have that deltas are too wide for."""
-        shapes = {path: delta.shape for path, delta in deltas.items() if len(delta.shape) == 2}
+        shapes = {path: shape for path, delta in deltas.items() if len(shape := delta.shape) == 2}
         return {
             path: (shape[0], shape[1])
             for path, shape in shapes.items()
