@@ -36,6 +36,8 @@ class FusedWeights:
         """The fused tensors, while they are put aside."""
         self._spare: dict[str, Tensor] = {}
         """Memory of parameters that were fused, for the next time: new memory costs as much as the sums do."""
+        self._written: list[nn.Parameter] = []
+        """Parameters that have other numbers since `take_written` was called."""
 
     def __bool__(self) -> bool:
         return bool(self._originals)
@@ -177,6 +179,7 @@ class FusedWeights:
         new = fused_parameter(original, parts, out=out, later=later if saved.beside else None)
         self._originals[name] = saved
         undo.set_attribute(parameter, "data", new)
+        self._written.append(parameter)
         return new
 
     def _repack(
@@ -201,7 +204,7 @@ class FusedWeights:
         if name not in self._originals:
             self._originals[name] = keeper.keep(original)
         self._spare.pop(name, None)
-        _put(parameter, new, modules, name, undo)
+        self._put(parameter, new, modules, name, undo)
         return FuseLoss.of(base, exact, kind.plain(module, new).float())
 
     def _restore(self, name: str, modules: Mapping[str, nn.Module], undo: Undo) -> None:
@@ -210,7 +213,7 @@ class FusedWeights:
         fused, original = _taken(parameter, modules, name, undo), self._original(name, parameter)
         if original is self._originals[name].tensor and type(original) is Tensor:
             self._spare[name] = fused
-        _put(parameter, original, modules, name, undo)
+        self._put(parameter, original, modules, name, undo)
         del self._originals[name]
 
     def free_spare(self, undo: Undo) -> None:
@@ -234,14 +237,14 @@ class FusedWeights:
         aside = {name: _taken(one, modules, name, undo) for name, one in parameters.items()}
         undo.set_attribute(self, "_aside", aside)
         for name, one in parameters.items():
-            _put(one, self._original(name, one), modules, name, undo)
+            self._put(one, self._original(name, one), modules, name, undo)
 
     def bring_back(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the fused parameters back that were put aside."""
         for name, tensor in (self._aside or {}).items():
             parameter = _parameter(modules, name)
             _taken(parameter, modules, name, undo)
-            _put(parameter, there(tensor, parameter.device, parameter.dtype), modules, name, undo)
+            self._put(parameter, there(tensor, parameter.device, parameter.dtype), modules, name, undo)
         undo.set_attribute(self, "_aside", None)
 
     def let_go(self, undo: Undo) -> None:
@@ -257,6 +260,27 @@ class FusedWeights:
         for name, saved in self._originals.items():
             if saved.tensor is None:
                 raise _no_originals(name)
+
+    def _put(
+        self,
+        parameter: nn.Parameter,
+        contents: Tensor,
+        modules: Mapping[str, nn.Module],
+        name: str,
+        undo: Undo,
+    ) -> None:
+        """Give a parameter these contents."""
+        if isinstance(contents, nn.Parameter):
+            path, _, key = name.rpartition(".")
+            undo.set_item(modules[path]._parameters, key, contents)
+        else:
+            undo.set_attribute(parameter, "data", contents)
+        self._written.append(contents if isinstance(contents, nn.Parameter) else parameter)
+
+    def take_written(self) -> list[nn.Parameter]:
+        """Return the parameters that have other numbers since the last time that this was called."""
+        written, self._written = self._written, []
+        return written
 
 
 def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
@@ -283,17 +307,6 @@ def _taken(parameter: nn.Parameter, modules: Mapping[str, nn.Module], name: str,
             undo.set_attribute(parameter, part, getattr(module.state, part))
             undo.set_attribute(module.state, part, None)
     return parameter
-
-
-def _put(
-    parameter: nn.Parameter, contents: Tensor, modules: Mapping[str, nn.Module], name: str, undo: Undo
-) -> None:
-    """Give a parameter these contents."""
-    if isinstance(contents, nn.Parameter):
-        path, _, key = name.rpartition(".")
-        undo.set_item(modules[path]._parameters, key, contents)
-    else:
-        undo.set_attribute(parameter, "data", contents)
 
 
 def _check_finite(name: str, new: Tensor) -> None:

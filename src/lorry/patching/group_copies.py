@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,23 +15,32 @@ from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.undo import Undo
 
 
-def keep_in_step(model: nn.Module, undo: Undo, *, prepared: bool, unmoved: bool = False) -> None:
+def keep_in_step(
+    model: nn.Module,
+    undo: Undo,
+    *,
+    prepared: bool,
+    unmoved: bool = False,
+    written: Sequence[nn.Parameter] = (),
+) -> None:
     """Give what stands in the side paths of `model` its copies, where its layers are offloaded by stream.
 
     The copies were made when offloading was put on. At a call, diffusers looks up the copy of each tensor of a layer:
-    it would miss new ones, and bring back what was written over: strengths, and the factors of a prepared model.
+    it would miss new ones, and bring back what was written over: strengths, the factors of a prepared model, and
+    weights before or after a fuse.
 
     Args:
         model: with adapters.
         undo: takes it back.
         prepared: whether factors are written over.
         unmoved: whether what stood in the side paths was where it had been put; offloading to disk takes it away.
+        written: parameters that have other numbers now.
     """
     if not unmoved:
         check_not_on_disk(model)
     if layer_hooks(model) is None:
         return
-    written = (DOWN, UP, SCALE) if prepared else (SCALE,)
+    rewritten, others = ((DOWN, UP, SCALE) if prepared else (SCALE,)), {id(one) for one in written}
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for group in groups_by_stream(model):
         # What is added to a block's own parameters is listed there, where it was in place before the groups were made.
@@ -40,7 +49,10 @@ def keep_in_step(model: nn.Module, undo: Undo, *, prepared: bool, unmoved: bool 
         here = {id(tensor) for tensor in _all_of(group)}
         kept = {tensor: copy for tensor, copy in copies.items() if id(tensor) in here}
         for tensor, name in _ours(group):
-            if name in written or tensor not in kept:
+            if name in rewritten or tensor not in kept:
+                kept[tensor] = group._to_cpu(tensor, group.low_cpu_mem_usage)
+        for tensor in _all_of(group):
+            if id(tensor) in others:
                 kept[tensor] = group._to_cpu(tensor, group.low_cpu_mem_usage)
         undo.set_attribute(group, "cpu_param_dict", kept)
 

@@ -482,7 +482,13 @@ class AdapterState:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         unmoved = self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
         self._refresh_bare(undo)
-        keep_in_step(self.model, undo, prepared=self._sides.room is not None, unmoved=unmoved)
+        keep_in_step(
+            self.model,
+            undo,
+            prepared=self._sides.room is not None,
+            unmoved=unmoved,
+            written=self._weights.take_written(),
+        )
 
     def _refresh_bare(self, undo: Undo) -> None:
         """Bring what is added to bare parameters to what the fields say."""
