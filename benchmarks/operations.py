@@ -63,6 +63,13 @@ class Journey:
         pipe.set_adapters(["a", "b"], [0.5, 0.7])
         self.note("fuse two of unlike strength", lambda: pipe.fuse_lora(components=UNET))
         self.note("unfuse two", lambda: pipe.unfuse_lora(components=UNET))
+        load(pipe, files[2], "c")
+        load(pipe, files[3], "d")
+        pipe.set_adapters([*"abcd"])
+        self.note("fuse four", lambda: pipe.fuse_lora(components=UNET))
+        self.note("unfuse four", lambda: pipe.unfuse_lora(components=UNET))
+        pipe.delete_adapters(["c", "d"])
+        pipe.set_adapters(["a", "b"], [0.5, 0.7])
         self.note("delete one of two", lambda: pipe.delete_adapters("b"))
         self.note("unload", pipe.unload_lora_weights)
 
@@ -132,7 +139,7 @@ def measure(
 ) -> tuple[list[str], list[Row]]:
     """Measure all operations on one model; return its section of the page, and its rows for the plot."""
     dtype = next(model.parameters()).dtype
-    files = [write_adapter(model, folder / f"{i}.safetensors", 16, dtype, seed=i) for i in range(2)]
+    files = [write_adapter(model, folder / f"{i}.safetensors", 16, dtype, seed=i) for i in range(4)]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     journeys = {cls: Journey(cls(model), files) for cls in (Lorry, Diffusers)}
     shares = {}
@@ -189,4 +196,5 @@ def _floors(model: nn.Module, file_bytes: int, machine: Machine) -> dict[str, fl
         "fuse one, new memory": nbytes / machine.copied_fresh - nbytes / machine.copied + product,
         "fuse one, again": product,
         "fuse two": product,
+        "fuse four": product,
     }

@@ -32,7 +32,17 @@ MODELS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
     "Flux-dev, 2 double and 2 single blocks": (lambda device: build_flux(2, 2, torch.bfloat16, device), 2),
 }
 """How each model is built, and in how many rounds it is measured."""
-SIZES = [(256, 16), (256, 64), (256, 128), (1024, 16), (1024, 64), (1024, 128), (4096, 16)]
+SIZES = [
+    (256, 16),
+    (256, 64),
+    (256, 128),
+    (1024, 16),
+    (1024, 64),
+    (1024, 128),
+    (4096, 16),
+    (4096, 64),
+    (4096, 128),
+]
 INTRODUCTION = """\
 # Benchmarks
 
@@ -42,8 +52,8 @@ ratio is theirs over ours; the floor is what the bytes and the sums of the row t
 done. [performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
 
 Machine: {machine}
-It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, and multiplies at {flops:.0f}
-Gflop/s where it fuses.
+It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, {first:.1f} GB/s into memory that
+was not in use for long; and multiplies at {flops:.0f} Gflop/s where it fuses.
 
 GPU: {gpu}
 """
@@ -83,7 +93,8 @@ def forward_page(device: str) -> list[str]:
         "## Forward of one transformer block of SDXL, bfloat16",
         "",
         "Adapters on its eight attention projections. Each cell is the time over that of the bare block, lorry / PEFT,",
-        "by the least of some rounds; the last column is one adapter's operations over the block's.",
+        "by the least of some rounds; the last two columns are the operations of the block with one and with four",
+        "adapters, over those of the bare block.",
         "",
         *forward.HEAD,
         *rows,
@@ -112,6 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
     logging.set_verbosity_error()  # PEFT calls the keys of other adapters missing
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     chosen = arguments.only or [*MODELS, "forward", "others"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = Machine.measured()
@@ -121,6 +133,7 @@ def main() -> None:
             machine=machine_name(),
             copied=machine.copied / 1e9,
             fresh=machine.copied_fresh / 1e9,
+            first=machine.copied_first / 1e9,
             flops=machine.flops / 1e9,
             gpu=f"{gpu}; see the sections that name it."
             if gpu
