@@ -55,10 +55,10 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
     "loha tucker": ("LoHa with Tucker cores", "no", "in 2-d convolutions", "in 2-d convolutions"),
     "lokr whole": ("LoKr, two whole matrices", "Z-Image, Flux.2", "yes", "yes"),
     "lokr w2 of factors": ("LoKr of factors", "Z-Image, Flux.2", "yes", "yes"),
-    "lokr tucker": ("LoKr with a Tucker core", "no", "in 2-d convolutions", "in 2-d convolutions"),
+    "lokr tucker": ("LoKr with a Tucker core", "no", "not with torch 2.13, logged", "in 2-d convolutions"),
     "glora": ("GLoRA", "no", "yes", "no"),
-    "oft": ("Diag-OFT", "no", "without `rescale`", "no"),
-    "boft": ("BOFT", "no", "with an alpha only", "no"),
+    "oft": ("Diag-OFT", "no", "at strength 1, without `rescale`", "no"),
+    "boft": ("BOFT", "no", "at strength 1, with an alpha", "no"),
     "oft packed": ("OFT of PEFT and OneTrainer", "no", "no", "no"),
     "boft of peft": ("BOFT of PEFT", "no", "no", "no"),
     "ia3 rows": ("(IA)^3 of LyCORIS", "no", "no", "of linear layers"),
@@ -71,9 +71,11 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
     ),
     "replacement": ("a whole weight in its place", "no", "`set_weight`", "norms of Flux's control files"),
 }  # fmt: skip
-"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI 0.3.64, InvokeAI 6.14.0-alpha). Those of diffusers were
-measured on a tiny UNet; the others read in Comfy-Org/ComfyUI at a125cd84, `comfy/lora.py`, `comfy/lora_convert.py` and
-`comfy/weight_adapter/*`, and invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
+"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI 0.12.1, InvokeAI 6.14.0-alpha). Those of diffusers were
+measured on a tiny UNet. Those of ComfyUI were measured with `load_lora` and `calculate_weight` of its `comfy/lora.py`
+on the tests' layers, at strengths 1 and 0.5 (Flux's control files: read in `comfy/lora_convert.py`), as
+hiddenswitch/pip-and-uv-installable-ComfyUI has them at 87606c5f; 0.3.64 (Comfy-Org/ComfyUI at a125cd84) does the same.
+Those of InvokeAI were read in invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
 SAME = (
     *("ErnieImageTransformer2DModel", "HiDreamImageTransformer2DModel", "JoyImageEditTransformer3DModel"),
     *("Kandinsky5Transformer3DModel", "QwenImageTransformer2DModel"),
@@ -149,7 +151,7 @@ def verdict(layer: Layer, dialect: str) -> str:
 
 def families() -> str:
     """Return the table of families by dialect."""
-    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI 0.3.64", "InvokeAI 6.14.0-alpha"]
+    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI 0.12.1", "InvokeAI 6.14.0-alpha"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, (title, *others) in ROWS.items():
         torch.manual_seed(0)
@@ -245,8 +247,7 @@ What is only read has a reason: `cloneofsimo` and its pickles count the layers o
 alpha but 1. The names of OMI and of OneTrainer's mixtures are read as `dotted-kohya` and `kohya`, and are not written.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
-does was measured, what the other two do was read in their sources.
-"Logged" is a line in the log and no error.
+and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.
 
 {families()}
 
@@ -297,9 +298,9 @@ OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in d
 ## Text
 
 A file's text goes with it: `ss_*`, `modelspec.*` with the trigger phrase, and whatever else is in the header. Hashes of
-the old file are left out. PEFT's ranks, alphas, patterns and `use_rslora` become alpha tensors and the other way round;
-the config itself waits in the header under `lorry.peft_config`, and is itself again in files of PEFT and diffusers
-while it still tells the truth of every layer.
+the tensors (`sshs_model_hash`, `sshs_legacy_hash`, `modelspec.hash_sha256`) are made anew. PEFT's ranks, alphas,
+patterns and `use_rslora` become alpha tensors and the other way round; the config itself waits in the header under
+`lorry.peft_config`, and is itself again in files of PEFT and diffusers while it still tells the truth of every layer.
 """
 
 
