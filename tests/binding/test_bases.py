@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import LoraDelta
 from lorry.binding import BASES, base_of_adapter, base_of_models, bind, find_base_called
-from lorry.binding.bases import find_base
+from lorry.binding.bases import Layer, find_base, find_bases, titles_of_adapter
+from lorry.binding.original_names import unet_names
+from lorry.binding.tables import original_names
+from lorry.binding.targets import weight_shape
 from lorry.dialects import read_adapter
 from lorry.errors import BindingError
 from lorry.files import TensorFile
@@ -40,6 +44,82 @@ def test_every_known_architecture_is_told_by_its_own_layers(name: str) -> None:
     assert found is not None
     assert base_of_models(models) is found
     assert all(parameter.is_meta for model in models.values() for parameter in model.parameters())
+
+
+@cache
+def spellings(name: str) -> dict[str, list[Layer]]:
+    """Every layer of a base under each of its names: of diffusers, of the original checkpoint, and others."""
+    found: dict[str, list[Layer]] = {}
+    for part, model in skeleton(name).items():
+        shapes = {path: shape for path, m in model.named_modules() if (shape := weight_shape(m)) is not None}
+        tables = {section: original_names(model, shapes, section) for section in ("names", "also")}
+        tables["sgm"] = unet_names(shapes) if part == "unet" else {}
+        for spelling, names in tables.items():
+            for path, pieces in names.items():
+                rows = sum(shapes[piece.path][0] // piece.of for piece in pieces)
+                layer = path.replace(".", "_"), (rows, *shapes[pieces[0].path][1:])
+                found.setdefault(spelling, []).append(layer)
+        own = "diffusers, text" if part.startswith("text_encoder") else "diffusers"
+        found.setdefault(own, []).extend((path.replace(".", "_"), shape) for path, shape in shapes.items())
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_layer_of_a_base_is_said_to_be_of_others_alone(name: str) -> None:
+    wrong = {
+        path: titles
+        for layers in spellings(name).values()
+        for path, shape in layers
+        if (titles := [base.name for base in find_bases([(path, shape)])]) and name not in titles
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_layers_of_a_base_are_told_from_every_other_in_each_spelling(name: str) -> None:
+    for spelling, layers in spellings(name).items():
+        if spelling != "diffusers, text" and any(find_bases([layer]) for layer in layers):
+            assert [base.name for base in find_bases(layers)] == [name], spelling
+
+
+FLUX_SIZED = (3072, 3072)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (
+            {f"single_transformer_blocks.{i}.attn.to_{p}": FLUX_SIZED for i in (3, 7) for p in "qkv"},
+            "FLUX.1 or Chroma or HunyuanVideo or AuraFlow",
+        ),
+        ({f"single_transformer_blocks.{i}.attn.to_q": FLUX_SIZED for i in range(32)}, "AuraFlow"),
+        ({f"single_transformer_blocks.{i}.attn.to_q": FLUX_SIZED for i in range(38)}, "FLUX.1 or Chroma"),
+        ({f"single_transformer_blocks.{i}.attn.to_q": FLUX_SIZED for i in range(40)}, "HunyuanVideo"),
+        (
+            {f"transformer_blocks.{i}.ff.net.2": (3072, 12288) for i in range(4)},
+            "FLUX.1 or Chroma or HunyuanVideo or CogVideoX 5B",
+        ),
+        ({"double_blocks.3.img_mod.lin": (18432, 3072)}, "FLUX.1 or HunyuanVideo"),
+        ({"down_blocks.0.attentions.0.proj_in": (320, 320)}, None),
+        ({"blocks.0.attn.wq": (6144, 6144), "double_blocks.0.img_attn.qkv": (9216, 3072)}, None),
+    ],
+)
+def test_what_layers_do_not_tell_is_said_with_all_that_it_may_be(
+    layers: dict[str, tuple[int, int]], said: str | None
+) -> None:
+    entries = [
+        Entry(Target(DENOISER, path), LoraDelta(torch.ones(1, shape[1]), torch.ones(shape[0], 1)), (path,))
+        for path, shape in layers.items()
+    ]
+    for order in (entries, entries[::-1]):
+        assert titles_of_adapter(Adapter(tuple(order), "diffusers", source="x.safetensors")) == said
+
+
+def test_what_cannot_be_told_is_not_written_as_one_of_two_bases_with_other_names() -> None:
+    assert find_base([("single_transformer_blocks_3_attn_to_q", FLUX_SIZED)]) is None
+    shared = find_base([("single_transformer_blocks_3_proj_out", (3072, 15360))])
+    assert shared is not None
+    assert shared.name == "flux"
 
 
 @pytest.mark.parametrize(

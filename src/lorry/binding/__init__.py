@@ -1,6 +1,13 @@
 """Decide which delta lands on which module of a live model, or say why not."""
 
-from lorry.binding.bases import BASES, Base, base_of_adapter, base_of_models, find_base_called
+from lorry.binding.bases import (
+    BASES,
+    Base,
+    base_of_adapter,
+    base_of_models,
+    find_base_called,
+    titles_of_adapter,
+)
 from lorry.binding.index import ModuleIndex
 from lorry.binding.plan import Plan, bind, report_on
 from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
@@ -38,5 +45,6 @@ __all__ = [
     "named_modules",
     "report_on",
     "size_of",
+    "titles_of_adapter",
     "weight_shape",
 ]

@@ -1,12 +1,14 @@
 """Which base model an adapter was made for, told from the names and shapes of its layers alone.
 
 A live model is known by the same marks, so that an error can say "made for SDXL, and this is Stable Diffusion 1.5".
+Each layer that tells anything leaves the bases that have such a layer; what is left at the end are all that the file
+may be for, and where that is more than one, all are said: "FLUX.1 or Chroma".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -22,19 +24,25 @@ Layer = tuple[str, tuple[int, ...]]
 @final
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A layer that one base has and no other base above it in the table."""
+    """Layers that a base has, and of all the other bases only those with a mark for them too."""
 
     path: re.Pattern[str]
-    sizes: tuple[int, ...] = ()
-    """What the rows or the columns may count; any number where empty."""
-    axis: int = 1
+    columns: tuple[int, ...] = ()
+    """What the columns may count; any number where empty."""
+    rows: tuple[int, ...] = ()
 
     def is_on(self, layer: Layer) -> bool:
         """Whether a layer has it."""
         path, shape = layer
-        if not self.path.search(path):
-            return False
-        return not self.sizes or (len(shape) > self.axis and shape[self.axis] in self.sizes)
+        return (
+            _is_one_of(shape[1:2], self.columns)
+            and _is_one_of(shape[:1], self.rows)
+            and bool(self.path.search(path))
+        )
+
+
+def _is_one_of(count: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
+    return not allowed or (bool(count) and count[0] in allowed)
 
 
 @final
@@ -54,14 +62,45 @@ class Base:
     """Whether kohya's trainers name its blocks as diffusers does, and not as its original checkpoint."""
     transformer: str | None = None
     """The class of its transformer in diffusers, where its original checkpoint has other names for the modules."""
+    singles: int | None = None
+    """How many single blocks it has: a file for all of them is of this base, or of one with as many."""
+    like: str | None = None
+    """The base whose layers it shares under the same names, so that a file for either is written alike."""
 
 
-def _mark(pattern: str, *sizes: int, axis: int = 1) -> Mark:
-    return Mark(re.compile(pattern), sizes, axis)
+def _mark(pattern: str, *columns: int, rows: tuple[int, ...] = ()) -> Mark:
+    return Mark(re.compile(pattern), columns, rows)
 
 
+_SINGLE = re.compile(r"single_(transformer_)?blocks_(?P<number>\d+)_")
 _UNET = r"(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)_"
 _JOINT = r"(?<!single_)(?<!joint_)transformer_blocks_"
+
+
+def _flux_blocks(double: str, single: str) -> tuple[Mark, ...]:
+    """Of FLUX.1, Chroma and HunyuanVideo, whose blocks have such numbers."""
+    return (
+        _mark(rf"^single_transformer_blocks_{single}_(attn_to_[qkv]|proj_mlp|proj_out)$", 3072, 15360),
+        _mark(rf"^single_blocks_{single}_linear[12]", 3072, 15360),
+        _mark(rf"^double_blocks_{double}_(img|txt)_(attn|mlp)_", 3072, 12288),
+        _mark(rf"^{_JOINT}{double}_(ff|ff_context)_net_", 3072, 12288),
+    )
+
+
+def _flux_modulation(double: str, single: str) -> tuple[Mark, ...]:
+    """Of FLUX.1 and HunyuanVideo; Chroma has none."""
+    return (
+        _mark(
+            rf"^(single_transformer_blocks_{single}_norm_linear|single_blocks_{single}_modulation_lin)", 3072
+        ),
+        _mark(rf"^double_blocks_{double}_(img|txt)_mod_lin", 3072),
+        _mark(rf"^{_JOINT}{double}_norm1(_context)?_linear$", 3072),
+    )
+
+
+_FLUX = (r"(\d|1[0-8])", r"([12]?\d|3[0-7])")
+"""The numbers of double and of single blocks."""
+_HUNYUAN = (r"1?\d", r"[123]?\d")
 
 BASES = (
     Base(
@@ -94,13 +133,13 @@ BASES = (
     Base(
         "sd35-large",
         "Stable Diffusion 3.5 Large",
-        (_mark(r"^(joint_blocks_|transformer_blocks_\d+_(attn|norm1|ff)_)", 2432),),
+        (_mark(rf"^(joint_blocks_|{_JOINT}\d+_(attn|norm1|norm1_context|ff|ff_context)_)", 2432),),
         transformer="SD3Transformer2DModel",
     ),
     Base(
         "sd3",
         "Stable Diffusion 3",
-        (_mark("^joint_blocks_", 1536), _mark(r"^transformer_blocks_\d+_attn_(to|add)_.*", 1536)),
+        (_mark("^joint_blocks_", 1536), _mark(rf"^{_JOINT}\d+_attn_(to|add)_.*", 1536)),
         "sd3m",
         "stable-diffusion-3-medium",
         transformer="SD3Transformer2DModel",
@@ -111,8 +150,9 @@ BASES = (
         (
             _mark("^(text_fusion|txtfusion)_"),
             _mark(r"^blocks_\d+_(attn_w[qkvo]|mlp_(gate|up|down))$", 6144, 16384),
-            _mark(r"^transformer_blocks_\d+_(attn_to_gate|ff_(gate|up|down))$", 6144, 16384),
-            _mark(r"^transformer_blocks_\d+_attn_to_[kv]$", 1536, axis=0),
+            _mark(rf"^{_JOINT}\d+_(attn_to_gate|ff_(gate|up|down))$", 6144, 16384),
+            _mark(rf"^{_JOINT}\d+_attn_to_[kv]$", 6144, rows=(1536,)),
+            _mark(rf"^{_JOINT}\d+_attn_to_(q|out_0)$", 6144),
         ),
         "krea2",
         transformer="Krea2Transformer2DModel",
@@ -122,23 +162,44 @@ BASES = (
         "FLUX.2",
         (
             _mark("(to_qkv_mlp_proj$|double_stream_modulation_)"),
-            _mark(r"single_blocks_\d+_linear1$", 27648, 36864, 55296, axis=0),
+            _mark(r"single_blocks_\d+_linear1$", rows=(27648, 36864, 55296)),
             _mark(r"^(double|single)_blocks_\d+_", 6144),
-            _mark(r"^(single_)?transformer_blocks_\d+_attn_", 6144),
+            _mark(rf"^{_JOINT}\d+_attn_", 6144, rows=(6144,)),
+            _mark(r"^single_transformer_blocks_\d+_attn_", 6144, 24576),
         ),
         transformer="Flux2Transformer2DModel",
+        singles=48,
     ),
-    Base("chroma", "Chroma", (_mark("^distilled_guidance_layer_"),), transformer="ChromaTransformer2DModel"),
+    Base(
+        "flux",
+        "FLUX.1",
+        (*_flux_blocks(*_FLUX), *_flux_modulation(*_FLUX)),
+        "flux1",
+        "flux-1-dev",
+        transformer="FluxTransformer2DModel",
+        singles=38,
+        like="flux",
+    ),
+    Base(
+        "chroma",
+        "Chroma",
+        (_mark("^distilled_guidance_layer_"), *_flux_blocks(*_FLUX)),
+        transformer="ChromaTransformer2DModel",
+        singles=38,
+        like="flux",
+    ),
     Base(
         "hunyuan-video",
         "HunyuanVideo",
         (
             _mark(r"^double_blocks_\d+_(img|txt)_mlp_fc[12]$", 3072, 12288),
-            _mark(r"^(double_blocks_19|single_blocks_3[89])_"),
-            _mark(r"^single_transformer_blocks_3[89]_"),
             _mark("^context_embedder_token_refiner_"),
+            *_flux_blocks(*_HUNYUAN),
+            *_flux_modulation(*_HUNYUAN),
         ),
         transformer="HunyuanVideoTransformer3DModel",
+        singles=40,
+        like="flux",
     ),
     Base(
         "qwen-image",
@@ -153,14 +214,19 @@ BASES = (
         "AuraFlow",
         (
             _mark(r"^(joint_transformer_blocks|(double|single)_layers)_\d+_", 3072),
-            _mark(r"^single_transformer_blocks_\d+_ff_"),
+            _mark(r"^single_transformer_blocks_\d+_(ff|norm1)_"),
+            _mark(r"^single_transformer_blocks_([12]?\d|3[01])_attn_to_([qkv]|out_0)$", 3072),
         ),
         transformer="AuraFlowTransformer2DModel",
+        singles=32,
     ),
     Base(
         "cogvideox-2b",
         "CogVideoX 2B",
-        (_mark(r"^((transformer_)?layers_\d+_attention|transformer_blocks_\d+_attn1)_", 1920),),
+        (
+            _mark(r"^((transformer_)?layers_\d+_attention|transformer_blocks_\d+_attn1)_", 1920),
+            _mark(r"^transformer_blocks_\d+_norm[12]_linear$", 512, rows=(11520,)),
+        ),
         transformer="CogVideoXTransformer3DModel",
     ),
     Base(
@@ -168,21 +234,10 @@ BASES = (
         "CogVideoX 5B",
         (
             _mark(r"^(transformer_)?layers_\d+_attention_(query_key_value|dense)", 3072),
-            _mark(r"^transformer_blocks_\d+_norm[12]_linear$", 512),
+            _mark(r"^transformer_blocks_\d+_norm[12]_linear$", 512, rows=(18432,)),
+            _mark(r"^transformer_blocks_\d+_ff_net_", 3072, 12288),
         ),
         transformer="CogVideoXTransformer3DModel",
-    ),
-    Base(
-        "flux",
-        "FLUX.1",
-        (
-            _mark(r"^single_(transformer_)?blocks_\d+_", 3072, 12288, 15360),
-            _mark(r"^double_blocks_\d+_", 3072, 12288),
-            _mark(rf"^{_JOINT}\d+_(ff_|ff_context_|norm1)", 3072, 12288),
-        ),
-        "flux1",
-        "flux-1-dev",
-        transformer="FluxTransformer2DModel",
     ),
     Base(
         "wan-1.3b",
@@ -199,7 +254,7 @@ BASES = (
     Base(
         "ltx-video",
         "LTX-Video",
-        (_mark(r"^transformer_blocks_\d+_attn[12]_to_[qkv]$", 2048),),
+        (_mark(r"^transformer_blocks_\d+_attn[12]_to_[qkv]$", 2048, rows=(2048,)),),
         transformer="LTXVideoTransformer3DModel",
     ),
     Base(
@@ -214,7 +269,12 @@ BASES = (
         (_mark(r"^(transformer_)?blocks_\d+_(attn|cross_attn|attn[12])_\w+", 2240),),
         transformer="SanaTransformer2DModel",
     ),
-    Base("lumina2", "Lumina 2", (_mark(r"^layers_\d+_", 2304),), transformer="Lumina2Transformer2DModel"),
+    Base(
+        "lumina2",
+        "Lumina 2",
+        (_mark(r"^layers_\d+_(attention|attn|feed_forward)_", 2304),),
+        transformer="Lumina2Transformer2DModel",
+    ),
     Base("hidream", "HiDream", (_mark("^(double|single)_stream_blocks_"),)),
     Base(
         "ltx2",
@@ -223,23 +283,51 @@ BASES = (
         transformer="LTX2VideoTransformer3DModel",
     ),
 )
-"""The bases that are known, in the order in which their marks are looked for.
+"""The bases that are known; of those that share layers, the likeliest first.
 
 Sources of the sizes: the configurations of the published checkpoints. Of the names in headers: kohya-ss/sd-scripts,
 `library/sai_model_spec.py` and `library/train_util.py`; where nothing is known of those, there is none."""
 
 
+def find_bases(layers: Iterable[Layer]) -> tuple[Base, ...]:
+    """Return all bases that these layers may be of, the likeliest first; none where no known mark is on them."""
+    left, singles = list[Base](), set[int]()
+    for layer in layers:
+        if single := _SINGLE.match(layer[0]):
+            singles.add(int(single["number"]))
+        having = _having(layer)
+        left = [base for base in left or having if not having or base in having]
+        if having and not left:
+            return ()  # layers of several bases
+    whole = tuple(base for base in left if base.singles and singles == set(range(base.singles)))
+    return whole or tuple(left)
+
+
+def _having(layer: Layer) -> tuple[Base, ...]:
+    return tuple(base for base in BASES if any(mark.is_on(layer) for mark in base.marks))
+
+
 def find_base(layers: Iterable[Layer]) -> Base | None:
-    """Return the base whose marks are on these layers, or None where no known mark is."""
-    listed = list(layers)
-    return next(
-        (base for base in BASES if any(mark.is_on(layer) for mark in base.marks for layer in listed)), None
-    )
+    """Return the base that these layers are of, or None where they do not tell.
+
+    Of bases that share those layers under the same names it is the likeliest.
+    """
+    found = find_bases(layers)
+    return found[0] if len({base.like or base.name for base in found}) == 1 else None
 
 
 def base_of_adapter(adapter: Adapter) -> Base | None:
-    """Return the base that an adapter was made for, as far as its names and shapes tell."""
-    return find_base((entry.target.path.replace(".", "_"), entry.delta.shape) for entry in adapter.entries)
+    """Return the base that an adapter was made for, as `find_base` does."""
+    return find_base(_layers(adapter))
+
+
+def titles_of_adapter(adapter: Adapter) -> str | None:
+    """Say what an adapter was made for, as far as its names and shapes tell: "SDXL", "FLUX.1 or Chroma"."""
+    return " or ".join(base.title for base in find_bases(_layers(adapter))) or None
+
+
+def _layers(adapter: Adapter) -> Iterator[Layer]:
+    return ((entry.target.path.replace(".", "_"), entry.delta.shape) for entry in adapter.entries)
 
 
 def base_of_models(models: Mapping[str, nn.Module | None]) -> Base | None:
@@ -260,8 +348,9 @@ def find_base_called(name: str) -> Base | None:
 
 def made_for(adapter: Adapter, models: Mapping[str, nn.Module | None]) -> str:
     """Say for an error which base an adapter was made for, and which this is, as far as that can be told."""
-    its, this = base_of_adapter(adapter), base_of_models(models)
-    if its is None or its == this:
+    its, this = find_bases(_layers(adapter)), base_of_models(models)
+    if not its or this in its:
         return "Was the adapter made for another base model?"
     other = f", and this is {this.title}" if this is not None else ""
-    return f"The adapter was made for another base model: it is for {its.title}{other}."
+    titles = " or ".join(base.title for base in its)
+    return f"The adapter was made for another base model: it is for {titles}{other}."

@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter
-from lorry.binding import LoadReport, base_of_adapter, base_of_models, bind, report_on
+from lorry.binding import LoadReport, base_of_models, bind, report_on, titles_of_adapter
 from lorry.dialects import read_adapter
 from lorry.errors import LorryError, StateError
 from lorry.files import TensorFile, read_adapter_file
@@ -102,7 +102,6 @@ def is_supported(file: str | os.PathLike[str] | Mapping[str, Tensor], model: Mod
         adapter = _read(file)
     except LorryError as problem:
         return Support(source, None, problem, None, model_is)
-    made_for = base_of_adapter(adapter)
     problem = None
     tokenizers = _tokenizers(model, models)
     try:
@@ -110,7 +109,7 @@ def is_supported(file: str | os.PathLike[str] | Mapping[str, Tensor], model: Mod
     except LorryError as error:
         problem = error
     report = _report(adapter, models, tokenizers)
-    return Support(adapter.source, report, problem, None if made_for is None else made_for.title, model_is)
+    return Support(adapter.source, report, problem, titles_of_adapter(adapter), model_is)
 
 
 def _tokenizers(model: Model, models: Mapping[str, nn.Module | None]) -> Collection[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from lorry.adapters import Adapter
-from lorry.binding.bases import base_of_adapter
+from lorry.binding.bases import titles_of_adapter
 from lorry.dialects import read_adapter
 from lorry.errors import FileError, FormatError
 from lorry.files import TensorFile, read_weights
@@ -69,10 +69,9 @@ def facts_of(path: Path) -> Facts:
     except FormatError as error:
         return Facts(**about, problem=str(error))
     deltas = [entry.delta for entry in adapter.entries]
-    base = base_of_adapter(adapter)
     return Facts(
         **about,
-        made_for=None if base is None else base.title,
+        made_for=titles_of_adapter(adapter),
         dialect=adapter.dialect,
         families=tuple(sorted({delta.family for delta in deltas})),
         ranks=tuple(sorted({delta.rank for delta in deltas if delta.rank is not None})),
