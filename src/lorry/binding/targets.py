@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import cast, final
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import Any, cast, final
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -57,18 +59,33 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     The module's own description counts, not its parameter: quantized layers keep theirs packed. Norm layers, of
     whatever class, are known by a weight of one axis.
     """
-    if isinstance(module, _READ_ONLY):
-        return None
-    if isinstance(module, BareParameter):
-        return tuple(module.weight.shape)
-    if isinstance(module, nn.Linear):
-        return (module.out_features, module.in_features)
-    if isinstance(module, nn.Conv2d):
-        return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    return _shape_of(type(module))(module)
+
+
+@functools.cache
+def _shape_of(cls: type[nn.Module]) -> Callable[[Any], tuple[int, ...] | None]:
+    """Return what finds that shape in a module of a class: a model has a thousand modules of a few classes."""
+    if issubclass(cls, _READ_ONLY):
+        return lambda _: None
+    if issubclass(cls, nn.Linear):
+        return attrgetter("out_features", "in_features")
+    if issubclass(cls, nn.Conv2d):
+        return _of_convolution
+    return _of_weight if issubclass(cls, (BareParameter, *_OTHER_CONVOLUTIONS)) else _of_norm
+
+
+def _of_convolution(module: nn.Conv2d) -> tuple[int, ...]:
+    return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+
+
+def _of_weight(module: nn.Module) -> tuple[int, ...] | None:
     weight = module._parameters.get("weight")
-    if weight is not None and (weight.ndim == 1 or isinstance(module, _OTHER_CONVOLUTIONS)):
-        return tuple(weight.shape)
-    return None
+    return None if weight is None else tuple(weight.shape)
+
+
+def _of_norm(module: nn.Module) -> tuple[int, ...] | None:
+    weight = module._parameters.get("weight")
+    return tuple(weight.shape) if weight is not None and weight.ndim == 1 else None
 
 
 @final
@@ -106,6 +123,6 @@ def _stand_ins(modules: Mapping[str, nn.Module]) -> dict[str, BareParameter]:
     return {
         f"{path}.{name}" if path else name: BareParameter(cast(nn.Parameter, module._parameters[name]))
         for path, module in modules.items()
-        if not module._parameters.keys() <= _OF_LAYERS
+        if module._parameters and not module._parameters.keys() <= _OF_LAYERS
         for name in bare_names(module)
     }
