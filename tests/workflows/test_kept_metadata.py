@@ -81,7 +81,7 @@ def adapter_for(models: Models, alpha: float | None) -> Adapter:
         return read_adapter(TensorFile(processors(1)))
     entries = []
     for rank, path in zip((2, 4), PATHS, strict=True):
-        rows, columns = models["unet"].get_submodule(path).weight.shape
+        rows, columns = models["unet"].get_submodule(path).get_parameter("weight").shape
         own = alpha if alpha is None else alpha * rank
         delta = LoraDelta(torch.randn(rank, columns), torch.randn(rows, rank), None, own)
         entries.append(Entry(Target("unet", path), delta, ()))

@@ -30,7 +30,7 @@ from lorry.files.safetensors_reader import read_safetensors
 
 CHUNK = 1 << 20
 OLD_START, OLD_LENGTH = 0x100000, 0x10000
-HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+HASH_KEYS: tuple[str, ...] = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Where a header says a hash of its file's tensors."""
 
 
@@ -93,7 +93,7 @@ def rehashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict
         return dict(metadata)
     apart = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     model, legacy = _of_kohya(apart, metadata)
-    true = dict(zip(HASH_KEYS, (model, legacy, f"0x{model}"), strict=True))
+    true: dict[str, str] = dict(zip(HASH_KEYS, (model, legacy, f"0x{model}"), strict=True))
     return {key: true.get(key, text) for key, text in metadata.items()}
 
 
