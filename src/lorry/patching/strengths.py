@@ -38,11 +38,9 @@ class StrengthVector:
     _modules: Mapping[str, Sequence[str]]
     """By adapter: the paths of its modules. Counted through, they number the strengths."""
     _numbers: NDArray[np.int64]
-    """For each run of places that have one adapter's factors, or none, the number of its strength."""
+    """For each place in the vectors, the number of its strength; of any where no factors are."""
     _scales: NDArray[np.float64]
-    """For each run, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
-    _ranks: NDArray[np.int64]
-    """The length of each run."""
+    """For each place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
     _written: dict[str, Mapping[str, Strength]] | None
     """The last strengths that were written, under "last". None where others write in the same memory."""
 
@@ -110,9 +108,8 @@ class StrengthVector:
             sizes,
             offsets,
             modules,
-            np.array(number, dtype=np.int64),
-            np.array(scale, dtype=np.float64),
-            np.array(rank, dtype=np.int64),
+            np.array(number, dtype=np.int64).repeat(rank),
+            np.array(scale, dtype=np.float64).repeat(rank),
             {} if room is None else None,
         )
 
@@ -141,12 +138,9 @@ class StrengthVector:
         return dict(zip(self.pieces, pieces, strict=True))
 
     def _values(self, strengths: Mapping[str, Strength]) -> tuple[Tensor, ...]:
-        each = [np.zeros(0 if self._modules else 1)]
+        each = [] if self._modules else [0.0]
         for name, paths in self._modules.items():
             strength = strengths[name]
-            if strength.by_path is None:
-                each.append(np.full(len(paths), strength.value))
-            else:
-                each.append(np.array([strength.at(path) for path in paths]))
-        values = (np.concatenate(each)[self._numbers] * self._scales).astype(np.float32).repeat(self._ranks)
+            each += [strength.value] * len(paths) if strength.by_path is None else map(strength.at, paths)
+        values = (np.array(each)[self._numbers] * self._scales).astype(np.float32)
         return torch.from_numpy(values).split([len(vector) for vector in self._vectors])
