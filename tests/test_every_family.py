@@ -14,7 +14,16 @@ from dialects.layers import LAYERS, Layer
 from dialects.test_carrying import CARRIED
 from lorry.files import write_safetensors
 from models import tiny_sd_pipeline, tiny_unet
-from walks import check_there_and_back, models_of, walk
+from walks import (
+    check_outputs,
+    check_same,
+    check_there_and_back,
+    check_weights,
+    expected_layers,
+    models_of,
+    walk,
+    weights,
+)
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 PLACES = {
@@ -43,14 +52,16 @@ def pipeline(shape: tuple[int, ...], bias: bool) -> Any:
     return lorry.attach(pipe)
 
 
-def changes(layer: Layer, module: nn.Module) -> dict[str, Tensor]:
-    """What a layer's delta adds to the parameters of a module, in float64."""
+def changes(layer: Layer, module: nn.Module, strength: float = 1.0) -> dict[str, Tensor]:
+    """What a layer's delta adds to the parameters of a module at a strength, in float64."""
     found = {}
     for name, parameter in module.named_parameters():
         part = layer.delta.part(name)
         fitted = None if part is None else part.fitted(tuple(parameter.shape))
         if fitted is not None:
-            found[f"{PLACES[layer.shape]}.{name}"] = fitted.weight(parameter.detach().double(), torch.float64)
+            found[f"{PLACES[layer.shape]}.{name}"] = fitted.weight(
+                parameter.detach().double(), torch.float64, strength
+            )
     return found
 
 
@@ -69,3 +80,30 @@ def test_a_layer_acts_leaves_no_trace_and_is_converted(name: str, tmp_path: Path
     if path not in IN_ATTENTION:
         carried.discard("attention-processors")
     assert check_there_and_back(source, report.dialect, tmp_path, models_of(pipe)) == carried
+
+
+@pytest.mark.parametrize("strength", [0.5, -1.0])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_acts_at_a_strength_beside_another_and_is_taken_off_exactly(
+    name: str, strength: float
+) -> None:
+    layer, path = LAYERS[name](), PLACES[LAYERS[name]().shape]
+    pipe = pipeline(layer.shape, layer.delta.part("bias") is not None)
+    module, models = pipe.unet.get_submodule(path), models_of(pipe)
+    expected = changes(layer, module, strength)
+    other = torch.randn(module.weight.shape) / 4
+    expected[f"{path}.weight"] = expected.get(f"{path}.weight", 0.0) + 0.7 * other.double()
+    layers, before = expected_layers(models, {"unet": expected}), weights(models)
+    pipe.load_lora_weights(
+        {f"unet.{path}.{suffix}": t for suffix, t in layer.tensors.items()}, adapter_name="it"
+    )
+    pipe.load_lora_weights({f"unet.{path}.diff": other}, adapter_name="other")
+    pipe.set_adapters(["it", "other"], [strength, 0.7])
+    check_outputs(models, layers)
+    pipe.fuse_lora()
+    check_weights(models, layers, before)
+    pipe.unfuse_lora()
+    check_same(models, before)
+    check_outputs(models, layers)
+    pipe.unload_lora_weights()
+    check_same(models, before)
