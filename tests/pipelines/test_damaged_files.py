@@ -13,23 +13,34 @@ from torch import Tensor
 from lorry import attach
 from lorry.errors import FormatError, LorryError, ShapeMismatchError, UnknownTargetError
 from models import tiny_sd_pipeline
+from rows import AB, DOTS, KOHYA
 from snapshots import check_same, snapshot
 
 Tensors = dict[str, Tensor]
 PATHS = [f"mid_block.attentions.0.transformer_blocks.0.attn{n}.to_{name}" for n in (1, 2) for name in "qkv"]
 TO_K = PATHS[4]
 """The one whose layer is not square: cross attention takes another width in."""
+
+
+def spelled(prefix: str, pair: tuple[str, str]) -> Callable[[str], tuple[str, str, str]]:
+    """The names of a layer's three tensors by its path, which is flattened after a prefix that ends so."""
+
+    def keys(path: str) -> tuple[str, str, str]:
+        stem = prefix + (path.replace(".", "_") if prefix.endswith("_") else path)
+        return f"{stem}.{pair[0]}", f"{stem}.{pair[1]}", f"{stem}.alpha"
+
+    return keys
+
+
 SPELLINGS: dict[str, Callable[[str], tuple[str, str, str]]] = {
-    "kohya": lambda path: tuple(
-        f"lora_unet_{path.replace('.', '_')}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")
-    ),
-    "comfyui": lambda path: tuple(
-        f"diffusion_model.{path}.{end}" for end in ("lora_A.weight", "lora_B.weight", "alpha")
-    ),
-    "dotted-kohya": lambda path: tuple(
-        f"unet.{path}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")
-    ),
-}  # type: ignore[assignment]
+    "kohya": spelled("lora_unet_", KOHYA),
+    "lycoris": spelled("lycoris_", KOHYA),
+    "comfyui": spelled("diffusion_model.", AB),
+    "dotted-kohya": spelled("unet.", KOHYA),
+    "diffusers": spelled("unet.", AB),
+    "peft": spelled("base_model.model.", AB),
+    "lora-layers": spelled("unet.", DOTS),
+}
 
 
 def whole_file(spelling: str, pipe: Any) -> Tensors:
