@@ -77,6 +77,12 @@ def at_scale_1(shape: tuple[int, ...]) -> Layer:
     )
 
 
+def locon_tucker() -> Layer:
+    down, core, up = rand(3, 6, 1, 1), rand(2, 3, 3, 3), rand(8, 2, 1, 1)
+    tensors = {"lora_down.weight": down, "lora_mid.weight": core, "lora_up.weight": up, **alpha()}
+    return Layer(tensors, LoraDelta(down, up, core, ALPHA), CONV)
+
+
 def lora_with_a_scale() -> Layer:
     tensors, delta = lora_parts(LINEAR)
     scaled = LoraDelta(delta.down, delta.up, None, 0.25 * 2)
@@ -160,18 +166,18 @@ def glora_tucker() -> Layer:
     return Layer({**tensors, **alpha()}, GloraDelta(left, right, up, joined, alpha=ALPHA), CONV)
 
 
-def oft(constraint: float | None, rescale: bool) -> Layer:
-    blocks, more = rand(2, 4, 4), {"rescale": rand(8, 1)} if rescale else {}
+def oft(constraint: float | None, rescale: bool, shape: tuple[int, ...] = LINEAR) -> Layer:
+    blocks, more = rand(2, 4, 4), {"rescale": rand(8, *(1 for _ in shape[1:]))} if rescale else {}
     limit = {} if constraint is None else alpha(constraint)
     delta = OftDelta(blocks, more.get("rescale"), constraint or None)
-    return Layer({"oft_blocks": blocks, **more, **limit}, delta, LINEAR)
+    return Layer({"oft_blocks": blocks, **more, **limit}, delta, shape)
 
 
-def boft(constraint: float | None, rescale: bool) -> Layer:
-    blocks, more = rand(2, 4, 2, 2), {"rescale": rand(8, 1)} if rescale else {}
+def boft(constraint: float | None, rescale: bool, shape: tuple[int, ...] = LINEAR) -> Layer:
+    blocks, more = rand(2, 4, 2, 2), {"rescale": rand(8, *(1 for _ in shape[1:]))} if rescale else {}
     limit = {} if constraint is None else alpha(constraint)
     delta = BoftDelta(blocks, more.get("rescale"), constraint or None)
-    return Layer({"oft_blocks": blocks, **more, **limit}, delta, LINEAR)
+    return Layer({"oft_blocks": blocks, **more, **limit}, delta, shape)
 
 
 def packed_oft(count: int, scaled: bool) -> Layer:
@@ -219,6 +225,7 @@ def norm(bias: bool) -> Layer:
 LAYERS: dict[str, Callable[[], Layer]] = {
     "lora": lambda: lora(LINEAR),
     "locon": lambda: lora(CONV),
+    "locon tucker": locon_tucker,
     "lora at scale 1": lambda: at_scale_1(LINEAR),
     "locon at scale 1": lambda: at_scale_1(CONV),
     "lora a1111 scale": lora_with_a_scale,
@@ -237,6 +244,10 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "dora of ai-toolkit": lambda: dora(lora(LINEAR), "magnitude", False, 8),
     "dora of loha": lambda: dora(loha(LINEAR), "dora_scale", False, 8, 1),
     "dora of lokr": lambda: dora(Layer(*lokr_parts(), LINEAR), "dora_scale", True, 1, 6),
+    "dora columns of loha": lambda: dora(loha(LINEAR), "dora_scale", True, 1, 6),
+    "dora rows of lokr": lambda: dora(Layer(*lokr_parts(), LINEAR), "dora_scale", False, 8, 1),
+    "dora of loha's convolution": lambda: dora(loha(CONV), "dora_scale", True, 1, 6, 1, 1),
+    "dora of locon tucker": lambda: dora(locon_tucker(), "dora_scale", False, 8, 1, 1, 1),
     "dora with diff_b": lambda: with_diff_b(dora(lora(LINEAR), "dora_scale", False, 8, 1)),
     "dora of one row": lambda: dora(lora((1, 6)), "dora_scale", False, 1, 1),
     "loha": lambda: loha(LINEAR),
@@ -259,12 +270,14 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "oft alpha 0": lambda: oft(0.0, False),
     "oft constraint": lambda: oft(0.01, False),
     "oft rescale": lambda: oft(0.01, True),
+    "oft of a convolution": lambda: oft(0.01, True, CONV),
     "oft packed": lambda: packed_oft(2, False),
     "oft packed and shared": lambda: packed_oft(1, False),
     "oft packed and scaled": lambda: packed_oft(2, True),
     "boft": lambda: boft(None, False),
     "boft alpha 0": lambda: boft(0.0, False),
     "boft constraint and rescale": lambda: boft(0.01, True),
+    "boft of a convolution": lambda: boft(0.01, True, CONV),
     "boft of peft": peft_boft,
     "hra": hra,
     "ia3 rows": lambda: ia3(LINEAR, False, 8),

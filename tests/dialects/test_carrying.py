@@ -37,7 +37,8 @@ LYCORIS = (
     "lokr diff_b", "glora", "glora old", "glora of a convolution", "glora tucker", "oft", "oft alpha 0",
     "oft constraint", "oft rescale", "boft", "boft alpha 0", "boft constraint and rescale", "full",
     "full of a convolution", "full of a scale", "full diff_b", "a bias alone", "norm", "norm without a bias",
-    "norm of a bias alone",
+    "norm of a bias alone", "locon tucker", "dora columns of loha", "dora rows of lokr", "dora of loha's convolution",
+    "dora of locon tucker", "oft of a convolution", "boft of a convolution",
 )  # fmt: skip
 IA3 = ("ia3 rows", "ia3 columns", "ia3 rows of a convolution")
 SPARSE = ("lora with a sparse difference",)
@@ -54,7 +55,7 @@ PEFT = (
 DOTTED = (
     "lora", "locon", *SCALE_1, "lora a1111 scale", "dora rows", "dora columns", "dora rows of a convolution",
     "dora columns of a convolution", "dora of peft", "dora of older peft", "dora of peft's convolution",
-    "dora of ai-toolkit", "dora of one row",
+    "dora of ai-toolkit", "dora of one row", "locon tucker", "dora of locon tucker",
 )  # fmt: skip
 CARRIED: Mapping[str, tuple[str, ...]] = {
     "kohya": (*LYCORIS, *IA3, *SPARSE, *PACKED),

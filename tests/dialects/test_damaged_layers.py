@@ -29,7 +29,7 @@ OPTIONAL = {
     "bm.weight",
 }
 """What a layer may do without: then it means something else, and no reader can tell."""
-CORES = {"hada_t1", "hada_t2", "lokr_t2", "bias_indices", "bias_values", "bias_size"}
+CORES = {"lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "bias_indices", "bias_values", "bias_size"}
 """What other tensors of the layer cannot be read without, and a layer of another kind would have none."""
 NEEDED = [
     (name, suffix) for name, make in LAYERS.items() for suffix in make().tensors if suffix not in OPTIONAL
