@@ -91,6 +91,7 @@ REFUSED = {
     ],
     "Control-LoRA": ["lora_controlnet", "input_blocks.1.0.in_layers.2.up"],
     "T2I-Adapter": ["adapter.body.0.resnets.0.block1.weight"],
+    "T2I-Adapter. Load it": ["body.0.block1.weight", "body.2.in_conv.bias", "conv_in.weight"],
     "whole checkpoint": [
         "model.diffusion_model.input_blocks.0.0.weight",
         "first_stage_model.encoder.conv_in.weight",

@@ -68,7 +68,7 @@ def test_a_bare_list_comes_back_by_position(tmp_path: Path) -> None:
         ({1: torch.ones(1)}, "expected names as keys, got 1"),
         ({"x": "text"}, "expected a tensor under 'x', got str"),
         ({"x": True}, "expected a tensor under 'x', got bool"),
-        (torch.ones(1), "expected tensors by name, or a list of tensors, got Tensor"),
+        ("text", "expected tensors by name, or a list of tensors, got str"),
         ([], "expected tensors by name, or a list of tensors, got list"),
         ([torch.ones(1), "text"], "expected a tensor under '1', got str"),
     ],
@@ -137,3 +137,26 @@ def test_calls_that_torch_allows_and_that_fail_are_refused(bomb: Pickled, tmp_pa
 def test_a_missing_pickle_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterNotFoundError, match=r"no\.bin: the file cannot be opened"):
         read_pickle(tmp_path / "no.bin")
+
+
+OTHER_KINDS = {
+    "a textual inversion embedding. Load it with `load_textual_inversion`": {
+        "string_to_token": {"*": torch.tensor(265)},
+        "string_to_param": {"*": torch.ones(2, 4)},
+        "name": "toy",
+        "step": 500,
+    },
+    "a hypernetwork, which is no LoRA": {
+        320: [{"linear.0.weight": torch.ones(4, 4)}, {"linear.0.weight": torch.ones(4, 4)}],
+        "step": 500,
+        "name": "toy",
+    },
+    "a single tensor without a name, as aesthetic gradients are": torch.ones(1, 4),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_KINDS)
+def test_another_kind_of_pickle_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    torch.save(OTHER_KINDS[what], tmp_path / "x.pt")
+    with pytest.raises(BrokenFileError, match=rf"x\.pt is {what}"):
+        read_pickle(tmp_path / "x.pt")

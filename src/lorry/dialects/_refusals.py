@@ -47,8 +47,8 @@ REFUSALS = (
         "a Control-LoRA of Stability AI, which is a ControlNet and no LoRA",
     ),
     Refusal(
-        re.compile(r"adapter\.(?:body|conv_in)\."),
-        ("adapter.",),
+        re.compile(r"adapter\.(?:body|conv_in)\.|body\.\d+\.(?:in_conv|block[12])\.(?!.*lora)"),
+        ("adapter.", "body."),
         "a T2I-Adapter. Load it with `T2IAdapter.from_pretrained`",
     ),
     Refusal(

@@ -34,12 +34,14 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
 
     Raises:
         AdapterNotFoundError: there is no such file.
-        BrokenFileError: it holds anything but tensors and numbers: code, objects, or no pickle at all; or it unpacks
-            to more than its own size.
+        BrokenFileError: it holds anything but tensors and numbers: code, objects, another kind of file such as a
+            hypernetwork, or no pickle at all; or it unpacks to more than its own size.
     """
     source = os.fspath(path)
     size = _check_container(Path(path))
     content = _load(source)
+    if other := _find_other_kind(content):
+        raise BrokenFileError(f"{source} is {other}")
     for _ in NESTS:
         nest = next(
             (key for key in NESTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)),
@@ -93,6 +95,19 @@ def _load(source: str) -> Any:
         raise _broken(source, "a pickle of nothing but tensors", reason) from error
     except Exception as error:  # a hostile stream makes the unpickler raise whatever it likes
         raise _broken(source, "a torch pickle", str(error) or type(error).__name__) from error
+
+
+def _find_other_kind(content: object) -> str | None:
+    """Say what a pickle is that is told by its structure and is no LoRA, or None."""
+    if isinstance(content, Tensor):
+        return "a single tensor without a name, as aesthetic gradients are, and no LoRA."
+    if not isinstance(content, Mapping):
+        return None
+    if isinstance(content.get("string_to_param"), Mapping):
+        return "a textual inversion embedding. Load it with `load_textual_inversion`."
+    if any(isinstance(key, int) and isinstance(value, list | tuple) for key, value in content.items()):
+        return "a hypernetwork, which is no LoRA."
+    return None
 
 
 def _offender(message: str) -> str:
