@@ -34,9 +34,10 @@ TABLES = ROOT / "src" / "lorry" / "binding" / "tables"
 PATH = "unet.mid_block.attentions.0.proj_in"
 PATHS = {
     "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
 }
-"""Of dialects that have names for some layers alone."""
+"""Of dialects that have names for some layers alone, or are told by those of a transformer."""
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 
 CONTROL = "in Flux's control files"
@@ -109,6 +110,7 @@ UNETS = (
 """Models whose original names `binding/original_names.py` works out, as far as their layers are those of a UNet."""
 SHORT = {
     "lycoris": "lycoris",
+    "onetrainer": "onetrainer",
     "kohya": "kohya",
     "peft": "peft",
     "xlabs": "xlabs",
@@ -244,7 +246,9 @@ what one config cannot say of all is refused. Whole weights and biases go into i
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
 `diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
-alpha but 1. The names of OMI and of OneTrainer's mixtures are read as `dotted-kohya` and `kohya`, and are not written.
+alpha but 1. The names of OMI, and those of the original checkpoint that OneTrainer wrote in 2025, are read as
+`dotted-kohya` and are not written. `onetrainer` is its mixture of diffusers' names and kohya's prefixes; of a UNet such
+a file looks as kohya's does, and is read as `kohya`.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.
@@ -267,8 +271,8 @@ in [formats.json](formats.json), which `scripts/formats_matrix.py` writes.
 ## Base models
 
 The names of diffusers are read for every model. `comfyui` is written in the original checkpoint's names; `kohya` too,
-but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft` and `lycoris` in those
-of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
+but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft`, `lycoris` and `onetrainer` in
+those of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
 are in no package (LongCat-Image's after what ComfyUI knows its checkpoint by); each name of theirs must be a layer of
 the model and each layer must have one. HunyuanDiT's `norm2` and `norm3` are each other's in the original: which a file

@@ -143,6 +143,7 @@ ROWS: dict[str, Row] = {
             kohya(CLIP, "lora_prior_te_"),
         ],
         "kohya",
+        less=("onetrainer",),
     ),
     "13 AnimateDiff": Row(
         "AnimateDiffPipeline",
@@ -201,7 +202,7 @@ ROWS: dict[str, Row] = {
         "flux",
         [Part(renamed(FLUX, "transformer."), bias="lora_B.bias")],
         "diffusers",
-        less=("dotted-kohya", "lora-layers"),
+        less=("onetrainer", "dotted-kohya", "lora-layers"),
     ),
     "21 Civitai": Row("flux", [Part(renamed(FLUX, "transformer."), KOHYA, True)], "dotted-kohya"),
     "22 PEFT, Flux": Row("flux", [Part(renamed(FLUX, FOLDER))], "peft", config=CONFIG, scale=1.5),
@@ -215,7 +216,7 @@ ROWS: dict[str, Row] = {
             kohya(CLIP, "lora_te1_"),
             kohya(t5("text_encoder_2"), "lora_te2_"),
         ],
-        "kohya",
+        "onetrainer",
         less=("kohya", "comfyui"),
     ),
     "27 OneTrainer BFL": Row("flux", [Part(renamed(BFL_TAILS, "transformer."), KOHYA, True)], "dotted-kohya"),
@@ -232,7 +233,7 @@ ROWS: dict[str, Row] = {
         ],
         "kohya",
     ),
-    "33 SD3, OneTrainer": Row("sd3", [kohya(SD3_OWN, "lora_transformer_")], "kohya"),
+    "33 SD3, OneTrainer": Row("sd3", [kohya(SD3_OWN, "lora_transformer_")], "onetrainer"),
     "33 SD3, diffusers": Row("sd3", [Part(renamed(SD3_OWN, "transformer."))], "diffusers"),
     "33 SD3, PEFT": Row("sd3", [Part(renamed(SD3_OWN, FOLDER))], "peft"),
     "33 SD3, LyCORIS": Row("sd3", [kohya(SD3_OWN, "lycoris_")], "lycoris"),
@@ -266,7 +267,7 @@ ROWS: dict[str, Row] = {
         "wan",
         [Part(renamed(WAN, COMFY), KOHYA, True, bias="diff_b")],
         "comfyui",
-        less=("dotted-kohya", "peft", "diffusers"),
+        less=("onetrainer", "dotted-kohya", "peft", "diffusers"),
     ),
     "40 Wan, musubi": Row("wan", [kohya(WAN)], "kohya"),
     "40 Wan-Fun": Row("wan", [kohya(WAN, "lora_unet__")], "kohya"),
@@ -292,7 +293,7 @@ ROWS: dict[str, Row] = {
             ),
         ],
         "comfyui",
-        less=("kohya", "comfyui", "lycoris"),
+        less=("kohya", "onetrainer", "comfyui", "lycoris"),
     ),
     "44 HiDream, ComfyUI": Row("HiDreamImagePipeline", [comfy(HIDREAM)], "comfyui"),
     "44 HiDream, LyCORIS": Row("HiDreamImagePipeline", [kohya(HIDREAM, "lycoris_")], "lycoris"),
@@ -300,10 +301,10 @@ ROWS: dict[str, Row] = {
         "HiDreamImagePipeline", [Part(renamed(HIDREAM, "transformer."))], "diffusers"
     ),
     "45 Anima, kohya": Row(
-        "AnimaModularPipeline", [kohya(ANIMA), kohya(ANIMA_TEXT)], "kohya", less=("lycoris",)
+        "AnimaModularPipeline", [kohya(ANIMA), kohya(ANIMA_TEXT)], "kohya", less=("lycoris", "onetrainer")
     ),
     "45 Anima, ComfyUI": Row(
-        "AnimaModularPipeline", [comfy(ANIMA), comfy(ANIMA_TEXT)], "comfyui", less=("lycoris",)
+        "AnimaModularPipeline", [comfy(ANIMA), comfy(ANIMA_TEXT)], "comfyui", less=("lycoris", "onetrainer")
     ),
     "46 Krea 2, ComfyUI": Row("Krea2Pipeline", [comfy(KREA2)], "comfyui"),
     "46 Krea 2, kohya": Row("Krea2Pipeline", [kohya(KREA2)], "kohya"),

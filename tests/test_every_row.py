@@ -28,7 +28,7 @@ def expected_carriers(row: Row, changes: Changes) -> set[str]:
     """The dialects that can carry a file of LoRAs."""
     has_text = any(part.startswith("text_encoder") for part in changes)
     has_alpha = row.scale != 1 or any(part.alpha for part in row.parts)
-    most = {"kohya", "diffusers", "peft", "comfyui", "dotted-kohya"}
+    most = {"kohya", "onetrainer", "diffusers", "peft", "comfyui", "dotted-kohya"}
     without_text = set() if has_text else {"lycoris"}
     without_alpha = set() if has_alpha else {"lora-layers"}
     return (most | without_text | without_alpha | set(row.more)) - set(row.less)

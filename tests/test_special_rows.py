@@ -25,7 +25,7 @@ from rows import KOHYA, Part, Row
 from walks import check_same, check_there_and_back, models_of, walk, weights
 
 TO_Q = f"{DOWN}.attn1.to_q"
-CARRY = {"kohya", "diffusers", "peft", "comfyui", "dotted-kohya", "lycoris"}
+CARRY = {"kohya", "onetrainer", "diffusers", "peft", "comfyui", "dotted-kohya", "lycoris"}
 
 
 def noise(*shape: int) -> Tensor:
@@ -280,9 +280,10 @@ def test_tokens_go_with_a_file_where_there_is_a_place_for_them(tmp_path: Path) -
     assert "zuzu" in pipe.tokenizer.get_vocab()
     pipe.unload_lora_weights()
     assert "zuzu" not in pipe.tokenizer.get_vocab()
-    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya"}
-    kept = read_adapter_file(tmp_path / "there" / "kohya.safetensors").tensors
-    assert all(torch.equal(kept[key], tensor) for key, tensor in vectors.items())
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya", "onetrainer"}
+    for dialect in ("kohya", "onetrainer"):
+        kept = read_adapter_file(tmp_path / "there" / f"{dialect}.safetensors").tensors
+        assert all(torch.equal(kept[key], tensor) for key, tensor in vectors.items())
     assert changes
 
 

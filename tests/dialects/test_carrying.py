@@ -22,9 +22,10 @@ WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 PATH = "unet.mid_block.attentions.0.proj_in"
 PATHS = {
     "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
 }
-"""Of dialects that have names for some layers alone."""
+"""Of dialects that have names for some layers alone, or are told by those of a transformer."""
 
 SCALE_1 = ("lora at scale 1", "locon at scale 1")
 LYCORIS = (
@@ -57,12 +58,18 @@ DOTTED = (
     "dora columns of a convolution", "dora of peft", "dora of older peft", "dora of peft's convolution",
     "dora of ai-toolkit", "dora of one row", "locon tucker", "dora of locon tucker",
 )  # fmt: skip
+ONETRAINER = (
+    *(name for name in DOTTED if name != "locon tucker"), *PACKED, "dora of loha", "dora of lokr", "loha",
+    "loha of a convolution", "lokr whole", "lokr whole convolution", "lokr w2 of factors", "lokr w1 of factors",
+    "lokr both of factors", "lokr of a convolution", "lokr tucker",
+)  # fmt: skip
 CARRIED: Mapping[str, tuple[str, ...]] = {
     "kohya": (*LYCORIS, *IA3, *SPARSE, *PACKED),
     "lycoris": (*LYCORIS, *IA3, *SPARSE),
     "comfyui": (*LYCORIS, "replacement"),
     "diffusers": PEFT_LORA,
     "peft": PEFT,
+    "onetrainer": ONETRAINER,
     "dotted-kohya": DOTTED,
     "lora-layers": SCALE_1,
     "attention-processors": SCALE_1[:1],

@@ -92,7 +92,9 @@ def test_any_norm_may_call_its_weight_scale(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", [(3,), (1, 2, 2)])
-@pytest.mark.parametrize("dialect", ["comfyui", "kohya", "diffusers", "peft", "lycoris", "dotted-kohya"])
+@pytest.mark.parametrize(
+    "dialect", ["comfyui", "kohya", "onetrainer", "diffusers", "peft", "lycoris", "dotted-kohya"]
+)
 def test_a_lora_of_a_convolution_over_one_or_three_axes_comes_back(
     dialect: str, kernel: tuple[int, ...]
 ) -> None:

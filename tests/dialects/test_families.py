@@ -21,7 +21,7 @@ PATH = "mid_block.attentions.0.proj_in"
 FLAT = PATH.replace(".", "_")
 STEMS = {
     f"lora_unet_{FLAT}": ("kohya", Target(DENOISER, FLAT, True)),
-    f"lora_transformer_{FLAT}": ("kohya", Target("transformer", FLAT, True)),
+    f"lora_transformer_{FLAT}": ("onetrainer", Target("transformer", FLAT, True)),
     f"lora_te1_{FLAT}": ("kohya", Target("text_encoder", FLAT, True)),
     f"lycoris_{FLAT}": ("lycoris", Target(DENOISER, FLAT, True)),
     f"unet.{PATH}": ("diffusers", Target("unet", PATH)),

@@ -85,6 +85,7 @@ def dotted(prefix: str) -> Callable[[str], str]:
 
 RULES = {
     "kohya": Rule("kohya", flat("lora_unet_"), KOHYA, True),
+    "OneTrainer": Rule("onetrainer", flat("lora_transformer_"), KOHYA, True),
     "LyCORIS": Rule("lycoris", flat("lycoris_"), KOHYA, True),
     "diffusers": Rule("diffusers", dotted("COMPONENT."), AB),
     "Civitai": Rule("dotted-kohya", dotted("COMPONENT."), KOHYA, True),

@@ -156,6 +156,7 @@ def test_several_adapters_in_one_dump_are_refused() -> None:
 
 DIALECTS = {
     "kohya": "lora_unet_mid_block_attentions_0_proj_in.lora_{0}.weight",
+    "onetrainer": "lora_transformer_transformer_blocks_0_attn_to_q.lora_{0}.weight",
     "diffusers": "unet.mid_block.attentions.0.proj_in.lora_{1}.weight",
     "peft": "base_model.model.mid_block.attentions.0.proj_in.lora_{1}.weight",
     "lora-layers": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.{0}.weight",

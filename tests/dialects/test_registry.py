@@ -142,7 +142,7 @@ def test_a_lora_beside_an_embedding_is_a_lora() -> None:
 EXPECTED = {
     "anima_lora_kohya_with_te_format": "kohya",
     "flux_control_lora_format": "diffusers",
-    "flux_dora_onetrainer_format": "kohya",
+    "flux_dora_onetrainer_format": "onetrainer",
     "flux_lora_aitoolkit_format": "comfyui",
     "flux_lora_kohya_format": "kohya",
     "flux_lora_xlabs_format": "xlabs",

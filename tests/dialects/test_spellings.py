@@ -52,7 +52,7 @@ SPELLINGS = {
     "kohya, Flux's T5": Spelling("kohya", f"lora_te3_{T5_FLAT}", KOHYA, flat("text_encoder_3", T5_FLAT)),
     "OneTrainer, Flux's T5": Spelling("kohya", f"lora_te2_{T5_FLAT}", KOHYA, flat(SECOND, T5_FLAT)),
     "OneTrainer, a mixture": Spelling(
-        "kohya",
+        "onetrainer",
         "lora_transformer_single_transformer_blocks_0_attn_to_k",
         KOHYA,
         flat("transformer", "single_transformer_blocks_0_attn_to_k"),

@@ -613,7 +613,7 @@ def test_a_scale_that_has_no_place_is_refused_or_multiplied_in_without_error_whe
         out.unlink()
 
 
-@pytest.mark.parametrize("dialect", [*WITHOUT_ALPHA[:2], "comfyui", "dotted-kohya"])
+@pytest.mark.parametrize("dialect", [*WITHOUT_ALPHA[:2], "comfyui", "dotted-kohya", "onetrainer"])
 @pytest.mark.parametrize("alpha", [2.0, None])
 def test_a_header_gives_layers_without_an_alpha_no_other_strength(
     dialect: str, alpha: float | None, tmp_path: Path

@@ -13,6 +13,7 @@ from lorry.cli.workbench.options import AsJson, tell_report
 
 WRITTEN = (
     "kohya",
+    "onetrainer",
     "diffusers",
     "peft",
     "comfyui",

@@ -138,7 +138,7 @@ def check_writable(
         tokens = some([repr(one.token) for one in adapter.embeddings], 3)
         raise UnsupportedAdapterError(
             f"{adapter.source} brings tokens along ({tokens}), which would be lost: the dialect {dialect!r} has no "
-            "place for them. Kohya's has one: `--to kohya`."
+            "place for them. Kohya's and OneTrainer's have one: `--to kohya`, `--to onetrainer`."
         )
     if obstacles:
         listed = some((f"{target} ({what})" for target, what in obstacles.items()), 3)

@@ -32,14 +32,13 @@ from lorry.dialects._headers import kohya_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import with_clip_root
 from lorry.dialects._suffixes import split_suffix
+from lorry.dialects._text_encoders import has_two_text_encoders
 from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
 from lorry.names import CONDITIONER, DENOISER
 
 SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_SUFFIXES, "kohya_oft_blocks": "oft_blocks"}
 OFT_MODULE = "networks.oft"
-SDXL_CONTEXT = 2048
-"""What SDXL's cross attention takes in: the width of its two text encoders together."""
 
 
 @final
@@ -53,7 +52,6 @@ class Kohya(Dialect):
         "peft",
         "xlabs",
         "attention-processors",
-        "comfyui",
         "lora-layers",
         "dotted-kohya",
         "diffusers",
@@ -81,7 +79,7 @@ class Kohya(Dialect):
             UnsupportedAdapterError: the adapter holds what the dialect has no names for.
         """
         check_writable(adapter, self.obstacles(adapter), self.name, has_tokens=True)
-        two = _has_two_text_encoders(adapter)
+        two = has_two_text_encoders(adapter)
         is_oft = _is_kohyas_oft(adapter)
         tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, two, is_oft))
         tensors |= bundled(adapter.embeddings)
@@ -98,23 +96,6 @@ def _is_kohyas_oft(adapter: Adapter) -> bool:
     said = adapter.metadata.get("ss_network_module", "").startswith(OFT_MODULE)
     roles = [role for entry in adapter.entries for role in take_apart(entry.delta)]
     return "kohya_oft_blocks" in roles or (said and "oft_blocks" in roles)
-
-
-def _has_two_text_encoders(adapter: Adapter) -> bool:
-    """Whether the base has more than one, so that the first is `te1`: SDXL and every transformer."""
-    version = adapter.metadata.get("ss_base_model_version", "")
-    if version:
-        return not version.startswith(("sd_v1", "sd_v2"))
-    for entry in adapter.entries:
-        component, path = entry.target.component, entry.target.path.replace(".", "_")
-        if (
-            component not in (DENOISER, "unet", "text_encoder")
-            or "transformer_blocks" in path.split("_attn")[:1]
-        ):
-            return True
-        if path.endswith("attn2_to_k") and entry.delta.shape[1] == SDXL_CONTEXT:
-            return True
-    return False
 
 
 def _prefixes(two_text_encoders: bool = True, is_oft: bool = False) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Lycoris(Dialect):
 
     name: ClassVar[str] = "lycoris"
     before: ClassVar[tuple[str, ...]] = (
+        "onetrainer",
         "kohya",
         "peft",
         "attention-processors",

@@ -19,6 +19,7 @@ from lorry.dialects.dotted_kohya import DottedKohya
 from lorry.dialects.kohya import Kohya
 from lorry.dialects.lora_layers import LoraLayers
 from lorry.dialects.lycoris import Lycoris
+from lorry.dialects.onetrainer import Onetrainer
 from lorry.dialects.peft import Peft
 from lorry.dialects.sat import Sat
 from lorry.dialects.xlabs import Xlabs
@@ -27,6 +28,7 @@ from lorry.files import TensorFile
 
 DIALECTS: Sequence[Dialect] = (
     Lycoris(),
+    Onetrainer(),
     Kohya(),
     Peft(),
     Xlabs(),
