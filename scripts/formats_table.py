@@ -271,8 +271,9 @@ in [formats.json](formats.json), which `scripts/formats_matrix.py` writes.
 ## Base models
 
 The names of diffusers are read for every model. `comfyui` is written in the original checkpoint's names; `kohya` too,
-but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft`, `lycoris` and `onetrainer` in
-those of diffusers. Layers that the original has fused are put together and taken apart exactly where their family allows it.
+but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft`, `lycoris` and
+`onetrainer` in those of diffusers. Layers that the original has fused are put together and taken apart exactly where
+their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
 are in no package (LongCat-Image's after what ComfyUI knows its checkpoint by); each name of theirs must be a layer of
 the model and each layer must have one. HunyuanDiT's `norm2` and `norm3` are each other's in the original: which a file

@@ -122,6 +122,25 @@ def test_a_picture_smaller_than_the_training_size_is_enlarged() -> None:
     assert fit(Image.new("RGB", (5, 4), "red"), (24, 16)).image.size == (24, 16)
 
 
+def test_pictures_of_rarer_kinds_are_read_and_files_of_no_kind_that_is_read_are_named(tmp_path: Path) -> None:
+    for name, kind in (("a.jfif", "JPEG"), ("b.AVIF", "AVIF"), ("c.jpe", "JPEG")):
+        Image.new("RGB", (16, 16)).save(tmp_path / name, kind)
+        (tmp_path / name).with_suffix(".txt").write_text("a thing")
+    for name in ("d.heic", "e.psd", "f.mp4", "g.raw", "h.svg", "metadata.csv", ".hidden", "latents.npz"):
+        (tmp_path / name).write_bytes(b"no picture")
+    found = read_data(tmp_path)
+    assert [p.path.name for p in found.pictures] == ["a.jfif", "b.AVIF", "c.jpe"]
+    heic, others = sorted(found.notes)
+    assert heic.startswith("d.heic: cannot be read as a picture: ")
+    assert others == "e.psd, f.mp4, g.raw and 1 more: of a kind that is not read as a picture. Skipped."
+
+
+def test_files_of_no_kind_that_is_read_are_named_in_kohyas_folders_too(tmp_path: Path) -> None:
+    picture(tmp_path / "10_cat" / "a.png", 1)
+    (tmp_path / "10_cat" / "b.psd").write_bytes(b"no picture")
+    assert read_data(tmp_path).notes == ("b.psd: of a kind that is not read as a picture. Skipped.",)
+
+
 def test_folders_shown_no_times_and_pictures_beside_folders_are_named_and_skipped(tmp_path: Path) -> None:
     for name in ("2_thing/a.png", "0_off/b.png", "c.png", "d.png"):
         picture(tmp_path / name, 1)

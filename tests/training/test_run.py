@@ -27,6 +27,8 @@ from lorry.errors import (
 )
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
+from lorry.training.run import train
+from lorry.training.settings import Settings
 from models import tiny_sd_pipeline
 from training.runs import Listening, drawn, pictures, run
 
@@ -295,6 +297,30 @@ def test_a_finished_run_that_goes_on_writes_its_file_anew(sd: Path, data: Path, 
     found = read_safetensors(again.adapter)
     assert found.metadata["modelspec.title"] == "Another title"
     assert all(torch.equal(found.tensors[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_run_that_was_begun_with_relative_folders_goes_on_from_another_folder(
+    sd: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, there in (("pictures", data), ("base", sd)):
+        (tmp_path / name).symlink_to(there)
+    run(Path("pictures"), Path("base"), Path("out"), steps=2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    written = Settings.read(tmp_path / "out" / "settings.toml")
+    assert (written.data, written.base, written.out) == tuple(
+        str(tmp_path / name) for name in ("pictures", "base", "out")
+    )
+    assert train(written.changed({"steps": 3}), Listening(), resume=True).step == 3
+
+
+def test_a_base_that_is_no_folder_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shipped").mkdir()
+    assert Settings(base="shipped").placed().base == "shipped"
+    assert Settings(base="owner/name").placed().base == "owner/name"
+    assert Settings().placed().prior == ""
 
 
 @pytest.mark.parametrize(

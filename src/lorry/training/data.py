@@ -14,11 +14,28 @@ from typing import Final, final
 
 from PIL import Image, ImageOps
 
-from lorry.errors import DataError
+from lorry.errors import DataError, some
 
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl")
+SUFFIXES: Final = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe", ".apng", ".jp2"),
+    *(".avif", ".heic", ".heif", ".jxl"),
+)
+"""Of these Pillow reads the last row where it is built so, or where its user has registered a plugin."""
 _REPEATED: Final = re.compile(r"(\d+)_(.+)")
 _CAPTION_SUFFIXES: Final = (".txt", ".caption")
+_BESIDE: Final = (
+    *_CAPTION_SUFFIXES,
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".toml",
+    ".md",
+    ".npz",
+    ".safetensors",
+    ".ini",
+    ".db",
+)
+"""What lies beside pictures and is none: captions, lists, other programs' caches, a system's own files."""
 _CAPTION_KEYS: Final = ("text", "caption", "prompt")
 
 
@@ -142,6 +159,8 @@ def _in_folders(folder: Path, notes: list[str]) -> Iterator[tuple[Path, str, int
     repeated = [
         (sub, m) for sub in sorted(folder.iterdir()) if sub.is_dir() and (m := _REPEATED.fullmatch(sub.name))
     ]
+    for place in [sub for sub, _ in repeated] or [folder]:
+        notes += _passed_over(place)
     if not repeated:
         for path in _files(folder):
             yield path, _caption_beside(path, ""), 1, folder.resolve().name
@@ -160,6 +179,16 @@ def _in_folders(folder: Path, notes: list[str]) -> Iterator[tuple[Path, str, int
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _passed_over(folder: Path) -> list[str]:
+    """Return a sentence on the files that may be pictures, of a kind that is not read."""
+    names = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() not in (*SUFFIXES, *_BESIDE)
+    )
+    return [f"{some(names, 3)}: of a kind that is not read as a picture. Skipped."] if names else []
 
 
 def _caption_beside(path: Path, otherwise: str) -> str:

@@ -12,9 +12,8 @@ from typing import Any, Final, final
 from lorry.files import TensorFile, rehashed, write_safetensors
 from lorry.training.adapter_config import OF_THE_WEIGHT
 from lorry.training.bases import Base
-from lorry.training.loading import SHIPPED
 from lorry.training.preparing import Item
-from lorry.training.settings import Settings
+from lorry.training.settings import SHIPPED, Settings
 
 _ALGORITHMS: Final = {"dora": "lora", "loha": "loha", "lokr": "lokr", "ia3": "ia3", "oft": "diag-oft"}
 """What LyCORIS calls the families that kohya's own module does not have."""

@@ -17,9 +17,7 @@ from diffusers import DiffusionPipeline
 from lorry.assets import base_folder
 from lorry.errors import FileError
 from lorry.training.bases import Base, get_base
-from lorry.training.settings import Settings
-
-SHIPPED = "shipped"
+from lorry.training.settings import SHIPPED, Settings
 
 
 def load_base(settings: Settings, device: torch.device) -> Base:

@@ -50,7 +50,7 @@ def train(settings: Settings, watcher: Watcher, *, resume: bool = False) -> Resu
             raise SettingsError(f"`{name}` is not given: say which folder.")
     check_optimiser(settings)
     get_package(settings.quantize)
-    named = replace(settings, name=settings.name or Path(settings.data).resolve().name)
+    named = replace(settings.placed(), name=settings.name or Path(settings.data).resolve().name)
     with quiet(), started(named, watcher) as process:
         return _run(process, resume)
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, Self, final, get_args, get_origin, get_type_hin
 
 from lorry.errors import SettingsError, did_you_mean
 
+SHIPPED = "shipped"
+"""What the base that comes with lorry is called."""
 Family = Literal["lora", "dora", "loha", "lokr", "ia3", "oft"]
 Initialisation = Literal["kaiming", "gaussian", "pissa", "olora"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -31,7 +33,7 @@ class Settings:
 
     data: str = setting("run", "", "The folder of pictures.")
     base: str = setting(
-        "run", "shipped", "The base model: a folder in diffusers' layout, a Hub id, or shipped."
+        "run", SHIPPED, "The base model: a folder in diffusers' layout, a Hub id, or shipped."
     )
     out: str = setting("run", "", "The folder that the run writes into.")
     name: str = setting(
@@ -179,6 +181,16 @@ class Settings:
             if name not in kinds:
                 raise SettingsError(f"There is no setting {name!r}.{did_you_mean(name, kinds)}")
         return replace(self, **{name: _plain(value, kinds[name]) for name, value in values.items()})
+
+    def placed(self) -> Self:
+        """Return these settings with the whole path of each folder, so that they say the same from anywhere."""
+        folders = {name: getattr(self, name) for name in ("base", "data", "prior", "out")}
+        there = {
+            name: path for name, path in folders.items() if path and (name == "out" or Path(path).exists())
+        }
+        if self.base == SHIPPED:
+            there.pop("base", None)
+        return replace(self, **{name: str(Path(path).absolute()) for name, path in there.items()})
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return all settings as the tables of a TOML file; those that are None are left out."""
