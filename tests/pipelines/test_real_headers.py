@@ -169,7 +169,9 @@ def test_a_file_with_the_keys_of_a_real_one_acts_in_full_and_leaves_no_trace(
     tensors = shrunk(shared_dir, name)
     pipe = lorry.attach(PIPELINES[FILES[name][0]]())
     models = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
-    weights = [m.weight for model in models for m in model.modules() if weight_shape(m) is not None]
+    weights = [
+        m.get_parameter("weight") for model in models for m in model.modules() if weight_shape(m) is not None
+    ]
     before, seen = [weight.detach().clone() for weight in weights], [snapshot(model) for model in models]
     report = pipe.load_lora_weights(tensors)
     assert (report.applied, report.key_count, report.unknown, report.ignored) == (

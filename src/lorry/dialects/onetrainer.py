@@ -46,11 +46,14 @@ PREFIXES = {
     "text_encoder_3": "lora_te3_",
 }
 NOT_TRAINED = ("hada_t1", "hada_t2")
-SUFFIXES = ONETRAINER_SUFFIXES | {
-    role: suffix
-    for role, suffix in LYCORIS_SUFFIXES.items()
-    if role in ("down", "up", "alpha", "dora_scale")
-    or (role.startswith(("hada_", "lokr_")) and role not in NOT_TRAINED)
+SUFFIXES = {
+    **ONETRAINER_SUFFIXES,
+    **{
+        role: suffix
+        for role, suffix in LYCORIS_SUFFIXES.items()
+        if role in ("down", "up", "alpha", "dora_scale")
+        or (role.startswith(("hada_", "lokr_")) and role not in NOT_TRAINED)
+    },
 }
 
 
