@@ -59,9 +59,10 @@ DOTTED = (
     "dora of ai-toolkit", "dora of one row", "locon tucker", "dora of locon tucker",
 )  # fmt: skip
 ONETRAINER = (
-    *(name for name in DOTTED if name != "locon tucker"), *PACKED, "dora of loha", "dora of lokr", "loha",
-    "loha of a convolution", "lokr whole", "lokr whole convolution", "lokr w2 of factors", "lokr w1 of factors",
-    "lokr both of factors", "lokr of a convolution", "lokr tucker",
+    *(name for name in DOTTED if not name.endswith("locon tucker")), *PACKED, "dora of loha", "dora columns of loha",
+    "dora of loha's convolution", "dora of lokr", "dora rows of lokr", "loha", "loha of a convolution", "lokr whole",
+    "lokr whole convolution", "lokr w2 of factors", "lokr w1 of factors", "lokr both of factors",
+    "lokr of a convolution", "lokr tucker",
 )  # fmt: skip
 CARRIED: Mapping[str, tuple[str, ...]] = {
     "kohya": (*LYCORIS, *IA3, *SPARSE, *PACKED),
