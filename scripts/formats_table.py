@@ -246,9 +246,10 @@ what one config cannot say of all is refused. Whole weights and biases go into i
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
 `diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
-alpha but 1. The names of OMI, and those of the original checkpoint that OneTrainer wrote in 2025, are read as
-`dotted-kohya` and are not written. `onetrainer` is its mixture of diffusers' names and kohya's prefixes; of a UNet such
-a file looks as kohya's does, and is read as `kohya`.
+alpha but 1. The names of OMI, and those of the original checkpoint that OneTrainer wrote until July 2026, are read as
+`dotted-kohya` and are not written. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it calls
+legacy; of a UNet such a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's where they
+have layers besides those of attentions.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.

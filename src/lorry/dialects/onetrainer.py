@@ -1,4 +1,4 @@
-"""OneTrainer's mixture, its output of old for SDXL, SD3, Flux and HunyuanVideo: diffusers' names, flattened as kohya's.
+"""OneTrainer's mixture, its legacy format for SDXL, SD3, Flux and HunyuanVideo: diffusers' names, flattened as kohya's.
 
     lora_transformer_single_transformer_blocks_0_attn_to_k.lora_down.weight
     lora_transformer_transformer_blocks_0_attn_to_q.dora_scale
