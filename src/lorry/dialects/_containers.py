@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lorry.dialects._paths import plain_path
+from lorry.dialects._suffixes import split_suffix
 from lorry.names import CONDITIONER, CONNECTORS, DENOISER, Target
 
 FLAT = {
@@ -66,6 +67,12 @@ def find_flat_target(stem: str) -> Target | None:
     if path.startswith("llm_adapter_"):
         return Target(CONDITIONER, path.removeprefix("llm_adapter_"), flat=True)
     return Target(FLAT[prefix], path, flat=True) if path else None
+
+
+def is_flat(key: str) -> bool:
+    """Whether a key is a flattened name with a parameter's suffix."""
+    ending = split_suffix(key)
+    return ending is not None and find_flat_target(ending.stem) is not None
 
 
 def dotted_target(stem: str) -> Target:

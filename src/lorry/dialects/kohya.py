@@ -18,7 +18,7 @@ from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
 from lorry.dialects._apart import take_apart
-from lorry.dialects._containers import FLAT, find_flat_target
+from lorry.dialects._containers import FLAT, is_flat
 from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import (
     LYCORIS_SUFFIXES,
@@ -31,7 +31,6 @@ from lorry.dialects._exporting import (
 from lorry.dialects._headers import kohya_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import with_clip_root
-from lorry.dialects._suffixes import split_suffix
 from lorry.dialects._text_encoders import has_two_text_encoders
 from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
@@ -59,7 +58,7 @@ class Kohya(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         prefixes = tuple(FLAT)
-        return any(key.startswith(prefixes) and _is_flat(key) for key in file.tensors)
+        return any(key.startswith(prefixes) and is_flat(key) for key in file.tensors)
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
@@ -84,11 +83,6 @@ class Kohya(Dialect):
         tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, two, is_oft))
         tensors |= bundled(adapter.embeddings)
         return TensorFile(tensors, kohya_header(adapter, OFT_MODULE if is_oft else None), adapter.source)
-
-
-def _is_flat(key: str) -> bool:
-    ending = split_suffix(key)
-    return ending is not None and find_flat_target(ending.stem) is not None
 
 
 def _is_kohyas_oft(adapter: Adapter) -> bool:

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
-from lorry.dialects._containers import find_flat_target
+from lorry.dialects._containers import is_flat
 from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import kohya_header
 from lorry.dialects._named import read_named
-from lorry.dialects._suffixes import split_suffix
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 from lorry.names import DENOISER
@@ -42,7 +41,7 @@ class Lycoris(Dialect):
     )
 
     def claims(self, file: TensorFile) -> bool:
-        return any(key.startswith(PREFIX) and _is_flat(key) for key in file.tensors)
+        return any(key.startswith(PREFIX) and is_flat(key) for key in file.tensors)
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
@@ -64,11 +63,6 @@ class Lycoris(Dialect):
         check_writable(adapter, self.obstacles(adapter), self.name)
         tensors = spelled(adapter.entries, LYCORIS_SUFFIXES, _name)
         return TensorFile(tensors, kohya_header(adapter, "lycoris.kohya"), adapter.source)
-
-
-def _is_flat(key: str) -> bool:
-    ending = split_suffix(key)
-    return ending is not None and find_flat_target(ending.stem) is not None
 
 
 def _name(entry: Entry) -> str:

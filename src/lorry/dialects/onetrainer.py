@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
-from lorry.dialects._containers import find_flat_target
+from lorry.dialects._containers import is_flat
 from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import (
     LYCORIS_SUFFIXES,
@@ -31,7 +31,6 @@ from lorry.dialects._exporting import (
 from lorry.dialects._headers import plain_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
-from lorry.dialects._suffixes import split_suffix
 from lorry.dialects._text_encoders import has_two_text_encoders
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
@@ -74,7 +73,7 @@ class Onetrainer(Dialect):
     )
 
     def claims(self, file: TensorFile) -> bool:
-        return any(key.startswith(PREFIX) and _is_flat(key) for key in file.tensors)
+        return any(key.startswith(PREFIX) and is_flat(key) for key in file.tensors)
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
@@ -95,11 +94,6 @@ class Onetrainer(Dialect):
         prefixes = {**PREFIXES, "text_encoder": first}
         tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, prefixes))
         return TensorFile(tensors | bundled(adapter.embeddings), plain_header(adapter), adapter.source)
-
-
-def _is_flat(key: str) -> bool:
-    ending = split_suffix(key)
-    return ending is not None and find_flat_target(ending.stem) is not None
 
 
 def _flat_name(entry: Entry, prefixes: Mapping[str, str]) -> str:
