@@ -43,6 +43,8 @@ class Checkpoint:
     """Names of an older form of the checkpoint, which the same function converts; they are read too."""
     older_root: str = ""
     """What stands before all of those, and is a container to a file."""
+    older_has: str = ""
+    """A module of live models that are of that form, for which those names are written."""
     also: Callable[[str], str] | None = None
     """Gives another spelling of a name, which is read too."""
     writes_also: bool = False

@@ -66,6 +66,7 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     table: dict[str, Any] = {"model": checkpoint.model, "source": source}
     table |= {"like": checkpoint.like} if checkpoint.like else {}
     table |= {"lacks": checkpoint.lacks.split()} if checkpoint.lacks else {}
+    table |= {"older": checkpoint.older_has} if checkpoint.older_has else {}
     table |= {"names": names}
     return table | {"also": also} if also else table
 

@@ -148,7 +148,7 @@ CHECKPOINTS = (
     Checkpoint(
         model="CosmosTransformer3DModel",
         convert="convert_cosmos_transformer_checkpoint_to_diffusers",
-        config={"num_layers": 2},
+        config={"num_layers": 2, "extra_pos_embed_type": None},
         names=f"""
             t_embedder.1.linear_1 t_embedder.1.linear_2 t_embedding_norm x_embedder.proj.1
             final_layer.adaln_modulation.1 final_layer.adaln_modulation.2 final_layer.linear
@@ -173,5 +173,6 @@ CHECKPOINTS = (
             final_layer.adaLN_modulation.1 final_layer.adaLN_modulation.2 final_layer.linear {_COSMOS_1_BLOCK}
         """,
         older_root="net.",
+        older_has="learnable_pos_embed",
     ),
 )

@@ -19,6 +19,7 @@ from lorry.binding import ModuleIndex, in_names_of_model, in_original_names, wei
 from lorry.binding.draft import equal
 from lorry.binding.tables import FOLDER, Piece, find_model, original_names
 from lorry.dialects import get_dialect, read_adapter
+from lorry.files import TensorFile
 from lorry.names import Target
 from models import random_delta, tiny_flux_transformer
 
@@ -197,3 +198,27 @@ def test_blocks_become_patterns_and_the_last_one_may_differ() -> None:
     }
     with pytest.raises(ValueError, match=r"blocks\.\*\.c: the blocks \[0, 2\] follow no rule"):
         patterns({name: row for name, row in landed.items() if name != "blocks.1.c"})
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("learnable", "blocks.block0.blocks.0.block.attn.to_q.0"), (None, "blocks.0.self_attn.q_proj")],
+)
+def test_each_form_of_cosmos_has_its_own_checkpoints_names_written_and_both_read(
+    form: str | None, name: str
+) -> None:
+    with torch.device("meta"):
+        model = diffusers.CosmosTransformer3DModel(num_layers=1, extra_pos_embed_type=form)
+    models = {"transformer": model}
+    tensors = {
+        f"transformer.transformer_blocks.0.attn1.to_q.lora_{side}.weight": torch.randn(shape)
+        for side, shape in (("A", (2, 4096)), ("B", (4096, 2)))
+    }
+    adapter = in_original_names(read_adapter(TensorFile(tensors)), models)
+    assert {str(entry.target.path) for entry in adapter.entries} == {name}
+    assert get_dialect("comfyui").write(adapter).tensors.keys() == {
+        f"diffusion_model.{name}.lora_{end}" for end in ("up.weight", "down.weight")
+    }
+    index = ModuleIndex(model)
+    for spelling in ("blocks.block0.blocks.0.block.attn.to_q.0", "blocks.0.self_attn.q_proj"):
+        assert index.find_path(Target("transformer", spelling)) == "transformer_blocks.0.attn1.to_q"

@@ -10,8 +10,8 @@ live model its rows are, in their order:
 
 A `*` is a block's number, the same on both sides, and `$` that of the last block, where it differs from the others.
 `path[i/n]` is the i-th of n equal parts of a module's rows. Names that are the same in both are left out. Names under
-"also" are other spellings, which are read and not written; those under "lacks" are another model's, by which the two
-are told apart.
+"also" are other spellings, which are read and not written, but for models that have the module "older": these are of an
+older checkpoint, whose own names they are. Those under "lacks" are another model's, by which the two are told apart.
 `scripts/names/generate.py` writes the tables from public conversion code.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -72,10 +72,11 @@ def original_names(model: nn.Module, paths: Iterable[str], section: Section = "n
     Those of the section "also" are other spellings of them. A name is left out where a piece of it is not among
     `paths`, as the text stream of a last block.
     """
-    table = next((found for cls in type(model).__mro__ if (found := _by_path(cls.__name__, section))), {})
+    known = set(paths)
+    classes = [cls.__name__ for cls in type(model).__mro__]
+    table = next((found for name in classes if (found := _by_path(name, _section(name, section, known)))), {})
     if not table:
         return {}
-    known = set(paths)
     names: dict[str, tuple[Piece, ...]] = {}
     for _, patterns in _patterns(known):
         for key, number in patterns:
@@ -173,6 +174,14 @@ def _patterns(paths: set[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def _filled(pattern: str, number: str) -> str:
     return pattern.replace("*", number).replace("$", number)
+
+
+def _section(model: str, section: Section, paths: Container[str]) -> Section:
+    """Return where the table of a class has the names of one model of it, whose modules are at `paths`."""
+    older = _whole(model).get("older")
+    if older is None or older not in paths:
+        return section
+    return "also" if section == "names" else "names"
 
 
 @cache
