@@ -28,7 +28,7 @@ def convert(
     Args:
         source: a file, a folder, or the id of a repository of the Hub.
         destination: a safetensors file; for `to="peft"` a folder, which gets one of PEFT's folders for each component.
-        to: `"kohya"`, `"diffusers"`, `"peft"`, `"comfyui"` or `"lycoris"`.
+        to: a dialect that is written: `"kohya"`, `"diffusers"`, `"peft"`, `"comfyui"`, … (docs/formats.md has them).
         base: the base model that settles names and shapes: the name of a known one (`"sdxl"`), or a folder of a
             diffusers pipeline, of which only the configurations are read. None: told from the file, where it tells.
         approximate: write what the dialect has no names for in another form, rounded or as a LoRA by SVD, and say how

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lorry
 from dialects.layers import LAYERS, lora_parts
 from lorry.algebra import Delta
 from lorry.binding import Base, bind, weight_shape
@@ -430,6 +431,56 @@ def test_what_cannot_be_a_lora_at_all_is_refused_even_then(tmp_path: Path) -> No
         convert_file(
             first, tmp_path / "x.safetensors", "diffusers", lambda _: models, approximator=Approximator()
         )
+
+
+def of_flux_or_of_others(folder: Path) -> Path:
+    """A file of a layer that FLUX.1, Chroma and HunyuanVideo all have."""
+    key = "transformer.transformer_blocks.0.ff_context.net.2"
+    tensors = {f"{key}.lora_A.weight": torch.randn(1, 12288), f"{key}.lora_B.weight": torch.randn(3072, 1)}
+    return write_safetensors(folder / "a.safetensors", tensors, {})
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "label"),
+    [
+        ("flux", "double_blocks_0_txt_mlp_2", "flux1"),
+        ("chroma", "double_blocks_0_txt_mlp_2", None),
+        ("hunyuan-video", "double_blocks_0_txt_mlp_fc2", None),
+    ],
+)
+def test_the_base_that_a_user_says_goes_before_what_layers_tell(
+    base: str, name: str, label: str | None, tmp_path: Path
+) -> None:
+    report = lorry.convert(of_flux_or_of_others(tmp_path), tmp_path / "x.safetensors", "kohya", base)
+    found = read_safetensors(tmp_path / "x.safetensors")
+    assert f"lora_unet_{name}.lora_down.weight" in found.tensors
+    assert found.metadata.get("ss_base_model_version") == label
+    assert report.base == {"flux": "FLUX.1", "chroma": "Chroma", "hunyuan-video": "HunyuanVideo"}[base]
+
+
+def test_a_file_that_may_be_of_bases_alike_gets_the_names_of_the_likeliest_which_is_said_and_no_label(
+    tmp_path: Path,
+) -> None:
+    report = lorry.convert(of_flux_or_of_others(tmp_path), tmp_path / "x.safetensors", "kohya")
+    assert "1 LoRA for FLUX.1 or Chroma or HunyuanVideo, named as those of FLUX.1 (`--base`" in str(report)
+    found = read_safetensors(tmp_path / "x.safetensors")
+    assert "lora_unet_double_blocks_0_txt_mlp_2.lora_down.weight" in found.tensors
+    assert "ss_base_model_version" not in found.metadata
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfyui"])
+def test_where_names_depend_on_a_base_that_layers_do_not_tell_the_user_is_asked(
+    to: str, tmp_path: Path
+) -> None:
+    key = "transformer.single_transformer_blocks.3.attn.to_q"
+    tensors = {f"{key}.lora_A.weight": torch.randn(1, 3072), f"{key}.lora_B.weight": torch.randn(3072, 1)}
+    source = write_safetensors(tmp_path / "a.safetensors", tensors, {})
+    asked = r"cannot be told beyond FLUX\.1 or .* or AuraFlow\. Say it: `--base NAME`"
+    with pytest.raises(UnsupportedAdapterError, match=asked):
+        lorry.convert(source, tmp_path / "x.safetensors", to)
+    assert not (tmp_path / "x.safetensors").exists()
+    report = lorry.convert(source, tmp_path / "x", "peft")
+    assert report.base == "FLUX.1 or Chroma or HunyuanVideo or AuraFlow"
 
 
 def test_metadata_goes_there_and_back(tmp_path: Path) -> None:

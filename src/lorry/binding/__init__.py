@@ -6,6 +6,7 @@ from lorry.binding.bases import (
     base_of_adapter,
     base_of_models,
     find_base_called,
+    is_told,
     titles_of_adapter,
 )
 from lorry.binding.index import ModuleIndex
@@ -40,6 +41,7 @@ __all__ = [
     "find_base_called",
     "in_names_of_model",
     "in_original_names",
+    "is_told",
     "join_exactly",
     "modules_at",
     "named_modules",

@@ -65,7 +65,7 @@ class Base:
     singles: int | None = None
     """How many single blocks it has: a file for all of them is of this base, or of one with as many."""
     like: str | None = None
-    """The base whose layers it shares under the same names, so that a file for either is written alike."""
+    """The base whose layers it shares under the same names in diffusers."""
 
 
 def _mark(pattern: str, *columns: int, rows: tuple[int, ...] = ()) -> Mark:
@@ -319,6 +319,11 @@ def find_base(layers: Iterable[Layer]) -> Base | None:
 def base_of_adapter(adapter: Adapter) -> Base | None:
     """Return the base that an adapter was made for, as `find_base` does."""
     return find_base(_layers(adapter))
+
+
+def is_told(adapter: Adapter) -> bool:
+    """Whether an adapter can be of one base alone."""
+    return len(find_bases(_layers(adapter))) == 1
 
 
 def titles_of_adapter(adapter: Adapter) -> str | None:

@@ -19,8 +19,10 @@ from lorry.binding import (
     base_of_models,
     in_names_of_model,
     in_original_names,
+    is_told,
     join_exactly,
     size_of,
+    titles_of_adapter,
 )
 from lorry.dialects import DIALECTS, METADATA_KEY, Dialect, get_dialect, read_adapter
 from lorry.errors import FileError, UnsupportedAdapterError, some
@@ -30,6 +32,7 @@ from lorry.workflows.approximating import Approximation, Approximator
 
 FOLDERS = "peft"
 """The dialect that is a folder and not a file."""
+SAY_IT = "Say it: `--base NAME`, or `--base FOLDER` of a pipeline."
 Models = Mapping[str, nn.Module]
 FindModels = Callable[[Base | None], Models | None]
 """Gives the components of a base model, for their names and shapes; None where it is not known."""
@@ -45,7 +48,9 @@ class Conversion:
     from_dialect: str
     to_dialect: str
     base: str | None
-    """The title of the base model that the adapter is for, as far as it is known."""
+    """The title of the base model that the adapter is for, or of all that it may be for."""
+    named_as: str | None
+    """The likeliest of these, whose names were written, where it may be for several."""
     families: Mapping[str, int]
     """{family: how many layers}, as they were."""
     tensors: int
@@ -66,6 +71,7 @@ class Conversion:
     def _lines(self) -> Iterator[str]:
         layers = ", ".join(f"{count} {family}" for family, count in self.families.items())
         base = f" for {self.base}" if self.base else ""
+        base += f", named as those of {self.named_as} (`--base` says another)" if self.named_as else ""
         yield f"{self.source}: {self.from_dialect}, {layers}{base}"
         how = (
             "exact" if self.error is None else f"{len(self.approximations)} layers approximated, {self.error}"
@@ -94,6 +100,7 @@ def convert_file(
         destination: a safetensors file; for `"peft"` a folder, which gets a folder for each component.
         to: a dialect that lorry writes.
         find_models: gives the base model's components, from the base that the file was made for, as far as it tells.
+            Components that it gives for None are what the caller says, and go before that.
         approximator: gives other forms to what the dialect has no names for; such is refused when None.
         overwrite: replace what is at `destination`.
 
@@ -107,9 +114,9 @@ def convert_file(
     destination = Path(destination)
     _check_place(destination, dialect, overwrite)
     adapter = _read(source)
-    base = base_of_adapter(adapter)
-    models = find_models(base)
-    base = base or base_of_models(models or {})
+    said, told = find_models(None), base_of_adapter(adapter)
+    models = find_models(told) if said is None else said
+    base = base_of_models(said or {}) or (told if is_told(adapter) else None)
     file, named = convert_adapter(adapter, dialect, base, models, approximator)
     hashes = {key: adapter.metadata[key] for key in HASH_KEYS if key in adapter.metadata}
     header = {**file.metadata, **hashes}
@@ -123,7 +130,8 @@ def convert_file(
         destination=str(destination),
         from_dialect=adapter.dialect,
         to_dialect=dialect.name,
-        base=base.title if base else None,
+        base=base.title if base else titles_of_adapter(adapter),
+        named_as=told.title if told and models and not base else None,
         families=dict(Counter(entry.delta.family for entry in adapter.entries)),
         tensors=len(file.tensors),
         nbytes=sum(tensor.nbytes for tensor in file.tensors.values()),
@@ -143,11 +151,17 @@ def convert_adapter(
     """Return an adapter as a file of a dialect, and the adapter under the names that it has there."""
     join = approximator.join if approximator else join_exactly
     if models is None:
-        named = adapter
+        named, titles = adapter, titles_of_adapter(adapter)
         if dialect.block_names == "original":
             raise UnsupportedAdapterError(
                 f"{adapter.source}: the dialect {dialect.name!r} has the names of the original checkpoint, and which "
-                "base model the adapter is for cannot be told. Say it: `--base NAME`, or `--base FOLDER` of a pipeline."
+                f"base model the adapter is for cannot be told{_beyond(titles)}. {SAY_IT}"
+            )
+        to_diffusers = dialect.block_names == "diffusers"
+        if titles and not is_told(adapter) and to_diffusers != (adapter.block_names == "diffusers"):
+            raise UnsupportedAdapterError(
+                f"{adapter.source}: what the dialect {dialect.name!r} calls these layers depends on the base model, "
+                f"and which one the adapter is for cannot be told{_beyond(titles)}. {SAY_IT}"
             )
     elif dialect.only_for not in (None, *(type(model).__name__ for model in models.values())):
         raise UnsupportedAdapterError(
@@ -164,6 +178,10 @@ def convert_adapter(
     if approximator is not None:
         named = approximator.fit(named, dialect)
     return dialect.write(named), named
+
+
+def _beyond(titles: str | None) -> str:
+    return f" beyond {titles}" if titles else ""
 
 
 def _has_original_names(dialect: Dialect, base: Base | None, models: Models) -> bool:
