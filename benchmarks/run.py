@@ -47,7 +47,8 @@ INTRODUCTION = """\
 Made by `make bench` (`python -m benchmarks.run`) on {day}: lorry and diffusers + PEFT in turn in one process, on the
 same files (in the page cache) and the same random weights. A time is a median, with the least and the greatest; the
 ratio is theirs over ours; the floor is what the bytes and the sums of the row take on this machine when nothing else is
-done. [performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
+done. A thread of lorry's that still gives memory back is waited for between two operations.
+[performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
 
 Machine: {machine}
 It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, {first:.1f} GB/s into memory that
