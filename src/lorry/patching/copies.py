@@ -57,8 +57,18 @@ class Copies:
         undo: Undo,
     ) -> None:
         """Give the modules their copies, where a scene has such, but those that have them already."""
-        if not self._made and not scene.copied:
-            return
+        if self._made or scene.copied:
+            self._bring(scene, acting, modules, weights, undo)
+
+    @without_modes()
+    def _bring(
+        self,
+        scene: Scene,
+        acting: Mapping[str, Acting],
+        modules: Mapping[str, SidePath],
+        weights: FusedWeights,
+        undo: Undo,
+    ) -> None:
         gone = [path for path in self._made if path not in scene.copied and path in modules]
         for name in COPIES:
             undo.set_in_all([modules[path]._buffers for path in gone], name, repeat(None))
@@ -86,7 +96,6 @@ class Copies:
         mark_filled([modules[path] for path in (*gone, *made)], undo)
 
 
-@without_modes()
 def _copy(
     path: str, module: SidePath, key: str, parts: Sequence[tuple[Delta, float]], weights: FusedWeights
 ) -> Tensor:
