@@ -85,9 +85,10 @@ def operations_page(names: list[str], device: str, machine: Machine, folder: Pat
 
 def forward_page(device: str) -> list[str]:
     """Measure the forward of a block."""
-    rows = [
-        forward.measure(tokens, rank, 3 if tokens > 2000 else 5, device).markdown() for tokens, rank in SIZES
-    ]
+    rows = []
+    for tokens, rank in SIZES:
+        rows.append(forward.measure(tokens, rank, 3 if tokens > 2000 else 5, device).markdown())
+        print(rows[-1], flush=True)
     return [
         "## Forward of one transformer block of SDXL, bfloat16",
         "",
