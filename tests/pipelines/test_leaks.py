@@ -39,7 +39,7 @@ def test_two_hundred_cycles_leave_no_tensor_and_no_memory(fused: bool) -> None:
     for _ in range(CYCLES):
         cycle(pipeline, tensors, fused)
         resident.append(process.memory_info().rss)
-    # Threads of earlier tests may make a few meanwhile; one that is left behind at each cycle would be as many as cycles.
+    # Threads of earlier tests may make a few meanwhile; one left behind at each cycle would be as many as cycles.
     assert tensor_count() - before < CYCLES
     slope = numpy.polyfit(numpy.arange(CYCLES), resident, 1)[0]
     one = sum(tensor.nbytes for tensor in tensors.values())
