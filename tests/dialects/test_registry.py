@@ -102,6 +102,10 @@ REFUSED = {
     "textual inversion embedding": ["clip_l", "clip_g"],
     "textual": ["string_to_param.*"],
     "MiniMax-H3 LoRA of which nothing says": [f"blocks.0.attn.qkv_proj.lora_{s}.other.weight" for s in "AB"],
+    "LoRM of ai-toolkit": [
+        f"unet.down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2.{side}.weight"
+        for side in ("down", "up")
+    ],
     "Nunchaku": ["transformer_blocks.0.mlp_fc1.lora_down", "transformer_blocks.0.mlp_fc1.lora_up"],
 }
 
@@ -113,6 +117,18 @@ def test_what_is_no_lora_is_refused_by_name(what: str) -> None:
     with pytest.raises(UnsupportedAdapterError, match=rf"test\.safetensors is .*{what}") as caught:
         read_adapter(file)
     assert any(key in str(caught.value) for key in REFUSED[what])
+
+
+def test_a_lorm_with_the_keys_of_a_lora_is_told_by_its_trainer_and_its_biases() -> None:
+    shapes = {"lora_unet_a.lora_down.weight": (2, 4), "lora_unet_a.lora_up.weight": (4, 2)}
+    bias = {"lora_unet_a.lora_up.bias": (4,)}
+    trainer = {"software": '{"name": "ai-toolkit", "version": "0.1"}'}
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"is a LoRM of ai-toolkit.*`lora_unet_a\.lora_up\.bias`"
+    ):
+        read_adapter(make_file({**shapes, **bias}, metadata=trainer))
+    for file in (make_file(shapes, metadata=trainer), make_file({**shapes, **bias})):
+        assert len(read_adapter(file).entries) == 1
 
 
 def test_a_model_without_a_name_for_its_kind_is_guessed_at() -> None:

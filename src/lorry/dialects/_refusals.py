@@ -26,11 +26,18 @@ class Refusal:
     """Whether the count of such keys, out of all, is enough."""
     unless: str = ""
     """What is in a key of a file that has an adapter besides; nothing is, where it is empty."""
+    software: str = ""
+    """What `software` in the metadata must name, where such keys alone do not tell."""
 
 
 def _all(found: int, count: int) -> bool:
     return found == count
 
+
+_LORM = (
+    "a LoRM of ai-toolkit, whose factors stand in place of the weights that they were made of: another, smaller model "
+    "and nothing to add to one. Ask its author for a LoRA"
+)
 
 REFUSALS = (
     Refusal(
@@ -89,6 +96,20 @@ REFUSALS = (
         "a ControlNet, which is a model of its own. Load it with `ControlNetModel.from_single_file`",
     ),
     Refusal(re.compile("hypernet"), ("hypernet",), "a hypernetwork, which is no LoRA"),
+    Refusal(
+        re.compile(r"(?!.*lora)(?:unet\.)?(?:down_blocks|mid_block|up_blocks)\..*\.(?:down|up)\.weight$"),
+        (".down.weight", ".up.weight"),
+        _LORM,
+    ),
+    Refusal(
+        re.compile(r".*\.parametrizations\.weight\.\d+\.(?:lora_[AB]|M_xs|magnitude(?:_[rc])?)$"),
+        (".parametrizations.weight.",),
+        "a LoRA of Stable Audio 3's own trainer, which this version of lorry cannot read. Load it with `load_lora` of "
+        "stable-audio-3",
+    ),
+    Refusal(
+        re.compile(r".*\.lora_(?:up|B)\.bias$"), ("lora_up.bias", "lora_B.bias"), _LORM, software="ai-toolkit"
+    ),
 )
 """Each kind by keys of published files of it, and of the code that writes them."""
 
@@ -100,7 +121,8 @@ def find_refusal(file: TensorFile) -> str | None:
     keys = "\n".join(file.tensors)
     for refusal in REFUSALS:
         has_adapter = refusal.unless and refusal.unless in keys
-        if has_adapter or not any(sign in keys for sign in refusal.signs):
+        told = refusal.software in file.metadata.get("software", "")
+        if has_adapter or not told or not any(sign in keys for sign in refusal.signs):
             continue
         found = [key for key in file.tensors if refusal.pattern.match(key)]
         if found and refusal.holds_for(len(found), len(file.tensors)):
