@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from lorry.letters import drawable, wrapped
 
 PAPER, INK, FAINT = "#faf9f6", "#1d1d1f", "#6f6f75"
 GAP: Final = 8
@@ -16,7 +18,6 @@ LABELS: Final = 190
 SMALLEST: Final = 128
 """Smaller pictures are enlarged to this width, in whole steps."""
 LARGEST: Final = 512
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @final
@@ -56,7 +57,7 @@ def _cell_size(panels: Sequence[Panel]) -> tuple[int, int]:
 
 
 def _lines(label: str, width: int) -> int:
-    return min(3, len(wrapped_lines(label, font(14), width)))
+    return min(3, len(wrapped(label, 14, width)[0]))
 
 
 def _height(panel: Panel, cell: tuple[int, int], header: int) -> int:
@@ -66,13 +67,14 @@ def _height(panel: Panel, cell: tuple[int, int], header: int) -> int:
 def _draw_panel(sheet: Image.Image, panel: Panel, top: int, cell: tuple[int, int], header: int) -> None:
     pen = ImageDraw.Draw(sheet)
     if panel.title:
-        pen.text((MARGIN, top), panel.title, INK, font(18))
+        title, letters = drawable(panel.title, 18)
+        pen.text((MARGIN, top), title, INK, letters)
         top += 28
     for column, label in enumerate(panel.columns):
-        lines = wrapped_lines(label, font(14), cell[0])[:3]
-        for number, line in enumerate(reversed(lines)):
+        lines, letters = wrapped(label, 14, cell[0])
+        for number, line in enumerate(reversed(lines[:3])):
             at = (_left(column, cell) + cell[0] / 2, top + header - 8 - 16 * number)
-            pen.text(at, line, INK, font(14), anchor="ms")
+            pen.text(at, line, INK, letters, anchor="ms")
     for row, label in enumerate(panel.rows):
         above = top + header + row * (cell[1] + GAP)
         _draw_words(pen, label, (MARGIN, above + 4), LABELS - 2 * GAP, INK)
@@ -90,25 +92,10 @@ def _draw_cell(
 
 
 def _draw_words(pen: ImageDraw.ImageDraw, text: str, at: tuple[int, int], width: int, colour: str) -> None:
-    for number, line in enumerate(wrapped_lines(text, font(14), width)[:6]):
-        pen.text((at[0], at[1] + 18 * number), line, colour, font(14))
+    lines, letters = wrapped(text, 14, width)
+    for number, line in enumerate(lines[:6]):
+        pen.text((at[0], at[1] + 18 * number), line, colour, letters)
 
 
 def _left(column: int, cell: tuple[int, int]) -> int:
     return MARGIN + LABELS + column * (cell[0] + GAP)
-
-
-def font(size: int) -> Font:
-    """Pillow's own font: it is there on every machine, and has few letters beyond ASCII."""
-    return ImageFont.load_default(size)
-
-
-def wrapped_lines(text: str, letters: Font, width: int) -> list[str]:
-    """Return the lines of a text that is broken between words to fit a width in pixels."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and letters.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from lorry.letters import drawable
 
 FOLDER: Final = "samples"
 SHEET: Final = "samples.png"
@@ -69,16 +71,18 @@ def make_sheet(out: Path, prompts: Sequence[str]) -> Path:
             with Image.open(path) as image:
                 pictures.setdefault(int(match[1]), {})[int(match[2])] = image.convert("RGB")
     side = max(128, *(image.width for row in pictures.values() for image in row.values()), 0)
-    font = ImageFont.load_default(size=13)
     left, top = 70, 24
     columns = max((max(row) + 1 for row in pictures.values()), default=0)
     cell = side + _GAP
     sheet = Image.new("RGB", (left + columns * cell, top + len(pictures) * cell), "white")
     pen = ImageDraw.Draw(sheet)
     for column, prompt in enumerate(prompts[:columns]):
-        pen.text((left + column * cell, 4), _shortened(pen, prompt, font, side), fill="black", font=font)
+        text, letters = drawable(prompt, 13)
+        shown = _shortened(pen, text, letters, side)
+        pen.text((left + column * cell, 4), shown, fill="black", font=letters)
     for row, (step, found) in enumerate(sorted(pictures.items())):
-        pen.text((6, top + row * cell + side // 2 - 8), f"{step:,}", fill="black", font=font)
+        number, letters = drawable(f"{step:,}", 13)
+        pen.text((6, top + row * cell + side // 2 - 8), number, fill="black", font=letters)
         for column, image in found.items():
             enlarged = image.resize((side, side * image.height // image.width))
             sheet.paste(enlarged, (left + column * cell, top + row * cell))

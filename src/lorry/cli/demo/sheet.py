@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lorry.cli.demo.story import Check, Row, Section
-from lorry.cli.grid import FAINT, INK, PAPER, font, wrapped_lines
+from lorry.cli.grid import FAINT, INK, PAPER
+from lorry.letters import drawable, wrapped
 
 ENLARGED: Final = 2
 GAP: Final = 8
@@ -36,8 +37,9 @@ def draw_sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.
     heights = [HEADER + len(section.rows) * (cell[1] + GAP) + MARGIN for section in sections]
     sheet = Image.new("RGB", (width, 2 * MARGIN + 56 + sum(heights)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), title, INK, font(30))
-    pen.text((MARGIN, MARGIN + 34), subtitle, FAINT, font(14))
+    for text, colour, size, above in ((title, INK, 30, -6), (subtitle, FAINT, 14, 34)):
+        text, letters = drawable(text, size)
+        pen.text((MARGIN, MARGIN + above), text, colour, letters)
     top = MARGIN + 72
     for section, height in zip(sections, heights, strict=True):
         _draw_section(sheet, section, top, cell)
@@ -53,12 +55,11 @@ def _cell(sections: Sequence[Section]) -> tuple[int, int]:
 def _draw_section(sheet: Image.Image, section: Section, top: int, cell: tuple[int, int]) -> None:
     pen = ImageDraw.Draw(sheet)
     for column, prompt in enumerate(section.prompts):
-        lines = wrapped_lines(prompt, font(14), cell[0])
+        lines, letters = wrapped(prompt, 14, cell[0])
         bottom = top + HEADER - 6
         for number, line in enumerate(reversed(lines[:3])):
-            pen.text(
-                (_left(column, cell) + cell[0] / 2, bottom - 16 * number), line, INK, font(14), anchor="ms"
-            )
+            at = (_left(column, cell) + cell[0] / 2, bottom - 16 * number)
+            pen.text(at, line, INK, letters, anchor="ms")
     for number, row in enumerate(section.rows):
         _draw_row(sheet, row, top + HEADER + number * (cell[1] + GAP), cell)
 
@@ -74,11 +75,11 @@ def _draw_label(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     width = LABELS - 2 * GAP
     at = top + 4
     for text, colour, size in ((row.title, INK, 20), (row.note, FAINT, 14), _checked(row.check)):
-        for line in (
-            wrapped for part in text.splitlines() for wrapped in wrapped_lines(part, font(size), width)
-        ):
-            pen.text((MARGIN, at), line, colour, font(size))
-            at += round(size * 1.25)
+        for part in text.splitlines():
+            lines, letters = wrapped(part, size, width)
+            for line in lines:
+                pen.text((MARGIN, at), line, colour, letters)
+                at += round(size * 1.25)
         at += 3
 
 
