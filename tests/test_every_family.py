@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import formulas
 import lorry
 from dialects.layers import LAYERS, Layer
 from dialects.test_carrying import CARRIED
@@ -52,17 +53,10 @@ def pipeline(shape: tuple[int, ...], bias: bool) -> Any:
     return lorry.attach(pipe)
 
 
-def changes(layer: Layer, module: nn.Module, strength: float = 1.0) -> dict[str, Tensor]:
-    """What a layer's delta adds to the parameters of a module at a strength, in float64."""
-    found = {}
-    for name, parameter in module.named_parameters():
-        part = layer.delta.part(name)
-        fitted = None if part is None else part.fitted(tuple(parameter.shape))
-        if fitted is not None:
-            found[f"{PLACES[layer.shape]}.{name}"] = fitted.weight(
-                parameter.detach().double(), torch.float64, strength
-            )
-    return found
+def changes(layer: Layer, module: Any, strength: float = 1.0) -> dict[str, Tensor]:
+    """What a layer's tensors add to the parameters of a module at a strength, in float64."""
+    found = formulas.changes(layer.tensors, module.weight, module.bias, strength)
+    return {f"{PLACES[layer.shape]}.{name}": change for name, change in found.items()}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -74,7 +68,7 @@ def test_a_layer_acts_leaves_no_trace_and_is_converted(name: str, tmp_path: Path
     assert len(expected) == sum(layer.delta.part(parameter) is not None for parameter in ("weight", "bias"))
     tensors = {f"unet.{path}.{suffix}": tensor for suffix, tensor in layer.tensors.items()}
     source = write_safetensors(tmp_path / "in.safetensors", tensors)
-    report = walk(pipe, source, {"unet": expected})
+    report = walk(pipe, source, {"unet": expected}, strengths=())
     assert report.applied == report.key_count == len(tensors)
     carried = {dialect for dialect, names in CARRIED.items() if name in names}
     if path not in IN_ATTENTION:

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
+import formulas
 import lorry
-from lorry.algebra import OftDelta
 from lorry.errors import FuseError, UnsupportedAdapterError
 from lorry.files import read_adapter_file, write_safetensors
 from lorry.workflows.convert import convert_file
@@ -39,9 +39,8 @@ def test_kohyas_oft_turns_the_rows_within_its_constraint(tmp_path: Path) -> None
     stem = f"oft_unet_{TO_Q.replace('.', '_')}"
     tensors = {f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(0.01)}
     source = write_safetensors(tmp_path / "in.safetensors", tensors, {"ss_network_module": "networks.oft"})
-    change = OftDelta(blocks, None, 0.01).fitted(tuple(weight.shape))
-    assert change is not None
-    walk(pipe, source, {"unet": {f"{TO_Q}.weight": change.weight(weight.double(), torch.float64)}})
+    change = formulas.changes({"oft_blocks": blocks, "alpha": torch.tensor(0.01)}, weight)["weight"]
+    walk(pipe, source, {"unet": {f"{TO_Q}.weight": change}})
     assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya", "lycoris", "comfyui"}
     assert read_adapter_file(tmp_path / "there" / "kohya.safetensors").tensors.keys() == tensors.keys()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,33 @@ def check_weights(models: Models, layers: Mapping[tuple[str, str], nn.Module], b
                 assert torch.equal(tensor, tensors[name]), name
 
 
-def walk(pipe: Any, path: Path, changes: Changes) -> lorry.LoadReport:
-    """Load a file, fuse it, unfuse and unload it; every layer of it must change as expected, and nothing stay."""
+def walk(
+    pipe: Any, path: Path, changes: Changes, strengths: Sequence[float] = (0.5, -1.0)
+) -> lorry.LoadReport:
+    """Load a file, fuse it, unfuse and unload it; every layer of it must change as expected, and nothing stay.
+
+    Args:
+        pipe: a pipeline.
+        path: the file.
+        changes: what the file changes at strength 1, to which other strengths are in proportion.
+        strengths: other strengths to act and to be fused at.
+    """
     models = models_of(pipe)
     before, layers = weights(models), expected_layers(models, changes)
+    partly = {strength: expected_layers(models, _times(strength, changes)) for strength in strengths}
     plain = outputs(live(models, layers), torch.float32)
     report = pipe.load_lora_weights(path)
     check_same(models, before)
     check_outputs(models, layers)
+    names = pipe.get_active_adapters()
+    for strength, expected in partly.items():
+        pipe.set_adapters(names, [strength] * len(names))
+        check_outputs(models, expected)
+        pipe.fuse_lora()
+        check_weights(models, expected, before)
+        pipe.unfuse_lora()
+        check_same(models, before)
+    pipe.set_adapters(names)
     pipe.fuse_lora()
     check_weights(models, layers, before)
     check_outputs(models, layers)
@@ -119,6 +138,12 @@ def walk(pipe: Any, path: Path, changes: Changes) -> lorry.LoadReport:
     for place, output in outputs(live(models, layers), torch.float32).items():
         assert torch.equal(output, plain[place]), place
     return report
+
+
+def _times(strength: float, changes: Changes) -> Changes:
+    return {
+        part: {name: strength * change for name, change in found.items()} for part, found in changes.items()
+    }
 
 
 def there(source: Path, to: str, folder: Path, models: Models) -> Path | None:
