@@ -12,9 +12,12 @@ from row_layers import (
     BFL,
     BFL_BLOCKS,
     BFL_TAILS,
+    CASCADE_OMI,
+    CASCADE_TORCH,
     CHROMA,
     CLIP,
     CLIP_2,
+    DIFFSYNTH,
     DOWN,
     FLUX,
     FLUX2,
@@ -22,6 +25,7 @@ from row_layers import (
     FLUX3,
     HIDREAM,
     HUNYUAN_IMAGE,
+    HUNYUAN_OMI,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_OWN,
     IDEOGRAM,
@@ -30,6 +34,7 @@ from row_layers import (
     KREA2_OWN,
     LTX,
     LTX2,
+    LTX2_CONNECTORS,
     LUMINA2,
     MINIMAX,
     OTHERS,
@@ -145,6 +150,18 @@ ROWS: dict[str, Row] = {
         "kohya",
         less=("onetrainer",),
     ),
+    "12 Stable Cascade, OneTrainer": Row(
+        "StableCascadePriorPipeline",
+        [kohya(CASCADE_TORCH, "lora_prior_unet_"), kohya(CLIP, "lora_prior_te_")],
+        "kohya",
+        less=("onetrainer",),
+    ),
+    "12 Stable Cascade, OMI": Row(
+        "StableCascadePriorPipeline",
+        [Part(renamed(CASCADE_OMI, "unet."), KOHYA, True), Part(renamed(CLIP, "clip_g."), KOHYA, True)],
+        "dotted-kohya",
+        less=("onetrainer",),
+    ),
     "13 AnimateDiff": Row(
         "AnimateDiffPipeline",
         [Part(ANIMATED, PROCESSOR)],
@@ -221,6 +238,7 @@ ROWS: dict[str, Row] = {
     ),
     "27 OneTrainer BFL": Row("flux", [Part(renamed(BFL_TAILS, "transformer."), KOHYA, True)], "dotted-kohya"),
     "28 DiffSynth": Row("flux", [Part(FLUX, DEFAULT)], "diffusers"),
+    "28 DiffSynth, its own names": Row("flux", [Part(DIFFSYNTH, DEFAULT)], "diffusers"),
     "31 SimpleTuner": Row("flux", [Part(renamed(FLUX, f"transformer.{FOLDER}"), DOTS)], "peft"),
     "32 USO": Row("flux", [Part(XLABS, PROCESSOR)], "xlabs"),
     "33 SD3, kohya": Row(
@@ -278,6 +296,11 @@ ROWS: dict[str, Row] = {
         "HunyuanVideoPipeline", [Part(renamed(HUNYUAN_VIDEO, "transformer."))], "diffusers"
     ),
     "41 HunyuanVideo, kohya": Row("HunyuanVideoPipeline", [kohya(HUNYUAN_VIDEO)], "kohya"),
+    "41 HunyuanVideo, OMI": Row(
+        "HunyuanVideoPipeline",
+        [Part(renamed(HUNYUAN_OMI, "transformer."), KOHYA, True)],
+        "dotted-kohya",
+    ),
     "41 FramePack": Row("HunyuanVideoFramepackPipeline", [kohya(HUNYUAN_VIDEO_OWN)], "kohya"),
     "42 HunyuanImage": Row("HunyuanImagePipeline", [kohya(HUNYUAN_IMAGE)], "kohya"),
     "43 LTX": Row("LTXPipeline", [comfy(LTX)], "comfyui"),
@@ -285,12 +308,8 @@ ROWS: dict[str, Row] = {
         "LTX2Pipeline",
         [
             comfy(LTX2),
-            Part(
-                renamed(
-                    own("connectors", "video_connector.transformer_blocks.0.attn1.to_q"),
-                    "text_embedding_projection.",
-                )
-            ),
+            comfy(LTX2_CONNECTORS),
+            Part({"text_embedding_projection.aggregate_embed": "connectors/text_proj_in"}),
         ],
         "comfyui",
         less=("kohya", "onetrainer", "comfyui", "lycoris"),

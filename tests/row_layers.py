@@ -81,6 +81,20 @@ FLUX = own(
     "transformer", f"{_DOUBLE}.attn.to_q", f"{_DOUBLE}.attn.add_k_proj", f"{_DOUBLE}.attn.to_out.0",
     f"{_DOUBLE}.ff.net.2", f"{_SINGLE}.attn.to_k", f"{_SINGLE}.proj_mlp", f"{_SINGLE}.proj_out", "x_embedder",
 )  # fmt: skip
+DIFFSYNTH = {
+    "blocks.0.attn.a_to_qkv": qkv(f"{_DOUBLE}.attn"),
+    "blocks.0.attn.b_to_qkv": qkv(f"{_DOUBLE}.attn", ADDED),
+    "blocks.0.attn.a_to_out": f"transformer/{_DOUBLE}.attn.to_out.0",
+    "blocks.0.attn.b_to_out": f"transformer/{_DOUBLE}.attn.to_add_out",
+    "blocks.0.ff_a.0": f"transformer/{_DOUBLE}.ff.net.0.proj",
+    "blocks.0.ff_b.2": f"transformer/{_DOUBLE}.ff_context.net.2",
+    "blocks.0.norm1_a.linear": f"transformer/{_DOUBLE}.norm1.linear",
+    "blocks.0.norm1_b.linear": f"transformer/{_DOUBLE}.norm1_context.linear",
+    "single_blocks.1.to_qkv_mlp": qkv(_SINGLE, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+    "single_blocks.1.proj_out": f"transformer/{_SINGLE}.proj_out",
+    "single_blocks.1.norm.linear": f"transformer/{_SINGLE}.norm.linear",
+}
+"""The names of DiffSynth-Studio's own FLUX.1."""
 XLABS = {
     "double_blocks.0.processor.qkv_lora1": qkv(f"{_DOUBLE}.attn"),
     "double_blocks.0.processor.proj_lora1": f"transformer/{_DOUBLE}.attn.to_out.0",
@@ -167,6 +181,18 @@ HUNYUAN_VIDEO = {
     ),
     "final_layer.adaLN_modulation.1": "~transformer/norm_out.linear",
 }
+HUNYUAN_OMI = {
+    "double_blocks.0.img_attn_qkv.0": "transformer/transformer_blocks.0.attn.to_q",
+    "double_blocks.0.txt_attn_qkv.2": "transformer/transformer_blocks.0.attn.add_v_proj",
+    "double_blocks.0.img_mlp.fc0": "transformer/transformer_blocks.0.ff.net.0.proj",
+    "double_blocks.0.txt_mlp.fc2": "transformer/transformer_blocks.0.ff_context.net.2",
+    "single_blocks.0.linear1.3": "transformer/single_transformer_blocks.0.proj_mlp",
+    "txt_in.individual_token_refiner.blocks.0.mlp.fc0": (
+        "transformer/context_embedder.token_refiner.refiner_blocks.0.ff.net.0.proj"
+    ),
+    "txt_in.t_embedder.linear_1": "transformer/context_embedder.time_text_embed.timestep_embedder.linear_1",
+    "final_layer.adaLN_modulation.1": "~transformer/norm_out.linear",
+}
 HUNYUAN_VIDEO_OWN = own(
     "transformer", "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2",
     "single_transformer_blocks.0.proj_mlp",
@@ -180,6 +206,14 @@ HUNYUAN_IMAGE = {
 LTX = own("transformer", "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_out.0",
           "transformer_blocks.0.ff.net.0.proj")  # fmt: skip
 LTX2 = own("transformer", "transformer_blocks.0.audio_attn1.to_q", "transformer_blocks.0.attn2.to_v")
+LTX2_CONNECTORS = {
+    "video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q": (
+        "connectors/video_connector.transformer_blocks.0.attn1.to_q"
+    ),
+    "audio_embeddings_connector.transformer_1d_blocks.0.ff.net.2": (
+        "connectors/audio_connector.transformer_blocks.0.ff.net.2"
+    ),
+}
 HIDREAM = own("transformer", *(f"double_stream_blocks.0.block.{end}" for end in (
     "attn1.to_q", "attn1.to_out", "attn1.to_k_t", "ff_i.shared_experts.w1", "ff_i.experts.0.w2",
 )))  # fmt: skip
@@ -211,6 +245,18 @@ MINIMAX = {
     "blocks.0.attn.qkv_proj": qkv("transformer_blocks.0.attn"),
     "blocks.0.attn.out_proj": "transformer/transformer_blocks.0.attn.to_out.0",
 }
+_CASCADE = "down_blocks.0.2"
+CASCADE_TORCH = {
+    f"{_CASCADE}.attention.attn.to_q": f"prior/{_CASCADE}.attention.to_q",
+    f"{_CASCADE}.attention.attn.out_proj": f"prior/{_CASCADE}.attention.to_out.0",
+    f"{_CASCADE}.kv_mapper.1": f"prior/{_CASCADE}.kv_mapper.1",
+    "down_blocks.0.1.mapper": "prior/down_blocks.0.1.mapper",
+}
+CASCADE_OMI = {
+    f"{_CASCADE}.attention.attn.in_proj.{i}": f"prior/{_CASCADE}.attention.to_{part}"
+    for i, part in enumerate("qkv")
+}
+"""Stable Cascade's attentions are torch's own in its checkpoints, whose three projections are one weight."""
 OTHERS = {
     "ErnieImagePipeline": ("layers.0.self_attention.to_q", "layers.0.mlp.up_proj"),
     "CogVideoXPipeline": ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"),

@@ -230,6 +230,58 @@ def test_language_models_that_read_the_prompt_are_trained_along(
     assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == CARRY - {"lycoris"}
 
 
+LLAMAS: dict[str, tuple[str, Any, str, str, str, str, str]] = {
+    "HunyuanVideo, mixture": (
+        *("HunyuanVideoPipeline", transformers.LlamaModel, "text_encoder/layers", "text_encoder_2"),
+        *("lora_te1_language_model_model_layers", "lora_te2_", "kohya"),
+    ),
+    "HunyuanVideo, OMI": (
+        *("HunyuanVideoPipeline", transformers.LlamaModel, "text_encoder/layers", "text_encoder_2"),
+        *("llama.language_model.model.layers", "clip_l.", "dotted-kohya"),
+    ),
+    "HiDream, mixture": (
+        *(
+            "HiDreamImagePipeline",
+            transformers.LlamaForCausalLM,
+            "text_encoder_4/model.layers",
+            "text_encoder",
+        ),
+        *("lora_te4_model_layers", "lora_te1_", "kohya"),
+    ),
+    "HiDream, OMI": (
+        *(
+            "HiDreamImagePipeline",
+            transformers.LlamaForCausalLM,
+            "text_encoder_4/model.layers",
+            "text_encoder",
+        ),
+        *("llama.model.layers", "clip_l.", "dotted-kohya"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_onetrainers_llamas_and_clips_are_found_in_their_places(name: str, tmp_path: Path) -> None:
+    build, model, own, clip, prefix, clip_prefix, dialect = LLAMAS[name]
+    small = transformers.LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    pipe = every.build(build)
+    pipe.register_modules(**{own.partition("/")[0]: model(small).eval()})
+    lorry.attach(pipe)
+    dot = "_" if prefix.startswith("lora_") else "."
+    ends = ("0.self_attn.q_proj", "0.self_attn.o_proj", "1.mlp.up_proj")
+    layers = {f"{prefix}.{end}".replace(".", dot): f"{own}.{end}" for end in ends}
+    end = "encoder.layers.0.mlp.fc1"
+    layers[f"{clip_prefix}text_model.{end}".replace(".", dot)] = f"{clip}/{end}"
+    row = Row(build, [Part(layers, KOHYA, True)], dialect)
+    tensors, changes = row.make(pipe)
+    source = row.write(tensors, tmp_path)
+    report = walk(pipe, source, changes)
+    assert (report.dialect, report.applied, report.key_count) == (dialect, len(tensors), len(tensors))
+    assert {own.partition("/")[0], clip} == changes.keys()
+    assert "onetrainer" in check_there_and_back(source, dialect, tmp_path, models_of(pipe))
+
+
 def test_a_file_in_several_parts_is_one_adapter(tmp_path: Path) -> None:
     row = ROWS["5 diffusers"]
     pipe = lorry.attach(row.build())

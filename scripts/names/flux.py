@@ -53,6 +53,24 @@ _BLOCKS_TYPED = f"""
 """What models with the blocks of FLUX.1 have in common."""
 
 
+_DIFFSYNTH = f"""
+    blocks.*.attn.a_to_qkv -> {_JOINED}.to_q + {_JOINED}.to_k + {_JOINED}.to_v
+    blocks.*.attn.b_to_qkv -> {_JOINED}.add_q_proj + {_JOINED}.add_k_proj + {_JOINED}.add_v_proj
+    blocks.*.attn.a_to_out -> {_JOINED}.to_out.0
+    blocks.*.attn.b_to_out -> {_JOINED}.to_add_out
+    blocks.*.ff_a.0 -> transformer_blocks.*.ff.net.0.proj
+    blocks.*.ff_a.2 -> transformer_blocks.*.ff.net.2
+    blocks.*.ff_b.0 -> transformer_blocks.*.ff_context.net.0.proj
+    blocks.*.ff_b.2 -> transformer_blocks.*.ff_context.net.2
+    blocks.*.norm1_a.linear -> transformer_blocks.*.norm1.linear
+    blocks.*.norm1_b.linear -> transformer_blocks.*.norm1_context.linear
+    single_blocks.*.to_qkv_mlp -> {_SINGLE}.attn.to_q + {_SINGLE}.attn.to_k + {_SINGLE}.attn.to_v + {_SINGLE}.proj_mlp
+    single_blocks.*.proj_out -> {_SINGLE}.proj_out
+    single_blocks.*.norm.linear -> {_SINGLE}.norm.linear
+"""
+"""Names of DiffSynth-Studio's own FLUX.1, of the layers that it trains (`utils/state_dict_converters/flux_dit.py`)."""
+
+
 def _gated(original: str, live: str) -> str:
     """A gated feed-forward whose gate is a layer of its own in the original, and half of one in diffusers."""
     return f"""
@@ -74,6 +92,7 @@ CHECKPOINTS = (
             double_blocks.*.img_mod.lin double_blocks.*.txt_mod.lin single_blocks.*.modulation.lin
         """,
         rows={"single_blocks.*.linear1": 3 * 3072 + 12288},
+        spelt=_DIFFSYNTH,
     ),
     Checkpoint(
         model="ChromaTransformer2DModel",

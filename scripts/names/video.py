@@ -72,6 +72,14 @@ def _qkv(block: str, name: str = "to_{}") -> str:
 
 
 _REFINER = "context_embedder.token_refiner.refiner_blocks.*"
+_OMI = f"""
+    double_blocks.*.img_mlp.fc0 -> transformer_blocks.*.ff.net.0.proj
+    double_blocks.*.txt_mlp.fc0 -> transformer_blocks.*.ff_context.net.0.proj
+    txt_in.individual_token_refiner.blocks.*.mlp.fc0 -> {_REFINER}.ff.net.0.proj
+    txt_in.t_embedder.linear_1 -> context_embedder.time_text_embed.timestep_embedder.linear_1
+    txt_in.t_embedder.linear_2 -> context_embedder.time_text_embed.timestep_embedder.linear_2
+"""
+"""What OneTrainer calls otherwise than the checkpoint does, in the Open Model Initiative's names."""
 _HUNYUAN_TYPED = f"""
     img_in.proj -> x_embedder.proj
     byt5_in.layernorm -> context_embedder_2.norm
@@ -247,6 +255,7 @@ CHECKPOINTS = (
         names=_HUNYUAN,
         rows={"single_blocks.*.linear1": 3 * 3072 + 12288},
         also=also_in_comfyui,
+        spelt=_OMI,
     ),
     Checkpoint(
         model="HunyuanVideoFramepackTransformer3DModel",

@@ -50,7 +50,7 @@ def test_every_original_name_of_a_table_is_found_dotted_and_flattened(name: str)
         assert all(weight_shape(index.modules[place.path]) is not None for place in places), original
 
 
-@pytest.mark.parametrize("name", [name for name, c in BY_MODEL.items() if c.also or c.older])
+@pytest.mark.parametrize("name", [name for name, c in BY_MODEL.items() if c.also or c.older or c.spelt])
 def test_other_spellings_mean_the_same_modules(name: str) -> None:
     index = ModuleIndex(build(BY_MODEL[name]))
     also = original_names(index.model, index.modules, "also")

@@ -169,8 +169,29 @@ SPELLINGS = {
     "Ideogram": Spelling(
         "diffusers", "conditional_transformer.layers.0.a", AB, Target("transformer", "layers.0.a")
     ),
+    "Anima's text encoder, converted for ComfyUI": Spelling(
+        "diffusers", "text_encoder.qwen3.layers.0.a", AB, Target(TEXT, "layers.0.a")
+    ),
+    "OneTrainer, HiDream's Llama": Spelling(
+        "kohya", "lora_te4_model_layers_0_a", KOHYA, flat("text_encoder_4", "model_layers_0_a")
+    ),
+    "OMI, a Llama": Spelling(
+        "dotted-kohya", "llama.model.layers.0.a", KOHYA, Target("text_encoder_4", "model.layers.0.a")
+    ),
     "LTX-2's connectors": Spelling(
-        "diffusers", "text_embedding_projection.aggregate_embed", AB, Target(CONNECTORS, "aggregate_embed")
+        "diffusers", "text_embedding_projection.aggregate_embed", AB, Target(CONNECTORS, "text_proj_in")
+    ),
+    "LTX-2's connectors, beside the transformer": Spelling(
+        "comfyui",
+        "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q",
+        AB,
+        Target(CONNECTORS, "video_connector.transformer_blocks.0.attn1.to_q"),
+    ),
+    "LTX-2's connectors, flattened": Spelling(
+        "kohya",
+        "lora_unet_audio_embeddings_connector_transformer_1d_blocks_1_ff_net_2",
+        KOHYA,
+        Target(CONNECTORS, "audio_connector_transformer_blocks_1_ff_net_2", flat=True),
     ),
 }
 

@@ -15,8 +15,9 @@ from lorry.binding.targets import carriers, weight_shape
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
 
-ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.")
-"""Levels that versions of transformers have added or dropped at the root of a text encoder."""
+ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model.", "language_model.model.")
+"""Levels that versions of transformers have added or dropped at the root of a text encoder, or that a model has there
+which holds a text encoder (Llava)."""
 
 Make = tuple[type, list[tuple[str, tuple[int, ...] | None, bool]]]
 """A class of model and, of every module, its path, the shape of the weight that a delta must have, and whether there is

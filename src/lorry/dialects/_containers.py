@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lorry.dialects._paths import plain_path
+from lorry.dialects._paths import connectors_path, plain_path
 from lorry.dialects._suffixes import split_suffix
 from lorry.names import CONDITIONER, CONNECTORS, DENOISER, Target
 
@@ -15,6 +15,7 @@ FLAT = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
+    "lora_te4_": "text_encoder_4",
     "lora_prior_unet_": "prior",  # Stable Cascade
     "lora_prior_te_": "text_encoder",
     "lycoris_": DENOISER,
@@ -37,10 +38,10 @@ DOTTED = {
     "diffusion_model": DENOISER,  # ComfyUI, ai-toolkit
     CONDITIONER: CONDITIONER,
     CONNECTORS: CONNECTORS,
-    "text_embedding_projection": CONNECTORS,  # LTX-2
     "clip_l": "text_encoder",  # OMI
     "clip_g": "text_encoder_2",
     "t5": "text_encoder_3",
+    "llama": "text_encoder_4",
 }
 """First parts of dotted names. Source: Comfy-Org/ComfyUI, `comfy/lora.py`; the Open Model Initiative's names as in
 Nerogar/OneTrainer, `modules/util/convert/lora`."""
@@ -49,8 +50,9 @@ COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
 T5 has differs between pipelines, and is settled where the model is: SD3 has it beside a CLIP-G."""
 
-WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
-"""Prefixes of wrapping modules, which may stand in any number before and after the component's."""
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "qwen3.")
+"""Prefixes of wrapping modules, which may stand in any number before and after the component's; the last is what
+sd-scripts' converter puts after `text_encoder.` for Anima."""
 TRANSPARENT = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers of a single layer, in the middle of a path."""
 
@@ -66,6 +68,8 @@ def find_flat_target(stem: str) -> Target | None:
     path = stem.removeprefix(prefix).lstrip("_")
     if path.startswith("llm_adapter_"):
         return Target(CONDITIONER, path.removeprefix("llm_adapter_"), flat=True)
+    if (of_connectors := connectors_path(path)) is not None:
+        return Target(CONNECTORS, of_connectors, flat=True)
     return Target(FLAT[prefix], path, flat=True) if path else None
 
 
@@ -88,6 +92,8 @@ def dotted_target(stem: str) -> Target:
         component = "text_encoder" if path.startswith("text_model.") else DENOISER
     if path.startswith("llm_adapter."):  # Anima's text adapter, which diffusers has as a component of its own
         return Target(CONDITIONER, path.removeprefix("llm_adapter."))
+    if (of_connectors := connectors_path(path)) is not None:  # and LTX-2's
+        return Target(CONNECTORS, of_connectors)
     return Target(component, plain_path(path))
 
 

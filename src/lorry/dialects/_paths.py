@@ -100,6 +100,35 @@ def xlabs_path(path: str) -> str | None:
     return None
 
 
+_CONNECTOR_ROOTS = ("text_embedding_projection", "video_embeddings_connector", "audio_embeddings_connector")
+_CONNECTORS = (
+    ("_embeddings_connector", "_connector"),
+    ("transformer_1d_blocks", "transformer_blocks"),
+    ("aggregate_embed", "text_proj_in"),
+    ("q_norm", "norm_q"),
+    ("k_norm", "norm_k"),
+)
+
+
+def connectors_path(path: str) -> str | None:
+    """Return the path in diffusers' connectors of a module that LTX-2's checkpoints have elsewhere, or None.
+
+    They have it beside the transformer: `text_embedding_projection.aggregate_embed` is `text_proj_in`, and
+    `video_embeddings_connector.transformer_1d_blocks.0.…` is `video_connector.transformer_blocks.0.…`. Flattened paths
+    are taken too.
+
+    Source: huggingface/diffusers v0.42, `scripts/convert_ltx2_to_diffusers.py` and `loaders/lora_conversion_utils.py`.
+    """
+    root = next((root for root in _CONNECTOR_ROOTS if path.startswith(root)), None)
+    if root is None:
+        return None
+    if root == _CONNECTOR_ROOTS[0]:
+        path = path[len(root) + 1 :]
+    for original, own in _CONNECTORS:
+        path = path.replace(original, own)
+    return path or None
+
+
 def plain_path(path: str) -> str:
     """Return a module's path as its model has it, where a trainer's differs from it by a few words."""
     if any(sign in path for sign in _SIGNS):

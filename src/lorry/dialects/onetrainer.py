@@ -43,6 +43,7 @@ PREFIXES = {
     "text_encoder": "lora_te1_",
     "text_encoder_2": "lora_te2_",
     "text_encoder_3": "lora_te3_",
+    "text_encoder_4": "lora_te4_",
 }
 NOT_TRAINED = ("hada_t1", "hada_t2")
 SUFFIXES = {
