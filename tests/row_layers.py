@@ -236,6 +236,11 @@ KREA2 = {
     "txtfusion.layerwise_blocks.0.attn.wo": "transformer/text_fusion.layerwise_blocks.0.attn.to_out.0",
 }
 KREA2_OWN = own("transformer", "transformer_blocks.0.attn.to_q", "text_fusion.refiner_blocks.0.ff.gate")
+KREA2_FUSED = {
+    "transformer_blocks.0.attn.to_qkv": qkv("transformer_blocks.0.attn"),
+    "text_fusion.refiner_blocks.0.attn.to_qkv": qkv("text_fusion.refiner_blocks.0.attn"),
+}
+"""SimpleTuner's, of a model that computes with fused layers."""
 IDEOGRAM = {
     "layers.0.attention.qkv": qkv("layers.0.attention"),
     "layers.0.feed_forward.w2": "transformer/layers.0.feed_forward.w2",

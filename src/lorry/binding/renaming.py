@@ -189,6 +189,8 @@ class _Renaming:
                 yield self.by_pieces[pieces], delta
             elif whole is not None:
                 fused.setdefault(whole, {}).update(self._parts(pieces, delta))
+            elif len(pieces) > 1:  # fused by a program, and in neither the original nor the model
+                yield from self.named({(Piece(path),): part for path, part in self._parts(pieces, delta)})
             elif pieces[0].path in self.within:
                 yield from self._apart(pieces[0].path, delta)
             else:
