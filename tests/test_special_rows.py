@@ -58,7 +58,8 @@ def test_a_lokr_of_a_fused_layer_acts_on_its_parts_and_stays_in_original_names(t
     assert check_there_and_back(source, "comfyui", tmp_path, models_of(pipe)) == {"comfyui", "kohya"}
 
 
-def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
+def minimax_h3() -> Any:
+    """A pipeline of MiniMax-H3 with heads of 128, as all its published models have."""
     pipe = every.build("MiniMaxH3ModularPipeline")
     small: dict[str, Any] = {
         "num_attention_heads": 2,
@@ -72,7 +73,11 @@ def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
             **small, text_dim=16, freq_dim=16, time_embed_hidden_dim=16
         )
     )
-    lorry.attach(pipe)
+    return lorry.attach(pipe)
+
+
+def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
+    pipe = minimax_h3()
     down, up = noise(2, 32), noise(768, 2)
     stem = "blocks.0.attn.qkv_proj"
     tensors = {f"{stem}.lora_A.default.weight": down, f"{stem}.lora_B.default.weight": up}
@@ -88,24 +93,32 @@ def test_diffsynths_rows_of_minimax_h3_go_head_by_head(tmp_path: Path) -> None:
     assert found == CARRY | {"lora-layers"}
 
 
-def test_sats_checkpoints_of_cogvideox_have_a_lora_of_each_part_with_an_alpha_of_one(tmp_path: Path) -> None:
+SAT = "model.diffusion_model.transformer.layers.0.attention"
+
+
+def sat_layers() -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+    """A pipeline of CogVideoX, a file of SAT's for it, and what that changes."""
     pipe = lorry.attach(every.build("CogVideoXPipeline"))
     attention = "transformer_blocks.0.attn1"
     rows, width = pipe.transformer.get_submodule(f"{attention}.to_q").weight.shape
-    root = "model.diffusion_model.transformer.layers.0.attention"
     layers = {f"query_key_value.matrix_{{}}.{i}": f"{attention}.to_{name}" for i, name in enumerate("qkv")}
     layers["dense.matrix_{}.0"] = f"{attention}.to_out.0"
-    tensors, changes = {f"{root}.dense.original.weight": noise(rows, width)}, dict[str, Tensor]()
+    tensors, changes = {f"{SAT}.dense.original.weight": noise(rows, width)}, dict[str, Tensor]()
     for key, module in layers.items():
         rank = 3 if "dense" in key else 2
         down, up = noise(rank, width), noise(rows, rank) * len(tensors)
-        tensors |= {f"{root}.{key.format('A')}": down, f"{root}.{key.format('B')}": up}
+        tensors |= {f"{SAT}.{key.format('A')}": down, f"{SAT}.{key.format('B')}": up}
         changes[f"{module}.weight"] = up.double() @ down.double() / rank
+    return pipe, tensors, changes
+
+
+def test_sats_checkpoints_of_cogvideox_have_a_lora_of_each_part_with_an_alpha_of_one(tmp_path: Path) -> None:
+    pipe, tensors, changes = sat_layers()
     source = tmp_path / "mp_rank_00_model_states.pt"
     torch.save({"module": tensors, "global_steps": 1000}, source)
     report = walk(pipe, source, {"transformer": changes})
     assert (report.dialect, report.applied, report.key_count) == ("sat", 8, 9)
-    assert [item.key for item in report.ignored] == [f"{root}.dense.original.weight"]
+    assert [item.key for item in report.ignored] == [f"{SAT}.dense.original.weight"]
     assert report.components[0].scale_sources == ("dialect",)
     assert check_there_and_back(source, "sat", tmp_path, models_of(pipe)) == CARRY
 

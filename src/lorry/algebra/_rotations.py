@@ -27,8 +27,9 @@ def cayley_step(skew: Tensor) -> Tensor:
 
     Source: Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning (arXiv:2306.07280), section 3.
     """
-    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    return torch.linalg.solve(identity - skew, 2 * skew)
+    wide = skew if skew.device.type == "mps" else skew.double()  # MPS has no float64
+    identity = torch.eye(skew.shape[-1], dtype=wide.dtype, device=skew.device)
+    return torch.linalg.solve(identity - wide, 2 * wide).to(skew.dtype)
 
 
 def neumann_step(skew: Tensor, terms: int) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 from lorry.adapters import Adapter, Entry, Ignored
 from lorry.dialects._named import read_named
 from lorry.dialects.base import BlockNames, Dialect
+from lorry.errors import FormatError
 from lorry.files import TensorFile
 
 _KEY = re.compile(r"(?:model\.diffusion_model\.)?(?P<layer>.+)\.matrix_(?P<factor>[AB])\.(?P<part>\d+)")
@@ -43,14 +44,17 @@ class Sat(Dialect):
 
     def read(self, file: TensorFile) -> Adapter:
         found = {key: match for key in file.tensors if (match := _KEY.fullmatch(key))}
-        downs = Counter(match["layer"] for match in found.values() if match["factor"] == "A")
+        counts = Counter(layer for layer, _ in {(m["layer"], m["part"]) for m in found.values()})
         keys: dict[str, str] = {}
         for key, match in found.items():
-            layer = match["layer"] if downs[match["layer"]] == 1 else f"{match['layer']}.{match['part']}"
+            layer = match["layer"] if counts[match["layer"]] == 1 else f"{match['layer']}.{match['part']}"
             keys[f"{layer}.lora_{match['factor']}.weight"] = key
         tensors = {name: file.tensors[key] for name, key in keys.items()}
         alphas = {f"{name.rpartition('.lora_')[0]}.alpha": torch.ones(()) for name in keys}
-        named = read_named(replace(file, tensors=tensors | alphas), self.name)
+        try:
+            named = read_named(replace(file, tensors=tensors | alphas), self.name)
+        except FormatError as error:
+            raise FormatError(_with_own_keys(str(error), keys)) from error
         rest = file.tensors.keys() - found.keys()
         return replace(
             named,
@@ -61,6 +65,12 @@ class Sat(Dialect):
             ),
             unknown=tuple(keys[name] for name in named.unknown if name in keys),
         )
+
+
+def _with_own_keys(message: str, keys: dict[str, str]) -> str:
+    for name, key in keys.items():
+        message = message.replace(f"`{name}`", f"`{key}`")
+    return message
 
 
 def _own(entry: Entry, keys: dict[str, str]) -> Entry:
