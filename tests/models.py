@@ -19,6 +19,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    OvisImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -195,6 +196,21 @@ def tiny_flux_transformer(seed: int = 0, guidance: bool = False) -> FluxTransfor
         "axes_dims_rope": (4, 4, 8),
     }
     return _built(FluxTransformer2DModel, seed, **config)
+
+
+def tiny_ovis_transformer(seed: int = 0) -> OvisImageTransformer2DModel:
+    """The transformer of Ovis-Image, whose original has its feed-forwards' first layers in two."""
+    config: dict[str, Any] = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": T5_WIDTH,
+        "axes_dims_rope": (4, 4, 8),
+    }
+    return _built(OvisImageTransformer2DModel, seed, **config)
 
 
 # --- pipelines ----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from models import (
     carriers,
     random_delta,
     tiny_flux_transformer,
+    tiny_ovis_transformer,
     tiny_sd3_transformer,
     tiny_sd_pipeline,
 )
@@ -126,13 +127,15 @@ def test_a_single_file_is_baked_under_its_own_names(tmp_path: Path, sdxl: bool) 
     assert sum(not torch.equal(after[key], before[key]) for key in before) == len(tensors) / 2
 
 
-@pytest.mark.parametrize("build", [tiny_flux_transformer, tiny_sd3_transformer])
+@pytest.mark.parametrize("build", [tiny_flux_transformer, tiny_sd3_transformer, tiny_ovis_transformer])
 def test_a_single_file_transformer_is_baked_and_extracted_in_its_own_and_in_diffusers_names(
     tmp_path: Path, build: Any
 ) -> None:
     model = build()
     path = write_safetensors(tmp_path / "base.safetensors", original_state(model))
-    chosen = {**carriers(model, ("to_q", "add_v_proj", "proj_mlp", "norm_out.linear", "proj_out"))}
+    chosen = {
+        **carriers(model, ("to_q", "add_v_proj", "proj_mlp", "net.0.proj", "norm_out.linear", "proj_out"))
+    }
     shapes = {name: weight_shape(module) or (0,) for name, module in chosen.items()}
     adapter = as_adapter(
         {name: random_delta(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}, "transformer"

@@ -116,7 +116,7 @@ def bake_files(
 
         def weight_of(component: str, path: str) -> Tensor:
             place = checkpoint.components[component][f"{path}.weight"]
-            return place.of(read(place.file, place.key))
+            return place.of(*(read(place.file, key) for key in place.keys))
 
         reports = [
             _plan(checkpoint, models, source, strength, strict, weight_of, terms)
@@ -175,7 +175,8 @@ def _plan(
                     )
                 if part is not None and place is not None:
                     term = _Term(place, part, strength, partial(weight_of, component))
-                    terms[place.file].setdefault(place.key, []).append(term)
+                    for key in place.keys:
+                        terms[place.file].setdefault(key, []).append(term)
     return plan.report, strength
 
 
@@ -199,20 +200,21 @@ def _write(
             return _cast(tensor, dtype)
         # Another dtype is rounded to from the sum in float32, and not from the sum in the checkpoint's own.
         tensor = tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return _cast(_with_terms(tensor, terms[key]), dtype)
+        return _cast(_with_terms(key, tensor, terms[key], reader), dtype)
 
     stream_safetensors(to, outlines, produce, {**outline.metadata, **text})
     next(steps, None)
 
 
-def _with_terms(tensor: Tensor, terms: Sequence[_Term]) -> Tensor:
+def _with_terms(key: str, tensor: Tensor, terms: Sequence[_Term], reader: Reader) -> Tensor:
     """Return a tensor with deltas added, all that are for one place in one rounding."""
     by_place: dict[Place, list[_Term]] = {}
     for term in terms:
         by_place.setdefault(term.place, []).append(term)
     for place, found in by_place.items():
         deltas = [(term.delta.completed(term.weight_of), term.strength) for term in found]
-        place.put(tensor, fused_parameter(place.of(tensor).clone(), deltas))
+        tensors = [tensor if other == key else reader.read(other) for other in place.keys]
+        place.put(tensors, fused_parameter(place.of(*tensors).clone(), deltas))
     return tensor
 
 

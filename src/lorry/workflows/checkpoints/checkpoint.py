@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,27 +19,29 @@ Span = tuple[int, int]
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a parameter lies: a tensor of a file, some rows of one, or one with its axes exchanged."""
+    """Where a parameter lies: a tensor of a file, some rows of one, one with its axes exchanged, or several."""
 
     file: Path
-    key: str
+    keys: tuple[str, ...]
+    """One tensor, or those that hold its rows one after the other."""
     spans: tuple[Span, ...] = ()
     """The rows that are its, in its order; none for all of them."""
     transposed: bool = False
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """Return the parameter of the tensor that it lies in: a view where its rows are in a row, else a copy."""
-        parts = [tensor[first:last] for first, last in self.spans] or [tensor]
-        part = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def of(self, *tensors: Tensor) -> Tensor:
+        """Return the parameter of the tensors that it lies in: a view where its rows are in a row, else a copy."""
+        parts = [tensors[0][first:last] for first, last in self.spans] or tensors
+        part = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         return part.T if self.transposed else part
 
-    def put(self, tensor: Tensor, parameter: Tensor) -> None:
-        """Write a new parameter into the tensor that it lies in."""
+    def put(self, tensors: Sequence[Tensor], parameter: Tensor) -> None:
+        """Write a new parameter into the tensors that it lies in."""
         rows = parameter.T if self.transposed else parameter
         row = 0
-        for first, last in self.spans or ((0, len(tensor)),):
-            tensor[first:last] = rows[row : row + last - first]
-            row += last - first
+        for tensor in tensors:
+            for first, last in self.spans or ((0, len(tensor)),):
+                tensor[first:last] = rows[row : row + last - first]
+                row += last - first
 
 
 Reader = TensorReader | PickleReader
@@ -69,11 +71,12 @@ class Checkpoint(Closing):
 
     def outline(self, place: Place) -> Tensor:
         """Return a parameter's dtype and shape, on the meta device."""
-        return place.of(self.readers[place.file].outline.tensors[place.key])
+        tensors = self.readers[place.file].outline.tensors
+        return place.of(*(tensors[key] for key in place.keys))
 
     def read(self, place: Place) -> Tensor:
         """Return a parameter, in memory of its own."""
-        return place.of(self.readers[place.file].read(place.key))
+        return place.of(*map(self.readers[place.file].read, place.keys))
 
     def close(self) -> None:
         """Close all files."""

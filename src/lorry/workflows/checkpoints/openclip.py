@@ -40,7 +40,7 @@ def openclip_places(path: Path, names: Mapping[str, str], tensors: Mapping[str, 
     """
     found: dict[str, Place] = {}
     for name, key in names.items():
-        found.update(_places(name, Place(path, key), tensors[key].shape[0] if tensors[key].ndim else 0))
+        found.update(_places(name, Place(path, (key,)), tensors[key].shape[0] if tensors[key].ndim else 0))
     return found
 
 
@@ -48,11 +48,11 @@ def _places(name: str, whole: Place, rows: int) -> Iterator[tuple[str, Place]]:
     if name in _OUTSIDE:
         yield _OUTSIDE[name], whole
     elif name == "text_projection":
-        yield "text_projection.weight", Place(whole.file, whole.key, transposed=True)
+        yield "text_projection.weight", Place(whole.file, whole.keys, transposed=True)
     elif match := _IN_PROJECTION.fullmatch(name):
         third = rows // 3
         for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
-            place = Place(whole.file, whole.key, ((number * third, (number + 1) * third),))
+            place = Place(whole.file, whole.keys, ((number * third, (number + 1) * third),))
             yield f"encoder.layers.{match[1]}.self_attn.{part}.{match[2]}", place
     elif (match := _LAYER.fullmatch(name)) and match[2] in _INSIDE:
         yield f"encoder.layers.{match[1]}.{_INSIDE[match[2]]}.{match[3]}", whole

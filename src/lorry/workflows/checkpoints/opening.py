@@ -54,7 +54,7 @@ def _open_folder(source: Path) -> Checkpoint:
             for file in _weight_files(folder):
                 readers[file] = stack.enter_context(TensorReader(file))
                 keys = readers[file].outline.tensors
-                found = {key.removeprefix(CLIP_ROOT): Place(file, key) for key in keys}
+                found = {key.removeprefix(CLIP_ROOT): Place(file, (key,)) for key in keys}
                 components.setdefault(name, {}).update(found)
         if not components:
             raise AdapterNotFoundError(

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from lorry.binding.tables import Piece, find_model
-from lorry.errors import FormatError
 from lorry.workflows.checkpoints.checkpoint import Place, Span
 
 PARAMETERS = {"scale": "weight"}
@@ -28,35 +27,29 @@ def transformer_places(
         names: {name of a parameter: the file's key}.
         tensors: the file's, for their shapes.
 
-    Raises:
-        FormatError: the original has a layer of diffusers' model in two.
     """
     found = find_model(of for name in names for of in (name.rpartition(".")[0], name))
     model, modules = found or (None, {})
     places: dict[str, Place] = {}
+    halves: dict[str, dict[int, str]] = {}
     for name, key in names.items():
         module, _, parameter = name.rpartition(".")
         if name in modules:  # a parameter of a block's own
-            places[modules[name][0].path] = Place(path, key)
+            places[modules[name][0].path] = Place(path, (key,))
             continue
         if module not in modules:
-            places[name] = Place(path, key)
+            places[name] = Place(path, (key,))
             continue
-        _check_whole(path, module, modules[module], model)
         parameter = PARAMETERS.get(parameter, parameter)
+        first = modules[module][0]
+        if len(modules[module]) == 1 and first.of > 1:  # rows of a layer that the original has in several
+            halves.setdefault(f"{first.path}.{parameter}", {})[first.part] = key
+            continue
         for own, spans in _spans(modules[module], len(tensors[key])):
-            places[f"{own}.{parameter}"] = Place(path, key, spans)
+            places[f"{own}.{parameter}"] = Place(path, (key,), spans)
+    for own, keys in halves.items():
+        places[own] = Place(path, tuple(key for _, key in sorted(keys.items())))
     return places, model
-
-
-def _check_whole(path: Path, module: str, pieces: Sequence[Piece], model: str | None) -> None:
-    """Raise a FormatError where an original's rows are only some of those of a module."""
-    for piece in pieces:
-        if len({other.part for other in pieces if other.path == piece.path}) < piece.of:
-            raise FormatError(
-                f"{path}: `{module}` is only a part of `{piece.path}` of diffusers' {model}, expected all of it. "
-                "Such a checkpoint is not read from one file: give a folder in diffusers' layout."
-            )
 
 
 def _spans(pieces: Sequence[Piece], rows: int) -> Iterator[tuple[str, tuple[Span, ...]]]:

@@ -86,5 +86,5 @@ def _component(
     for name, key in names.items():
         module, _, parameter = name.removeprefix(CLIP_ROOT).rpartition(".")
         own = diffusers_path(module, layout) if component == "unet" and is_sgm(name) else module
-        places[f"{own}.{parameter}" if own else parameter] = Place(path, key)
+        places[f"{own}.{parameter}" if own else parameter] = Place(path, (key,))
     return {component: places}, {}
