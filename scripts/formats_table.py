@@ -35,9 +35,10 @@ PATH = "unet.mid_block.attentions.0.proj_in"
 PATHS = {
     "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
     "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
+    "omi": "transformer.double_blocks.0.img_attn.proj",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
 }
-"""Of dialects that have names for some layers alone, or are told by those of a transformer."""
+"""Of dialects that have names for some layers alone, or are told by some."""
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
 
 CONTROL = "in Flux's control files"
@@ -117,6 +118,7 @@ SHORT = {
     "attention-processors": "att.-proc.",
     "comfyui": "comfyui",
     "lora-layers": "lora-layers",
+    "omi": "omi",
     "dotted-kohya": "dotted",
     "diffusers": "diffusers",
 }
@@ -246,10 +248,18 @@ what one config cannot say of all is refused. Whole weights and biases go into i
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
 `diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
-alpha but 1. The names of OMI, and those of the original checkpoint that OneTrainer wrote until July 2026, are read as
-`dotted-kohya` and are not written. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it calls
-legacy; of a UNet such a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's where they
-have layers besides those of attentions.
+alpha but 1. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it calls legacy; of a UNet such
+a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's where they have layers besides
+those of attentions.
+
+`omi` has the names of the Open Model Initiative: the original checkpoint's after `transformer.`, `unet.`, `clip_l.`,
+`clip_g.` or `t5.`, and the layers of a fused one each by itself, with a number behind its name. OneTrainer had them in
+its backups, and in HiDream's files, until July 2026; what lorry writes is what its own code made of the same adapter,
+but for two layers of Chroma's `distilled_guidance_layer` (`in_proj`, `out_proj`), which it left out. InvokeAI reads
+FLUX.1's where the parts of each fused layer are all there, without the first layer, which it logs; and SDXL's where the
+header has the `ot_branch` and `modelspec.architecture` that OneTrainer wrote, which lorry keeps and does not make up.
+Written are those of Stable Diffusion 1 and 2, SDXL, FLUX.1, SD3, Chroma, HiDream, HunyuanVideo and PixArt; HiDream's
+are diffusers' own, and are read as `dotted-kohya`. Stable Cascade's are read and not written.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.
@@ -271,10 +281,10 @@ in [formats.json](formats.json), which `scripts/formats_matrix.py` writes.
 
 ## Base models
 
-The names of diffusers are read for every model. `comfyui` is written in the original checkpoint's names; `kohya` too,
-but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft`, `lycoris` and
-`onetrainer` in those of diffusers. Layers that the original has fused are put together and taken apart exactly where
-their family allows it.
+The names of diffusers are read for every model. `comfyui` and `omi` are written in the original checkpoint's names;
+`kohya` too, but for Stable Diffusion 1 and 2, whose trainers have the names of diffusers; `diffusers`, `peft`,
+`lycoris` and `onetrainer` in those of diffusers. Layers that the original has fused are put together and taken apart
+exactly where their family allows it.
 Tables are made by running installed conversion code, but for those that are *typed*, after scripts of diffusers that
 are in no package (LongCat-Image's after what ComfyUI knows its checkpoint by); each name of theirs must be a layer of
 the model and each layer must have one. HunyuanDiT's `norm2` and `norm3` are each other's in the original: which a file

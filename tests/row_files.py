@@ -11,7 +11,6 @@ from row_layers import (
     ATTENTION,
     BFL,
     BFL_BLOCKS,
-    BFL_TAILS,
     CASCADE_OMI,
     CASCADE_TORCH,
     CHROMA,
@@ -38,6 +37,9 @@ from row_layers import (
     LTX2_CONNECTORS,
     LUMINA2,
     MINIMAX,
+    OMI_CHROMA,
+    OMI_FLUX,
+    OMI_PIXART,
     OTHERS,
     QWEN,
     SD3,
@@ -51,6 +53,7 @@ from row_layers import (
     Z_IMAGE_DOTS,
     Z_IMAGE_OWN,
     t5,
+    tails,
 )  # fmt: skip
 from rows import (
     BARE,
@@ -78,6 +81,10 @@ def comfy(layers: Mapping[str, str]) -> Part:
     return Part(renamed(layers, COMFY))
 
 
+def omi(layers: Mapping[str, str], prefix: str = "transformer.") -> Part:
+    return Part(renamed(layers, prefix), KOHYA, True)
+
+
 def old_processors(layers: Mapping[str, str], prefix: str) -> Part:
     """`….attn1.to_out.0` as `….attn1.processor.to_out_lora`."""
     spelled = {
@@ -102,7 +109,6 @@ ANIMATED = {
     for i in (0, 1)
     for part, layer in (("to_q", "to_q"), ("to_out", "to_out.0"))
 }
-OMI_SDXL = renamed(UNET, "unet.")
 DISTILLED = kohya(UNET)._replace(rank=64)
 NO_DORA = ("kohya", "comfyui", "lora-layers")
 """What does not carry DoRAs of some of the layers that the original has fused: `lora-layers` no DoRA at all."""
@@ -159,8 +165,8 @@ ROWS: dict[str, Row] = {
     ),
     "12 Stable Cascade, OMI": Row(
         "StableCascadePriorPipeline",
-        [Part(renamed(CASCADE_OMI, "unet."), KOHYA, True), Part(renamed(CLIP, "clip_g."), KOHYA, True)],
-        "dotted-kohya",
+        [omi(CASCADE_OMI, "unet."), omi(CLIP, "clip_g.")],
+        "omi",
         less=("onetrainer",),
     ),
     "13 AnimateDiff": Row(
@@ -177,24 +183,18 @@ ROWS: dict[str, Row] = {
         more=("attention-processors",),
     ),
     "15 distilled": Row("sd", [DISTILLED], "kohya"),
-    "16 OMI, SDXL": Row(
-        "sdxl",
-        [
-            Part(OMI_SDXL, KOHYA, True),
-            Part(renamed(CLIP_2, "clip_g."), KOHYA, True),
-        ],
-        "dotted-kohya",
-    ),
+    "16 OMI, SDXL": Row("sdxl", [omi(SGM, "unet."), omi(CLIP, "clip_l."), omi(CLIP_2, "clip_g.")], "omi"),
     "16 OMI, Flux": Row(
-        "flux",
-        [
-            Part(renamed(BFL_BLOCKS, "transformer."), KOHYA, True),
-            Part({"transformer.img_in.proj": "transformer/x_embedder"}, KOHYA, True),
-            Part(renamed(CLIP, "clip_l."), KOHYA, True),
-            Part(renamed(t5("text_encoder_2"), "t5."), KOHYA, True),
-        ],
-        "dotted-kohya",
+        "flux", [omi(OMI_FLUX), omi(CLIP, "clip_l."), omi(t5("text_encoder_2"), "t5.")], "omi"
     ),
+    "16 OMI, SD3": Row(
+        "sd3",
+        [omi(tails(SD3)), omi(CLIP, "clip_l."), omi(CLIP_2, "clip_g."), omi(t5("text_encoder_3"), "t5.")],
+        "omi",
+    ),
+    "16 OMI, Chroma": Row("ChromaPipeline", [omi(OMI_CHROMA), omi(t5("text_encoder"), "t5.")], "omi"),
+    "16 OMI, HiDream": Row("HiDreamImagePipeline", [omi(HIDREAM)], "dotted-kohya"),
+    "16 OMI, PixArt": Row("PixArtAlphaPipeline", [omi(OMI_PIXART)], "omi"),
     "17 kohya, Flux": Row(
         "flux", [kohya(BFL), kohya(CLIP, "lora_te1_"), kohya(t5("text_encoder_2"), "lora_te3_")], "kohya"
     ),
@@ -220,7 +220,7 @@ ROWS: dict[str, Row] = {
         "flux",
         [Part(renamed(FLUX, "transformer."), bias="lora_B.bias")],
         "diffusers",
-        less=("onetrainer", "dotted-kohya", "lora-layers"),
+        less=("onetrainer", "omi", "dotted-kohya", "lora-layers"),
     ),
     "21 Civitai": Row("flux", [Part(renamed(FLUX, "transformer."), KOHYA, True)], "dotted-kohya"),
     "22 PEFT, Flux": Row("flux", [Part(renamed(FLUX, FOLDER))], "peft", config=CONFIG, scale=1.5),
@@ -237,7 +237,7 @@ ROWS: dict[str, Row] = {
         "onetrainer",
         less=("kohya", "comfyui"),
     ),
-    "27 OneTrainer BFL": Row("flux", [Part(renamed(BFL_TAILS, "transformer."), KOHYA, True)], "dotted-kohya"),
+    "27 OneTrainer BFL": Row("flux", [omi(tails(BFL_BLOCKS))], "omi"),
     "28 DiffSynth": Row("flux", [Part(FLUX, DEFAULT)], "diffusers"),
     "28 DiffSynth, its own names": Row("flux", [Part(DIFFSYNTH, DEFAULT)], "diffusers"),
     "31 SimpleTuner": Row("flux", [Part(renamed(FLUX, f"transformer.{FOLDER}"), DOTS)], "peft"),
@@ -297,11 +297,7 @@ ROWS: dict[str, Row] = {
         "HunyuanVideoPipeline", [Part(renamed(HUNYUAN_VIDEO, "transformer."))], "diffusers"
     ),
     "41 HunyuanVideo, kohya": Row("HunyuanVideoPipeline", [kohya(HUNYUAN_VIDEO)], "kohya"),
-    "41 HunyuanVideo, OMI": Row(
-        "HunyuanVideoPipeline",
-        [Part(renamed(HUNYUAN_OMI, "transformer."), KOHYA, True)],
-        "dotted-kohya",
-    ),
+    "41 HunyuanVideo, OMI": Row("HunyuanVideoPipeline", [omi(HUNYUAN_OMI)], "omi"),
     "41 FramePack": Row("HunyuanVideoFramepackPipeline", [kohya(HUNYUAN_VIDEO_OWN)], "kohya"),
     "42 HunyuanImage": Row("HunyuanImagePipeline", [kohya(HUNYUAN_IMAGE)], "kohya"),
     "43 LTX": Row("LTXPipeline", [comfy(LTX)], "comfyui"),

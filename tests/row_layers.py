@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rows import own
 
 # --- layers, in the names of their models -------------------------------------------------------------------------
@@ -49,6 +51,15 @@ def qkv(path: str, names: tuple[str, ...] = ("to_q", "to_k", "to_v")) -> str:
     return " + ".join(f"transformer/{path}.{name}" for name in names)
 
 
+def tails(layers: Mapping[str, str]) -> dict[str, str]:
+    """OMI's: the parts of a fused layer by a number."""
+    return {
+        f"{stem}.{i}" if " + " in modules else stem: module
+        for stem, modules in layers.items()
+        for i, module in enumerate(modules.split(" + "))
+    }
+
+
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 _DOUBLE, _SINGLE = "transformer_blocks.0", "single_transformer_blocks.1"
 BFL_BLOCKS = {
@@ -71,12 +82,6 @@ BFL = BFL_BLOCKS | {
     "final_layer.linear": "transformer/proj_out",
     "final_layer.adaLN_modulation.1": "~transformer/norm_out.linear",
 }
-BFL_TAILS = {
-    f"{stem}.{i}" if " + " in modules else stem: module
-    for stem, modules in BFL_BLOCKS.items()
-    for i, module in enumerate(modules.split(" + "))
-}
-"""OneTrainer's: the parts of a fused layer by a number."""
 FLUX = own(
     "transformer", f"{_DOUBLE}.attn.to_q", f"{_DOUBLE}.attn.add_k_proj", f"{_DOUBLE}.attn.to_out.0",
     f"{_DOUBLE}.ff.net.2", f"{_SINGLE}.attn.to_k", f"{_SINGLE}.proj_mlp", f"{_SINGLE}.proj_out", "x_embedder",
@@ -202,6 +207,20 @@ HUNYUAN_IMAGE = {
     "double_blocks.0.img_attn_v": "transformer/transformer_blocks.0.attn.to_v",
     "double_blocks.0.img_mlp.fc1": "transformer/transformer_blocks.0.ff.net.0.proj",
     "double_blocks.0.txt_mlp.fc2": "transformer/transformer_blocks.0.ff_context.net.2",
+}
+OMI_FLUX = {stem.replace("img_in", "img_in.proj"): module for stem, module in tails(BFL).items()}
+OMI_CHROMA = tails(CHROMA) | {"img_in.proj": "transformer/x_embedder"}
+OMI_PIXART = {
+    "x_embedder.proj": "transformer/pos_embed.proj",
+    "t_block.1": "transformer/adaln_single.linear",
+    "y_embedder.y_proj.fc1": "transformer/caption_projection.linear_1",
+    "blocks.0.attn.qkv.0": "transformer/transformer_blocks.0.attn1.to_q",
+    "blocks.0.attn.qkv.2": "transformer/transformer_blocks.0.attn1.to_v",
+    "blocks.0.attn.proj": "transformer/transformer_blocks.0.attn1.to_out.0",
+    "blocks.0.cross_attn.q_linear": "transformer/transformer_blocks.0.attn2.to_q",
+    "blocks.0.cross_attn.kv_linear.1": "transformer/transformer_blocks.0.attn2.to_v",
+    "blocks.0.mlp.fc1": "transformer/transformer_blocks.0.ff.net.0.proj",
+    "final_layer.linear": "transformer/proj_out",
 }
 LTX = own("transformer", "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_out.0",
           "transformer_blocks.0.ff.net.0.proj")  # fmt: skip

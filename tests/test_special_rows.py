@@ -180,7 +180,7 @@ def check_carriers(component: str, source: Path, dialect: str, folder: Path, pip
     found = check_there_and_back(source, dialect, folder, models_of(pipe))
     of_one = {"lycoris"} if component == "unet" else {"attention-processors"}
     """LyCORIS names no text encoder; the UNet's file has a layer that is in no attention."""
-    assert found == CARRY - {"lycoris"} | {"lora-layers"} | of_one
+    assert found == CARRY - {"lycoris"} | {"lora-layers", "omi"} | of_one
 
 
 def test_veras_shared_matrices_act_on_layers_of_any_size_and_stand_once_in_a_file(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ LLAMAS: dict[str, tuple[str, Any, str, str, str, str, str]] = {
     ),
     "HunyuanVideo, OMI": (
         *("HunyuanVideoPipeline", transformers.LlamaModel, "text_encoder/layers", "text_encoder_2"),
-        *("llama.language_model.model.layers", "clip_l.", "dotted-kohya"),
+        *("llama.language_model.model.layers", "clip_l.", "omi"),
     ),
     "HiDream, mixture": (
         *(
@@ -268,7 +268,7 @@ LLAMAS: dict[str, tuple[str, Any, str, str, str, str, str]] = {
             "text_encoder_4/model.layers",
             "text_encoder",
         ),
-        *("llama.model.layers", "clip_l.", "dotted-kohya"),
+        *("llama.model.layers", "clip_l.", "omi"),
     ),
 }
 
@@ -292,7 +292,7 @@ def test_onetrainers_llamas_and_clips_are_found_in_their_places(name: str, tmp_p
     report = walk(pipe, source, changes)
     assert (report.dialect, report.applied, report.key_count) == (dialect, len(tensors), len(tensors))
     assert {own.partition("/")[0], clip} == changes.keys()
-    assert "onetrainer" in check_there_and_back(source, dialect, tmp_path, models_of(pipe))
+    assert {"onetrainer", "omi"} <= check_there_and_back(source, dialect, tmp_path, models_of(pipe))
 
 
 def test_a_file_in_several_parts_is_one_adapter(tmp_path: Path) -> None:
@@ -344,8 +344,8 @@ def test_tokens_go_with_a_file_where_there_is_a_place_for_them(tmp_path: Path) -
     assert "zuzu" in pipe.tokenizer.get_vocab()
     pipe.unload_lora_weights()
     assert "zuzu" not in pipe.tokenizer.get_vocab()
-    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya", "onetrainer"}
-    for dialect in ("kohya", "onetrainer"):
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"kohya", "onetrainer", "omi"}
+    for dialect in ("kohya", "onetrainer", "omi"):
         kept = read_adapter_file(tmp_path / "there" / f"{dialect}.safetensors").tensors
         assert all(torch.equal(kept[key], tensor) for key, tensor in vectors.items())
     assert changes

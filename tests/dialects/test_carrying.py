@@ -23,9 +23,10 @@ PATH = "unet.mid_block.attentions.0.proj_in"
 PATHS = {
     "attention-processors": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
     "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
+    "omi": "transformer.double_blocks.0.img_attn.proj",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
 }
-"""Of dialects that have names for some layers alone, or are told by those of a transformer."""
+"""Of dialects that have names for some layers alone, or are told by some."""
 
 SCALE_1 = ("lora at scale 1", "locon at scale 1")
 LYCORIS = (
@@ -71,6 +72,7 @@ CARRIED: Mapping[str, tuple[str, ...]] = {
     "diffusers": PEFT_LORA,
     "peft": PEFT,
     "onetrainer": ONETRAINER,
+    "omi": ONETRAINER,
     "dotted-kohya": DOTTED,
     "lora-layers": SCALE_1,
     "attention-processors": SCALE_1[:1],
@@ -335,3 +337,73 @@ def test_a_second_rank_and_another_width_are_refused_in_processors_of_xlabs() ->
         get_dialect("xlabs").write(read_adapter(TensorFile({**processors(2), **other})))
     with pytest.raises(UnsupportedAdapterError, match=r"6 of 6 .*\(96, 32\), and FLUX.1's is \(9216, 3072\)"):
         get_dialect("xlabs").write(read_adapter(TensorFile(processors(2, width=32))))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["transformer.transformer_blocks.0.attn.to_q", "unet.mid_block.attentions.0.proj_in", "prior.blocks.0.a"],
+)
+def test_names_of_diffusers_are_none_of_the_open_model_initiatives(path: str) -> None:
+    with pytest.raises(UnsupportedAdapterError, match=rf"{re.escape(path)} \(no name for this layer\)"):
+        get_dialect("omi").write(adapter_of(LAYERS["lora"](), path))
+
+
+@pytest.mark.parametrize(
+    ("component", "path", "columns", "stem"),
+    [
+        ("text_encoder", "encoder.layers.0.mlp.fc1", 768, "clip_l.text_model.encoder.layers.0.mlp.fc1"),
+        (
+            "text_encoder_2",
+            "text_model.encoder.layers.0.mlp.fc1",
+            1280,
+            "clip_g.text_model.encoder.layers.0.mlp.fc1",
+        ),
+        ("text_encoder_2", "text_projection", 1280, "clip_g.text_projection"),
+        ("text_encoder_2", "encoder.layers.0.mlp.fc1", 768, "clip_l.text_model.encoder.layers.0.mlp.fc1"),
+        (
+            "text_encoder_2",
+            "encoder.block.0.layer.0.SelfAttention.q",
+            4096,
+            "t5.encoder.block.0.layer.0.SelfAttention.q",
+        ),
+        ("text_encoder_4", "model.layers.0.mlp.up_proj", 4096, "llama.model.layers.0.mlp.up_proj"),
+        ("text_encoder", "layers.0.mlp.up_proj", 4096, "llama.language_model.model.layers.0.mlp.up_proj"),
+        ("text_encoder_2", "layers.0.mlp.up_proj", 4096, None),
+    ],
+)
+def test_text_encoders_are_named_by_what_they_are(
+    component: str, path: str, columns: int, stem: str | None
+) -> None:
+    pair = {"lora_A.weight": torch.zeros(1, columns), "lora_B.weight": torch.zeros(8, 1)}
+    adapter = read_adapter(TensorFile({f"{component}.{path}.{suffix}": t for suffix, t in pair.items()}))
+    if stem is None:
+        with pytest.raises(UnsupportedAdapterError, match=r"\(no name for this layer\)"):
+            get_dialect("omi").write(adapter)
+        return
+    assert get_dialect("omi").write(adapter).tensors.keys() == {
+        f"{stem}.lora_down.weight",
+        f"{stem}.lora_up.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    ("original", "written"),
+    [
+        ("img_in", "img_in.proj"),
+        ("double_blocks.3.txt_mlp.fc1", "double_blocks.3.txt_mlp.fc0"),
+        ("double_blocks.3.txt_mlp.fc2", "double_blocks.3.txt_mlp.fc2"),
+        (
+            "txt_in.individual_token_refiner.blocks.1.mlp.fc1",
+            "txt_in.individual_token_refiner.blocks.1.mlp.fc0",
+        ),
+        ("txt_in.t_embedder.mlp.0", "txt_in.t_embedder.linear_1"),
+        ("txt_in.t_embedder.mlp.2", "txt_in.t_embedder.linear_2"),
+        ("blocks.0.mlp.fc1", "blocks.0.mlp.fc1"),
+        ("joint_blocks.0.x_block.mlp.fc1", "joint_blocks.0.x_block.mlp.fc1"),
+    ],
+)
+def test_some_layers_have_other_names_there_than_in_the_checkpoint(original: str, written: str) -> None:
+    file = get_dialect("omi").write(adapter_of(LAYERS["lora"](), f"transformer.{original}"))
+    assert {key.removesuffix(".alpha") for key in file.tensors if key.endswith(".alpha")} == {
+        f"transformer.{written}"
+    }

@@ -161,6 +161,7 @@ DIALECTS = {
     "peft": "base_model.model.mid_block.attentions.0.proj_in.lora_{1}.weight",
     "lora-layers": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.{0}.weight",
     "attention-processors": "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{0}.weight",
+    "omi": "transformer.double_blocks.0.img_attn.qkv.1.lora_{0}.weight",
     "dotted-kohya": "transformer_blocks.0.attn.to_k.lora_{0}.weight",
 }
 

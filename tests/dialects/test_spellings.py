@@ -58,7 +58,7 @@ SPELLINGS = {
         flat("transformer", "single_transformer_blocks_0_attn_to_k"),
     ),
     "OneTrainer, original names": Spelling(
-        "dotted-kohya", f"transformer.{IMAGE}.qkv.0", KOHYA, Target("transformer", f"{IMAGE}.qkv.0")
+        "omi", f"transformer.{IMAGE}.qkv.0", KOHYA, Target("transformer", f"{IMAGE}.qkv.0")
     ),
     "Stable Cascade": Spelling(
         "kohya", "lora_prior_unet_down_blocks_0_a", KOHYA, flat("prior", "down_blocks_0_a")
@@ -94,15 +94,16 @@ SPELLINGS = {
         AB,
         Target(TEXT, "model.layers.0.mlp"),
     ),
-    "OMI, Flux": Spelling(
-        "dotted-kohya", f"transformer.{IMAGE}.proj", KOHYA, Target("transformer", f"{IMAGE}.proj")
-    ),
+    "OMI, Flux": Spelling("omi", f"transformer.{IMAGE}.proj", KOHYA, Target("transformer", f"{IMAGE}.proj")),
     "OMI, the first layer": Spelling(
         "dotted-kohya", "transformer.img_in.proj", KOHYA, Target("transformer", "img_in")
     ),
-    "OMI, CLIP-L": Spelling("dotted-kohya", "clip_l.text_model.a", KOHYA, Target(TEXT, "text_model.a")),
-    "OMI, CLIP-G": Spelling("dotted-kohya", "clip_g.text_model.a", KOHYA, Target(SECOND, "text_model.a")),
-    "OMI, T5": Spelling("dotted-kohya", f"t5.{T5}", KOHYA, Target(THIRD, T5)),
+    "OMI, CLIP-L": Spelling("omi", "clip_l.text_model.a", KOHYA, Target(TEXT, "text_model.a")),
+    "OMI, CLIP-G": Spelling("omi", "clip_g.text_model.a", KOHYA, Target(SECOND, "text_model.a")),
+    "OMI, T5": Spelling("omi", f"t5.{T5}", KOHYA, Target(THIRD, T5)),
+    "OMI, SDXL": Spelling(
+        "omi", "unet.input_blocks.4.1.proj_in", KOHYA, Target("unet", "input_blocks.4.1.proj_in")
+    ),
     "PEFT, original names (fal)": Spelling(
         "peft", f"base_model.model.{IMAGE}.qkv", AB, Target(DENOISER, f"{IMAGE}.qkv")
     ),
@@ -176,7 +177,7 @@ SPELLINGS = {
         "kohya", "lora_te4_model_layers_0_a", KOHYA, flat("text_encoder_4", "model_layers_0_a")
     ),
     "OMI, a Llama": Spelling(
-        "dotted-kohya", "llama.model.layers.0.a", KOHYA, Target("text_encoder_4", "model.layers.0.a")
+        "omi", "llama.model.layers.0.a", KOHYA, Target("text_encoder_4", "model.layers.0.a")
     ),
     "LTX-2's connectors": Spelling(
         "diffusers", "text_embedding_projection.aggregate_embed", AB, Target(CONNECTORS, "text_proj_in")

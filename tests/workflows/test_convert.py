@@ -38,6 +38,7 @@ ATTENTIONS = r".*(attn\d|self_attn)\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)"
 NARROW: Mapping[str, tuple[tuple[str, ...], str]] = {
     "attention-processors": (("sd15", "sdxl"), ATTENTIONS),
     "xlabs": ((), ""),
+    "omi": (ARCHITECTURES[:4], ".*"),
 }
 """Dialects that have names for some architectures and layers alone."""
 CASES = [
@@ -175,6 +176,10 @@ ORIGINAL = {
     ("sd3", "kohya"): "lora_unet_joint_blocks_0_context_block_attn_qkv.lora_down.weight",
     ("wan", "comfyui"): "diffusion_model.blocks.0.self_attn.q.lora_down.weight",
     ("wan", "kohya"): "lora_unet_blocks_1_ffn_0.lora_down.weight",
+    ("sd15", "omi"): "unet.input_blocks.3.1.transformer_blocks.0.attn2.to_k.lora_down.weight",
+    ("sdxl", "omi"): "unet.output_blocks.1.2.conv.lora_down.weight",
+    ("flux", "omi"): "transformer.single_blocks.1.linear1.3.lora_down.weight",
+    ("sd3", "omi"): "transformer.joint_blocks.0.context_block.attn.qkv.2.lora_down.weight",
 }
 ENCODERS = {
     ("sdxl", "kohya"): [
@@ -186,6 +191,11 @@ ENCODERS = {
     ("flux", "comfyui"): ["text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"],
     ("sd3", "kohya"): ["lora_te3_encoder_block_0_layer_0_SelfAttention_q"],
     ("sd15", "diffusers"): ["text_encoder.text_model.encoder.layers.0.mlp.fc1"],
+    ("sd15", "onetrainer"): ["lora_te_text_model_encoder_layers_0_mlp_fc1"],
+    ("sdxl", "onetrainer"): [f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1" for i in (1, 2)],
+    ("flux", "onetrainer"): ["lora_te2_encoder_block_0_layer_0_SelfAttention_q"],
+    ("sdxl", "omi"): [f"clip_{i}.text_model.encoder.layers.0.mlp.fc1" for i in "lg"],
+    ("flux", "omi"): ["t5.encoder.block.0.layer.0.SelfAttention.q"],
 }
 
 
@@ -645,6 +655,25 @@ def test_xlabs_processors_are_written_for_flux_alone(tmp_path: Path) -> None:
         through(tmp_path, written(tmp_path, tensors), "xlabs", models)
 
 
+def test_the_open_model_initiatives_names_are_written_for_its_models_alone(tmp_path: Path) -> None:
+    models = tiny("wan")
+    source = written(tmp_path, loras(models, "transformer"))
+    message = r"dialect 'omi' are for a UNet2DConditionModel or .*PixArt.*WanTransformer3DModel.*--to comfyui"
+    with pytest.raises(UnsupportedAdapterError, match=message):
+        through(tmp_path, source, "omi", models)
+
+
+def test_a_fused_layer_goes_into_numbered_parts_and_comes_together_again(tmp_path: Path) -> None:
+    models = tiny("flux")
+    first = bfl_file(models, tmp_path, fused_lora)
+    there = through(tmp_path, first, "omi", models)
+    stems = {key.partition(".lora_")[0].removesuffix(".alpha") for key in read_safetensors(there).tensors}
+    parts = {("double_blocks.0.img_attn.qkv", 3), ("single_blocks.0.linear1", 4)}
+    numbered = {f"transformer.{stem}.{i}" for stem, count in parts for i in range(count)}
+    assert stems == numbered | {"transformer.double_blocks.0.img_attn.proj"}
+    assert_same_file(first, through(tmp_path, there, "kohya", models))
+
+
 @pytest.mark.parametrize("dialect", ["lora-layers", "attention-processors"])
 def test_a_scale_that_has_no_place_is_refused_or_multiplied_in_without_error_where_it_is_a_power_of_two(
     dialect: str, tmp_path: Path
@@ -664,7 +693,7 @@ def test_a_scale_that_has_no_place_is_refused_or_multiplied_in_without_error_whe
         out.unlink()
 
 
-@pytest.mark.parametrize("dialect", [*WITHOUT_ALPHA[:2], "comfyui", "dotted-kohya", "onetrainer"])
+@pytest.mark.parametrize("dialect", [*WITHOUT_ALPHA[:2], "comfyui", "omi", "dotted-kohya", "onetrainer"])
 @pytest.mark.parametrize("alpha", [2.0, None])
 def test_a_header_gives_layers_without_an_alpha_no_other_strength(
     dialect: str, alpha: float | None, tmp_path: Path

@@ -50,21 +50,26 @@ def in_names_of_model(adapter: Adapter, models: Models) -> Adapter:
     )
 
 
-def in_original_names(adapter: Adapter, models: Models, join: Join | None = None) -> Adapter:
+def in_original_names(
+    adapter: Adapter, models: Models, join: Join | None = None, *, apart: bool = False
+) -> Adapter:
     """Return an adapter with the names of the original checkpoint, where these differ from the model's own.
 
     Args:
         adapter: in whatever names.
         models: by component.
         join: what makes one delta of several for a module that the original has fused; `join_exactly` when None.
+        apart: leave such layers by themselves, under the name of the fused one and their numbers.
 
     Raises:
         BindingError: it does not fit the models.
         UnsupportedAdapterError: layers that the original has fused have deltas which cannot be put together.
     """
+    if apart:
+        adapter = in_names_of_model(adapter, models)
     entries: list[Entry] = []
     for component, found in _by_pieces(adapter, models).items():
-        renaming = _Renaming(ModuleIndex(models[component]), join or join_exactly)
+        renaming = _Renaming(ModuleIndex(models[component]), join or join_exactly, apart)
         entries += [Entry(Target(component, name), delta, ()) for name, delta in renaming.named(found)]
     return replace(
         adapter,
@@ -167,8 +172,8 @@ def _whole(index: ModuleIndex, pieces: Sequence[Piece]) -> tuple[int, ...]:
 class _Renaming:
     """Gives the deltas of one component the original names."""
 
-    def __init__(self, index: ModuleIndex, join: Join) -> None:
-        self.index, self.join = index, join
+    def __init__(self, index: ModuleIndex, join: Join, apart: bool) -> None:
+        self.index, self.join, self.apart = index, join, apart
         names: Names = index.original
         self.by_pieces = {pieces: name for name, pieces in sorted(names.items(), reverse=True)}
         self.by_path: dict[str, str] = {}
@@ -196,7 +201,11 @@ class _Renaming:
             else:
                 yield pieces[0].path, delta
         for name, parts in fused.items():
-            yield name, self._fused(name, parts)
+            pieces = self.index.original[name]
+            if self.apart and all(piece.of == 1 for piece in pieces):
+                yield from ((f"{name}.{i}", parts[p.path]) for i, p in enumerate(pieces) if p.path in parts)
+            else:
+                yield name, self._fused(name, parts)
 
     def _whole_of(self, pieces: Sequence[Piece]) -> str | None:
         """The original module that fuses these layers, whole ones of the model, with others."""

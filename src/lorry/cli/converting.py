@@ -17,6 +17,7 @@ WRITTEN = (
     "diffusers",
     "peft",
     "comfyui",
+    "omi",
     "lycoris",
     "xlabs",
     "dotted-kohya",

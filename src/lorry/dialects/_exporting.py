@@ -32,8 +32,19 @@ LYCORIS_SUFFIXES: Mapping[Role, str] = {
 """The suffixes of LyCORIS, which kohya's trainers and ComfyUI took over. Source: KohakuBlueleaf/LyCORIS,
 `lycoris/modules/*.py`, `weight_list`."""
 
-ONETRAINER_SUFFIXES: Mapping[Role, str] = {"oft_R": "oft_R.weight", "scaled_oft": "oft_R.scaled_oft"}
+ONETRAINER_OFT: Mapping[Role, str] = {"oft_R": "oft_R.weight", "scaled_oft": "oft_R.scaled_oft"}
 """OneTrainer's OFT, in kohya's names. Source: Nerogar/OneTrainer, `modules/module/LoRAModule.py`."""
+_NOT_TRAINED = ("hada_t1", "hada_t2")
+ONETRAINER_SUFFIXES: Mapping[Role, str] = {
+    **ONETRAINER_OFT,
+    **{
+        role: suffix
+        for role, suffix in LYCORIS_SUFFIXES.items()
+        if role in ("down", "up", "alpha", "dora_scale")
+        or (role.startswith(("hada_", "lokr_")) and role not in _NOT_TRAINED)
+    },
+}
+"""What OneTrainer trains: LoRA, LoHa and LoKr, with DoRA's magnitudes, and OFT. Source: as above."""
 
 WORDS: Mapping[Role, str] = {
     "mid": "a Tucker core",
@@ -138,7 +149,7 @@ def check_writable(
         tokens = some([repr(one.token) for one in adapter.embeddings], 3)
         raise UnsupportedAdapterError(
             f"{adapter.source} brings tokens along ({tokens}), which would be lost: the dialect {dialect!r} has no "
-            "place for them. Kohya's and OneTrainer's have one: `--to kohya`, `--to onetrainer`."
+            "place for them. Kohya's has one, and so have OneTrainer's and OMI's: `--to kohya`."
         )
     if obstacles:
         listed = some((f"{target} ({what})" for target, what in obstacles.items()), 3)

@@ -46,6 +46,13 @@ _RESPELT = (
 )
 _SIGNS = ("attention_blocks.", "temporal_transformer.", ".to.", "sformer_blocks.", "img_in.proj")
 """One of these is in every path that is spelt in another way."""
+_OMI = (
+    (re.compile(r"img_in"), "img_in.proj"),
+    (re.compile(r"((?:double_blocks|txt_in)\..*mlp\.)fc1"), r"\1fc0"),
+    (re.compile(r"(txt_in\.t_embedder\.)mlp\.0"), r"\1linear_1"),
+    (re.compile(r"(txt_in\.t_embedder\.)mlp\.2"), r"\1linear_2"),
+)
+"""What OMI calls layers of FLUX.1, Chroma and HunyuanVideo otherwise than their checkpoints do."""
 
 
 def plain_key(key: str) -> str:
@@ -134,6 +141,14 @@ def plain_path(path: str) -> str:
     if any(sign in path for sign in _SIGNS):
         for pattern, plain in _RESPELT:
             path = pattern.sub(plain, path)
+    return path
+
+
+def omi_path(path: str) -> str:
+    """Return what OMI calls a module of an original checkpoint."""
+    for pattern, name in _OMI:
+        if (found := pattern.fullmatch(path)) is not None:
+            return found.expand(name)
     return path
 
 

@@ -28,7 +28,7 @@ class AttentionProcessors(Dialect):
     """diffusers' old attention processors."""
 
     name: ClassVar[str] = "attention-processors"
-    before: ClassVar[tuple[str, ...]] = ("comfyui", "lora-layers", "dotted-kohya", "diffusers")
+    before: ClassVar[tuple[str, ...]] = ("comfyui", "lora-layers", "omi", "dotted-kohya", "diffusers")
 
     def claims(self, file: TensorFile) -> bool:
         return any(map(is_processor_key, file.tensors))

@@ -26,8 +26,11 @@ class Dialect(ABC):
     before: ClassVar[tuple[str, ...]] = ()
     """The dialects that it takes a file from when both claim it."""
     block_names: ClassVar[BlockNames] = "diffusers"
-    only_for: ClassVar[str | None] = None
-    """The class of the one model, in diffusers, that files of this dialect are for; None for any model."""
+    numbers_parts: ClassVar[bool] = False
+    """Whether the layers of one that the original checkpoint has fused stand each by itself, under its name and their
+    numbers: `qkv.0` is q."""
+    only_for: ClassVar[tuple[str, ...]] = ()
+    """The classes of models, in diffusers, that files of this dialect are for; none where they are for any."""
 
     @abstractmethod
     def claims(self, file: TensorFile) -> bool:

@@ -64,7 +64,7 @@ class Comfyui(Dialect):
 
     name: ClassVar[str] = "comfyui"
     block_names: ClassVar[BlockNames] = "original"
-    before: ClassVar[tuple[str, ...]] = ("lora-layers", "dotted-kohya", "diffusers")
+    before: ClassVar[tuple[str, ...]] = ("lora-layers", "omi", "dotted-kohya", "diffusers")
 
     def claims(self, file: TensorFile) -> bool:
         return any(key.startswith(CONTAINERS) and split_suffix(key) is not None for key in file.tensors)

@@ -22,7 +22,7 @@ from lorry.dialects._containers import FLAT, is_flat
 from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import (
     LYCORIS_SUFFIXES,
-    ONETRAINER_SUFFIXES,
+    ONETRAINER_OFT,
     check_writable,
     find_obstacles,
     nameless,
@@ -36,7 +36,7 @@ from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
 from lorry.names import CONDITIONER, DENOISER
 
-SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_SUFFIXES, "kohya_oft_blocks": "oft_blocks"}
+SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_OFT, "kohya_oft_blocks": "oft_blocks"}
 OFT_MODULE = "networks.oft"
 
 
@@ -52,6 +52,7 @@ class Kohya(Dialect):
         "xlabs",
         "attention-processors",
         "lora-layers",
+        "omi",
         "dotted-kohya",
         "diffusers",
     )

@@ -26,7 +26,7 @@ class LoraLayers(Dialect):
     """diffusers' LoRA layers."""
 
     name: ClassVar[str] = "lora-layers"
-    before: ClassVar[tuple[str, ...]] = ("dotted-kohya", "diffusers")
+    before: ClassVar[tuple[str, ...]] = ("omi", "dotted-kohya", "diffusers")
 
     def claims(self, file: TensorFile) -> bool:
         return any(".lora.down" in key or ".lora_linear_layer.down." in key for key in file.tensors)

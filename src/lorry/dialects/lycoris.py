@@ -36,6 +36,7 @@ class Lycoris(Dialect):
         "peft",
         "attention-processors",
         "lora-layers",
+        "omi",
         "dotted-kohya",
         "diffusers",
     )

@@ -21,7 +21,6 @@ from lorry.adapters import Adapter, Entry
 from lorry.dialects._containers import is_flat
 from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import (
-    LYCORIS_SUFFIXES,
     ONETRAINER_SUFFIXES,
     check_writable,
     find_obstacles,
@@ -45,16 +44,6 @@ PREFIXES = {
     "text_encoder_3": "lora_te3_",
     "text_encoder_4": "lora_te4_",
 }
-NOT_TRAINED = ("hada_t1", "hada_t2")
-SUFFIXES = {
-    **ONETRAINER_SUFFIXES,
-    **{
-        role: suffix
-        for role, suffix in LYCORIS_SUFFIXES.items()
-        if role in ("down", "up", "alpha", "dora_scale")
-        or (role.startswith(("hada_", "lokr_")) and role not in NOT_TRAINED)
-    },
-}
 
 
 @final
@@ -69,6 +58,7 @@ class Onetrainer(Dialect):
         "attention-processors",
         "comfyui",
         "lora-layers",
+        "omi",
         "dotted-kohya",
         "diffusers",
     )
@@ -81,7 +71,9 @@ class Onetrainer(Dialect):
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         named = (DENOISER, *PREFIXES)
-        return nameless(adapter, lambda target: target.component in named) | find_obstacles(adapter, SUFFIXES)
+        return nameless(adapter, lambda target: target.component in named) | find_obstacles(
+            adapter, ONETRAINER_SUFFIXES
+        )
 
     def write(self, adapter: Adapter) -> TensorFile:
         """Return a file of this dialect; Stable Diffusion's one text encoder has no number there.
@@ -93,7 +85,7 @@ class Onetrainer(Dialect):
         check_writable(adapter, self.obstacles(adapter), self.name, has_tokens=True)
         first = "lora_te1_" if has_two_text_encoders(adapter) else "lora_te_"
         prefixes = {**PREFIXES, "text_encoder": first}
-        tensors = spelled(adapter.entries, SUFFIXES, lambda entry: _flat_name(entry, prefixes))
+        tensors = spelled(adapter.entries, ONETRAINER_SUFFIXES, lambda entry: _flat_name(entry, prefixes))
         return TensorFile(tensors | bundled(adapter.embeddings), plain_header(adapter), adapter.source)
 
 

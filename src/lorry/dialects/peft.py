@@ -36,6 +36,7 @@ class Peft(Dialect):
         "attention-processors",
         "comfyui",
         "lora-layers",
+        "omi",
         "dotted-kohya",
         "diffusers",
     )

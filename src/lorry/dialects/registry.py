@@ -19,6 +19,7 @@ from lorry.dialects.dotted_kohya import DottedKohya
 from lorry.dialects.kohya import Kohya
 from lorry.dialects.lora_layers import LoraLayers
 from lorry.dialects.lycoris import Lycoris
+from lorry.dialects.omi import Omi
 from lorry.dialects.onetrainer import Onetrainer
 from lorry.dialects.peft import Peft
 from lorry.dialects.sat import Sat
@@ -36,6 +37,7 @@ DIALECTS: Sequence[Dialect] = (
     AttentionProcessors(),
     Comfyui(),
     LoraLayers(),
+    Omi(),
     DottedKohya(),
     Diffusers(),
     Cloneofsimo(),

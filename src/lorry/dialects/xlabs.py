@@ -44,11 +44,12 @@ class Xlabs(Dialect):
 
     name: ClassVar[str] = "xlabs"
     block_names: ClassVar[BlockNames] = "original"
-    only_for: ClassVar[str | None] = "FluxTransformer2DModel"
+    only_for: ClassVar[tuple[str, ...]] = ("FluxTransformer2DModel",)
     before: ClassVar[tuple[str, ...]] = (
         "attention-processors",
         "comfyui",
         "lora-layers",
+        "omi",
         "dotted-kohya",
         "diffusers",
     )

@@ -163,14 +163,14 @@ def convert_adapter(
                 f"{adapter.source}: what the dialect {dialect.name!r} calls these layers depends on the base model, "
                 f"and which one the adapter is for cannot be told{_beyond(titles)}. {SAY_IT}"
             )
-    elif dialect.only_for not in (None, *(type(model).__name__ for model in models.values())):
+    elif dialect.only_for and not any(type(model).__name__ in dialect.only_for for model in models.values()):
+        made_for = base.title if base else " and ".join(type(model).__name__ for model in models.values())
         raise UnsupportedAdapterError(
-            f"{adapter.source}: files of the dialect {dialect.name!r} are for a {dialect.only_for}, and the adapter is "
-            f"for {base.title if base else ' and '.join(type(model).__name__ for model in models.values())}. "
-            "`--to comfyui` has the original checkpoint's names of any model."
+            f"{adapter.source}: files of the dialect {dialect.name!r} are for a {' or '.join(dialect.only_for)}, "
+            f"and the adapter is for {made_for}. `--to comfyui` has the original checkpoint's names of any model."
         )
     elif _has_original_names(dialect, base, models):
-        named = in_original_names(adapter, models, join)
+        named = in_original_names(adapter, models, join, apart=dialect.numbers_parts)
     else:
         named = in_names_of_model(adapter, models)
     if base is not None and base.kohya and dialect.name in ("kohya", "lycoris"):
