@@ -48,7 +48,8 @@ def on_weight(tensors: Tensors, weight: Tensor, strength: float = 1.0) -> Tensor
         if name in tensors:
             return formula(tensors, weight, strength)
     if {"oft_blocks", "oft_R.weight", "boft_R"} & tensors.keys():
-        return _turned(tensors, weight.flatten(1), strength).reshape(weight.shape) - weight
+        turned = _turned(tensors, weight.flatten(1), strength, weight.ndim > 2)
+        return turned.reshape(weight.shape) - weight
     direction = _direction(tensors, weight.shape)
     return None if direction is None else strength * direction
 
@@ -146,8 +147,8 @@ def _hra(tensors: Tensors, weight: Tensor, strength: float) -> Tensor:
     return strength * (turned.reshape(weight.shape) - weight)
 
 
-def _turned(tensors: Tensors, weight: Tensor, strength: float) -> Tensor:
-    """OFT and BOFT: the rows turned, or with PEFT's tensors the columns."""
+def _turned(tensors: Tensors, weight: Tensor, strength: float, is_kernel: bool) -> Tensor:
+    """OFT and BOFT: the rows turned, or with PEFT's and OneTrainer's tensors the columns; kernels the other way."""
     rows, rescale = weight.shape[0], tensors.get("rescale")
     if "boft_R" in tensors:
         (blocks,), rescale = tensors["boft_R"], tensors["boft_s"]
@@ -158,7 +159,7 @@ def _turned(tensors: Tensors, weight: Tensor, strength: float) -> Tensor:
             skews = skews / (2 * (skews.shape[1] - 1) ** 0.5)
         terms = torch.eye(skews.shape[1]).double() + 2 * skews + 2 * skews @ skews
         terms = terms + 2 * skews @ skews @ skews + skews @ skews @ skews @ skews
-        turned = _by_blocks(terms, weight.mT, strength).mT
+        turned = _by_blocks(terms.mT if is_kernel else terms, weight.mT, strength).mT
     else:
         blocks = tensors["oft_blocks"]
         skews = blocks - blocks.mT

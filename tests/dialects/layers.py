@@ -180,10 +180,10 @@ def boft(constraint: float | None, rescale: bool, shape: tuple[int, ...] = LINEA
     return Layer({"oft_blocks": blocks, **more, **limit}, delta, shape)
 
 
-def packed_oft(count: int, scaled: bool) -> Layer:
+def packed_oft(count: int, scaled: bool, shape: tuple[int, ...] = LINEAR) -> Layer:
     blocks, more = rand(count, 3), {"oft_R.scaled_oft": torch.tensor(True)} if scaled else {}
-    delta = OftDelta(blocks, on_input=True, neumann_terms=5, scaled=scaled)
-    return Layer({"oft_R.weight": blocks, **more}, delta, LINEAR)
+    delta = OftDelta(blocks, on_input=True, neumann_terms=5, scaled=scaled, back_on_kernels=True)
+    return Layer({"oft_R.weight": blocks, **more}, delta, shape)
 
 
 def peft_boft() -> Layer:
@@ -274,6 +274,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "oft packed": lambda: packed_oft(2, False),
     "oft packed and shared": lambda: packed_oft(1, False),
     "oft packed and scaled": lambda: packed_oft(2, True),
+    "oft packed of a convolution": lambda: packed_oft(18, False, CONV),
     "boft": lambda: boft(None, False),
     "boft alpha 0": lambda: boft(0.0, False),
     "boft constraint and rescale": lambda: boft(0.01, True),

@@ -44,7 +44,7 @@ LYCORIS = (
 )  # fmt: skip
 IA3 = ("ia3 rows", "ia3 columns", "ia3 rows of a convolution")
 SPARSE = ("lora with a sparse difference",)
-PACKED = ("oft packed", "oft packed and shared", "oft packed and scaled")
+PACKED = ("oft packed", "oft packed and shared", "oft packed and scaled", "oft packed of a convolution")
 PEFT_LORA = (
     "lora", "locon", *SCALE_1, "lora a1111 scale", "lora bias", "lora bias, up", "dora rows",
     "dora rows of a convolution",
@@ -52,7 +52,8 @@ PEFT_LORA = (
 )  # fmt: skip
 PEFT = (
     *PEFT_LORA, "loha", "loha of a convolution", "loha tucker", "lokr whole", "lokr whole convolution", "oft packed",
-    "oft packed and shared", "boft of peft", "ia3 of peft, rows", "ia3 of peft, columns", "hra",
+    "oft packed and shared", "oft packed of a convolution", "boft of peft", "ia3 of peft, rows",
+    "ia3 of peft, columns", "hra",
 )  # fmt: skip
 DOTTED = (
     "lora", "locon", *SCALE_1, "lora a1111 scale", "dora rows", "dora columns", "dora rows of a convolution",
@@ -150,7 +151,7 @@ def test_a_layer_comes_back_from_each_dialect_that_carries_it_and_is_refused_by_
             get_dialect(dialect).write(adapter)
         return
     file = get_dialect(dialect).write(adapter)
-    found = read_adapter(file)
+    found = fitted(read_adapter(file), layer.shape)
     assert found.dialect == dialect
     assert not found.unknown
     assert not found.ignored

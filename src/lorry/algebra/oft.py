@@ -39,8 +39,8 @@ class OftDelta(Delta):
     left of it at 0. LyCORIS applies `rescale` in full whatever the strength is; the two agree at 1.
 
     What writes which: LyCORIS and kohya (blocks, b, b) for the output side. PEFT packed blocks for the input side, by
-    default with `neumann_terms` 5; without the series it turns the `opposite` way. OneTrainer as PEFT by default, but
-    `opposite` on convolutions.
+    default with `neumann_terms` 5; without the series it turns the `opposite` way. OneTrainer and sd-scripts as PEFT by
+    default, but `back_on_kernels`.
 
     Source: Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning (arXiv:2306.07280), section 3.
     """
@@ -64,6 +64,8 @@ class OftDelta(Delta):
     """The largest norm of each block of Q, times the root of the number of stored blocks (`eps` of PEFT's `coft`)."""
     target_shape: tuple[int, ...] | None = None
     """The shape of the weight, of which the blocks tell one side."""
+    back_on_kernels: bool = False
+    """Turn a convolution by -Q. Fitting settles it, with the blocks the other way round."""
 
     family: ClassVar[str] = "OFT"
     needs_base: ClassVar[bool] = True
@@ -138,8 +140,10 @@ class OftDelta(Delta):
         Raises:
             ValueError: there is no base, or it is of another shape (ShapeMismatchError).
         """
-        fits = base is not None and self.fitted(tuple(base.shape)) is not None
-        base = needed(base, "an OFT", fits)
+        fitted = None if base is None else self.fitted(tuple(base.shape))
+        base = needed(base, "an OFT", fitted is not None)
+        if self.back_on_kernels and fitted is not None:
+            return fitted.weight(base, dtype, strength)
         wide = torch.promote_types(dtype, torch.float32)
         weight = base.to(self.blocks.device, wide).flatten(1)
         step = self._step(weight.shape[0], wide) * strength
@@ -189,7 +193,10 @@ class OftDelta(Delta):
         if self.target_shape == shape:
             return self
         known = self.target_shape is None or trimmed(self.target_shape) == trimmed(shape)
-        return replace(self, target_shape=tuple(shape)) if known and self._fits(shape) else None
+        if not known or not self._fits(shape):
+            return None
+        blocks = -self.blocks if self.back_on_kernels and len(shape) > 2 else self.blocks
+        return replace(self, blocks=blocks, target_shape=tuple(shape), back_on_kernels=False)
 
     def rows(self, spans: Spans) -> Self | None:
         """The same for some rows; None where a block turns rows of two layers."""

@@ -92,11 +92,16 @@ def _glora(delta: GloraDelta) -> Roles:
 
 
 def _oft(delta: OftDelta) -> Roles:
-    """LyCORIS and kohya want a constraint beside the blocks, 0 for none; PEFT's blocks are packed."""
+    """LyCORIS and kohya want a constraint beside the blocks, 0 for none; PEFT's and OneTrainer's blocks are packed.
+
+    OneTrainer turns convolutions the other way than PEFT does.
+    """
     rescale = {} if delta.rescale is None else {"rescale": delta.rescale}
     if delta.on_input:
         role = "oft_R" if _is_by_default(delta) else "oft_R_of_a_config"
-        return {role: delta.blocks, **({"scaled_oft": torch.tensor(True)} if delta.scaled else {}), **rescale}
+        is_back = len(delta.shape) > 2 and not delta.back_on_kernels
+        blocks = -delta.blocks if is_back else delta.blocks
+        return {role: blocks, **({"scaled_oft": torch.tensor(True)} if delta.scaled else {}), **rescale}
     role = "kohya_oft_blocks" if delta.constraint == 0 else "oft_blocks"
     return {role: delta.blocks, **rescale, "alpha": number(delta.constraint or 0.0, delta.blocks)}
 

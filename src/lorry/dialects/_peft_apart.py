@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lorry.algebra import Delta, DoraDelta, LoraDelta, PartsDelta, ReplaceDelta
+from lorry.algebra import Delta, DoraDelta, LoraDelta, OftDelta, PartsDelta, ReplaceDelta
 from lorry.dialects._apart import Roles, take_apart
 from lorry.dialects._suffixes import Role
 
@@ -40,8 +40,10 @@ def take_apart_for_peft(delta: Delta) -> Roles:
     roles.pop("alpha", None)
     if "lokr_w1" in roles and "lokr_w2" in roles:
         roles.pop("full_scale", None)
-    if "oft_R_of_a_config" in roles:
-        roles["oft_R"] = roles.pop("oft_R_of_a_config")
+    on_weight = delta.on_weight if isinstance(delta, PartsDelta) else delta
+    if isinstance(on_weight, OftDelta) and on_weight.on_input:
+        roles.pop("oft_R_of_a_config", None)
+        roles["oft_R"] = on_weight.blocks
     if "saved_bias" in roles and isinstance(delta, PartsDelta) and not is_saved(delta):
         roles["saved_bias_of_base"] = roles.pop("saved_bias")
     return _with_bias_of_peft(delta, _with_magnitude_of_peft(delta, roles))

@@ -9,6 +9,7 @@ NEUMANN_TERMS = 5
 """What PEFT and OneTrainer use where no config says otherwise."""
 COFT_EPS = 6e-5
 """PEFT's default."""
+PEFT_PREFIX = "base_model.model."
 
 
 def build_diag(parts: LayerParts) -> Built:
@@ -29,11 +30,13 @@ def build_diag(parts: LayerParts) -> Built:
 def build_packed(parts: LayerParts) -> Built:
     """Build an OFT on the input side, of PEFT or OneTrainer.
 
-    Without PEFT's config it is read as OneTrainer's linear layers are, which is PEFT's default too. OneTrainer turns
-    its convolutions the opposite way; the file does not tell those, and they are read like the others.
+    A file without PEFT's config and prefix is OneTrainer's or sd-scripts', which turn linear layers as PEFT does by
+    default, and convolutions the other way.
 
-    Source: huggingface/peft, `tuners/oft/layer.py`; Nerogar/OneTrainer, `modules/module/oft_utils.py`.
+    Source: huggingface/peft, `tuners/oft/layer.py`; Nerogar/OneTrainer at 23df383, `modules/module/LoRAModule.py`
+    (`OFTModule.forward`); kohya-ss/sd-scripts, `networks/oft_v2.py`.
     """
+    is_peft = parts.option("peft_type") is not None or parts.keys["oft_R"].startswith(PEFT_PREFIX)
     exact = parts.option("use_cayley_neumann") is False
     terms = None if exact else int(parts.number_option("num_cayley_neumann_terms", NEUMANN_TERMS))
     delta = OftDelta(
@@ -43,6 +46,7 @@ def build_packed(parts: LayerParts) -> Built:
         neumann_terms=terms,
         scaled="scaled_oft" in parts.tensors,
         block_norm=parts.number_option("eps", COFT_EPS) if parts.option("coft") else None,
+        back_on_kernels=not is_peft,
     )
     return Built(delta)
 
