@@ -79,36 +79,36 @@ on the tests' layers, at strengths 1 and 0.5 (Flux's control files: read in `com
 hiddenswitch/pip-and-uv-installable-ComfyUI has them at 87606c5f; 0.3.64 (Comfy-Org/ComfyUI at a125cd84) does the same.
 Those of InvokeAI were read in invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
 SAME = (
-    *("ErnieImageTransformer2DModel", "HiDreamImageTransformer2DModel", "JoyImageEditTransformer3DModel"),
-    *("Kandinsky5Transformer3DModel", "QwenImageTransformer2DModel"),
+    *("AllegroTransformer3DModel", "BriaFibo2Transformer2DModel", "BriaFiboTransformer2DModel"),
+    *("BriaTransformer2DModel", "DreamLiteUNetModel", "ErnieImageTransformer2DModel"),
+    *("GlmImageTransformer2DModel", "HiDreamImageTransformer2DModel", "Kandinsky5Transformer3DModel"),
+    *("Kandinsky6SRTransformer3DModel", "Kandinsky6Transformer3DModel", "LatteTransformer3DModel"),
+    *("LongCatAudioDiTTransformer", "MotifVideoTransformer3DModel", "NucleusMoEImageTransformer2DModel"),
+    "QwenImageTransformer2DModel",
 )
-"""Models that have diffusers' names in ComfyUI too, or whose conversion in diffusers takes off a container alone."""
-UNREAD = (
-    *("AllegroTransformer3DModel", "AudioLDM2UNet2DConditionModel", "BriaFibo2Transformer2DModel"),
-    *(
-        "BriaFiboTransformer2DModel",
-        "BriaTransformer2DModel",
-        "Cosmos3OmniTransformer",
-        "DiTTransformer2DModel",
-    ),
-    *("DreamLiteUNetModel", "EasyAnimateTransformer3DModel", "GlmImageTransformer2DModel", "I2VGenXLUNet"),
-    *("JoyImageEditPlusTransformer3DModel", "Kandinsky3UNet", "Kandinsky6SRTransformer3DModel"),
-    *("Kandinsky6Transformer3DModel", "LatteTransformer3DModel", "LongCatAudioDiTTransformer"),
-    *("LuminaNextDiT2DModel", "MotifVideoTransformer3DModel"),
-    *("NucleusMoEImageTransformer2DModel", "OmniGenTransformer2DModel"),
-    *("PRXTransformer2DModel", "PriorTransformer", "RFD4ProteinaTransformer"),
-    *("SanaWMLTX2RefinerTransformer3DModel", "SanaWMTransformer3DModel", "StableAudio3DiTModel"),
-    *("Transformer2DModel", "UNet1DModel", "UNetControlNetXSModel", "UNetSpatioTemporalConditionModel"),
-)
-"""Models of whose original names nothing was found out: whether they have any that are not diffusers'."""
+"""Models that are published with diffusers' names alone, or have them in ComfyUI too, or in the repository of their
+authors, or whose conversion in diffusers takes off a container alone."""
+OTHERS = {
+    "AudioLDM2UNet2DConditionModel": "several attentions stand in one place of the original's count",
+    "DiTTransformer2DModel": "one embedder of the original is in every block",
+    "Kandinsky3UNet": "the original counts its blocks otherwise",
+    "LuminaNextDiT2DModel": "`attention.wq` is two layers",
+    "PriorTransformer": "the original's fused rows go head by head",
+    "StableAudio3DiTModel": "its own trainer's files are refused by name",
+    "Transformer2DModel": "as `DiTTransformer2DModel`",
+}
+"""Models whose original has other names that no table can say, or that nobody is known to write adapters with."""
+NONE = ("RFD4ProteinaTransformer", "UNet1DModel", "UNetControlNetXSModel")
+"""Models that no adapter files are known of."""
 UNETS = (
     "StableCascadeUNet",
     "UNet2DConditionModel",
     "UNet2DModel",
-    "UNet3DConditionModel",
     "UNetMotionModel",
 )
 """Models whose original names `binding/original_names.py` works out, as far as their layers are those of a UNet."""
+VIDEO_UNETS = ("I2VGenXLUNet", "UNet3DConditionModel", "UNetSpatioTemporalConditionModel")
+"""Models of which it works out the names of the layers for time too."""
 SHORT = {
     "lycoris": "lycoris",
     "onetrainer": "onetrainer",
@@ -192,8 +192,11 @@ def architectures() -> str:
         table = TABLES / f"{cls}.json"
         has = cls.startswith("UNet") or table.exists()
         names = "the running block numbers of SGM" if cls.startswith("UNet") else "a table"
-        source = json.loads(table.read_text("utf-8"))["source"] if table.exists() else ""
-        if source and not source.startswith("diffusers.loaders"):
+        whole = json.loads(table.read_text("utf-8")) if table.exists() else {}
+        source = whole.get("source", "")
+        if source and not whole["names"]:
+            names = "the same as in diffusers; a table, typed, of others that are read"
+        elif source and not source.startswith("diffusers.loaders"):
             names = "a table, typed"
         elif "scripts/" in source:
             names = "a table, in part typed"
@@ -218,12 +221,13 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def others() -> str:
     """Return what is said of the models without a table."""
+    reasons = ", ".join(f"`{name}` ({reason})" for name, reason in OTHERS.items())
     text = (
         "Every other denoiser that a pipeline of diffusers 0.42 has is read by the names of diffusers. The original "
         f"has those too for {_listed(SAME)}. The names of {_listed(UNETS)} are worked out, as far as they are those of "
-        "Stable Diffusion or Stable Cascade. Of these nothing was found out, and other names than diffusers' are "
-        "unknown keys: "
-        f"{_listed(UNREAD)}."
+        f"Stable Diffusion or Stable Cascade; those of {_listed(VIDEO_UNETS)} are worked out in whole. Other names "
+        "than diffusers' are unknown keys for these models, for which nobody but Stable Audio 3's trainer is known "
+        f"to write adapters with them: {reasons}. No adapter files at all are known of {_listed(NONE)}."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 

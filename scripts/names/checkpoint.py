@@ -53,5 +53,8 @@ class Checkpoint:
     """Names that another model has, whose names its original's all are: a checkpoint that has one is of the other."""
     like: str = ""
     """The class of another model, of which this one is a variant that its original's names do not tell from it."""
+    needs: str = ""
+    """Names that are the same in the live model, and without which no checkpoint is of this model: where those that
+    differ are few, or are another model's in diffusers."""
     source: str = ""
     """Where the typed rows are from."""

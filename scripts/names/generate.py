@@ -17,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
-from scripts.names import flux, image, typed, video
+from scripts.names import flux, further, image, typed, video
 from scripts.names.checkpoint import Checkpoint
 from scripts.names.patterns import patterns
 from scripts.names.recording import Landed, record, record_lora
@@ -25,7 +25,13 @@ from scripts.names.recording import Landed, record, record_lora
 from lorry.binding.tables import FOLDER, Piece
 from lorry.binding.targets import bare_parameters, carriers, weight_shape
 
-CHECKPOINTS = (*flux.CHECKPOINTS, *image.CHECKPOINTS, *video.CHECKPOINTS, *typed.CHECKPOINTS)
+CHECKPOINTS = (
+    *flux.CHECKPOINTS,
+    *image.CHECKPOINTS,
+    *video.CHECKPOINTS,
+    *typed.CHECKPOINTS,
+    *further.CHECKPOINTS,
+)
 
 
 def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     table |= {"like": checkpoint.like} if checkpoint.like else {}
     table |= {"lacks": checkpoint.lacks.split()} if checkpoint.lacks else {}
     table |= {"older": checkpoint.older_has} if checkpoint.older_has else {}
+    table |= {"needs": checkpoint.needs.split()} if checkpoint.needs else {}
     table |= {"names": names}
     return table | {"also": also} if also else table
 

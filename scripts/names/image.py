@@ -83,6 +83,7 @@ CHECKPOINTS = (
             blocks.*.cross_attn.q_norm -> transformer_blocks.*.attn2.norm_q
             blocks.*.cross_attn.k_norm -> transformer_blocks.*.attn2.norm_k
         """,
+        lacks="raymap_embedder.proj",
         source="diffusers.loaders.single_file_utils.convert_sana_transformer_to_diffusers; the norms of Sana 1.5 from "
         "huggingface/diffusers, scripts/convert_sana_video_to_diffusers.py",
     ),

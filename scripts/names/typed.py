@@ -7,12 +7,14 @@ from scripts.names.checkpoint import Checkpoint
 _SCRIPTS = "huggingface/diffusers, scripts/convert_{}_to_diffusers.py"
 
 
-def _rows(pattern: str, *names: tuple[str, str]) -> str:
+def rows(pattern: str, *names: tuple[str, str]) -> str:
+    """Return a row `original -> live` for each pair of names, which stand in the two halves of the pattern."""
     original, live = pattern.split(" -> ")
     return "\n".join(f"{original.format(one)} -> {live.format(other)}" for one, other in names)
 
 
-def _joined(path: str, parts: str) -> str:
+def joined(path: str, parts: str) -> str:
+    """Return the paths of several parts, as the pieces of one row."""
     return " + ".join(path.format(part) for part in parts)
 
 
@@ -22,7 +24,7 @@ def without_root(name: str) -> str:
 
 
 _SAT_LAYER = f"""
-    transformer.layers.*.attention.query_key_value -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+    transformer.layers.*.attention.query_key_value -> {joined("transformer_blocks.*.attn1.to_{}", "qkv")}
     transformer.layers.*.attention.dense -> transformer_blocks.*.attn1.to_out.0
     transformer.layers.*.mlp.dense_h_to_4h -> transformer_blocks.*.ff.net.0.proj
     transformer.layers.*.mlp.dense_4h_to_h -> transformer_blocks.*.ff.net.2
@@ -98,10 +100,10 @@ CHECKPOINTS = (
             t_block.1 -> time_embed.linear
             final_layer.linear -> proj_out
             final_layer.scale_shift_table -> scale_shift_table
-            blocks.*.attn.qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
-            blocks.*.cross_attn.kv_linear -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            blocks.*.attn.qkv -> {joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.cross_attn.kv_linear -> {joined("transformer_blocks.*.attn2.to_{}", "kv")}
             {
-            _rows(
+            rows(
                 _SANA,
                 ("scale_shift_table", "scale_shift_table"),
                 ("attn.q_norm", "attn1.norm_q"),
@@ -118,6 +120,7 @@ CHECKPOINTS = (
             )
         }
         """,
+        lacks="raymap_embedder.proj",
         source=_SCRIPTS.format("sana_video"),
     ),
     Checkpoint(
@@ -130,10 +133,10 @@ CHECKPOINTS = (
             t_block.1 -> adaln_single.linear
             final_layer.linear -> proj_out
             final_layer.scale_shift_table -> scale_shift_table
-            blocks.*.attn.qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
-            blocks.*.cross_attn.kv_linear -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            blocks.*.attn.qkv -> {joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.cross_attn.kv_linear -> {joined("transformer_blocks.*.attn2.to_{}", "kv")}
             {
-            _rows(
+            rows(
                 _PIXART,
                 ("attn.proj", "attn1.to_out.0"),
                 ("cross_attn.q_linear", "attn2.to_q"),
@@ -144,7 +147,7 @@ CHECKPOINTS = (
             )
         }
             {
-            _rows(
+            rows(
                 _EMBEDDER,
                 ("t_embedder.mlp.0", "timestep_embedder.linear_1"),
                 ("t_embedder.mlp.2", "timestep_embedder.linear_2"),
@@ -169,10 +172,10 @@ CHECKPOINTS = (
             to_cond_embed.2 -> cross_attention_proj.2
             transformer.project_in -> proj_in
             transformer.project_out -> proj_out
-            transformer.layers.*.self_attn.to_qkv -> {_joined("transformer_blocks.*.attn1.to_{}", "qkv")}
-            transformer.layers.*.cross_attn.to_kv -> {_joined("transformer_blocks.*.attn2.to_{}", "kv")}
+            transformer.layers.*.self_attn.to_qkv -> {joined("transformer_blocks.*.attn1.to_{}", "qkv")}
+            transformer.layers.*.cross_attn.to_kv -> {joined("transformer_blocks.*.attn2.to_{}", "kv")}
             {
-            _rows(
+            rows(
                 _STABLE_AUDIO,
                 ("pre_norm.gamma", "norm1"),
                 ("self_attn.to_out", "attn1.to_out.0"),
@@ -203,12 +206,12 @@ CHECKPOINTS = (
             t_embedder.mlp.2 -> time_extra_emb.timestep_embedder.linear_2
             extra_embedder.0 -> time_extra_emb.extra_embedder.linear_1
             extra_embedder.2 -> time_extra_emb.extra_embedder.linear_2
-            {_rows(_POOLER, *((name, name) for name in ("q_proj", "k_proj", "v_proj", "c_proj")))}
+            {rows(_POOLER, *((name, name) for name in ("q_proj", "k_proj", "v_proj", "c_proj")))}
             pooler.positional_embedding -> time_extra_emb.pooler.positional_embedding
-            blocks.*.attn1.Wqkv -> {_joined("blocks.*.attn1.to_{}", "qkv")}
-            blocks.*.attn2.kv_proj -> {_joined("blocks.*.attn2.to_{}", "kv")}
+            blocks.*.attn1.Wqkv -> {joined("blocks.*.attn1.to_{}", "qkv")}
+            blocks.*.attn2.kv_proj -> {joined("blocks.*.attn2.to_{}", "kv")}
             {
-            _rows(
+            rows(
                 _HUNYUAN,
                 ("norm1", "norm1.norm"),
                 ("norm2", "norm3"),

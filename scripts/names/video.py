@@ -326,17 +326,24 @@ CHECKPOINTS = (
         same=r"caption_projection|proj_out|transformer_blocks\.\d+\.(attn\d\.to_|ff\.)",
         lacks="audio_patchify_proj",
     ),
-    Checkpoint(
-        model="LTX2VideoTransformer3DModel",
-        convert="convert_ltx2_transformer_to_diffusers",
-        config={"num_layers": 2, "gated_attn": True, "audio_gated_attn": True}
-        | {"cross_attn_mod": True, "audio_cross_attn_mod": True},
-        names=f"patchify_proj audio_patchify_proj {_LTX2_EMBEDDERS} {_LTX2_NORMS}",
-        bare="""
-            transformer_blocks.*.scale_shift_table_a2v_ca_audio transformer_blocks.*.scale_shift_table_a2v_ca_video
-        """,
-        typed=_LTX2_PROMPT,
-        same=r"(audio_)?(caption_projection|proj_out)|transformer_blocks\.\d+\.(\w+\.to_|(audio_)?ff\.)",
+    *(
+        Checkpoint(
+            model=model,
+            convert="convert_ltx2_transformer_to_diffusers",
+            config={"num_layers": 2, "gated_attn": True, "audio_gated_attn": True}
+            | {"cross_attn_mod": True, "audio_cross_attn_mod": True},
+            names=f"patchify_proj audio_patchify_proj {_LTX2_EMBEDDERS} {_LTX2_NORMS}",
+            bare="""
+                transformer_blocks.*.scale_shift_table_a2v_ca_audio transformer_blocks.*.scale_shift_table_a2v_ca_video
+            """,
+            typed=_LTX2_PROMPT,
+            same=r"(audio_)?(caption_projection|proj_out)|transformer_blocks\.\d+\.(\w+\.to_|(audio_)?ff\.)",
+            like=like,
+        )
+        for model, like in (
+            ("LTX2VideoTransformer3DModel", ""),
+            ("SanaWMLTX2RefinerTransformer3DModel", "LTX2VideoTransformer3DModel"),
+        )
     ),
     Checkpoint(
         model="MochiTransformer3DModel",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,7 +14,7 @@ from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from torch import nn
 
 from architectures import SD2, SD15, SDXL, Config
-from lorry.binding import ModuleIndex
+from lorry.binding import ModuleIndex, weight_shape
 from lorry.binding.original_names import sgm_names
 from lorry.errors import StateError, UnknownTargetError
 from lorry.names import Target
@@ -89,6 +90,65 @@ def test_the_mapper_of_stable_cascades_second_stage_has_its_original_name() -> N
         for name, changes in (("first", {}), ("second", second))
     }
     assert paths == {"first": None, "second": "clip_txt_pooled_mapper"}
+
+
+RESNET = "down_blocks.0.resnets.1"
+ATTENTION = "up_blocks.1.attentions.2"
+VIDEO = {
+    "UNetSpatioTemporalConditionModel": {
+        "input_blocks.2.0.in_layers.2": [f"{RESNET}.spatial_res_block.conv1"],
+        "input_blocks.2.0.time_stack.emb_layers.1": [f"{RESNET}.temporal_res_block.time_emb_proj"],
+        "input_blocks.3.0.op": ["down_blocks.0.downsamplers.0.conv"],
+        "middle_block.2.time_stack.in_layers.0": ["mid_block.resnets.1.temporal_res_block.norm1"],
+        "output_blocks.5.1.time_stack.0.ff_in.net.2": [
+            f"{ATTENTION}.temporal_transformer_blocks.0.ff_in.net.2"
+        ],
+        "output_blocks.5.1.time_pos_embed.2": [f"{ATTENTION}.time_pos_embed.linear_2"],
+        "output_blocks.5.2.conv": ["up_blocks.1.upsamplers.0.conv"],
+        "label_emb.0.2": ["add_embedding.linear_2"],
+    },
+    "UNet3DConditionModel": {
+        "input_blocks.0.1.proj_in": ["transformer_in.proj_in"],
+        "input_blocks.2.0.temopral_conv.conv1.0": ["down_blocks.0.temp_convs.1.conv1.0"],
+        "input_blocks.2.2.transformer_blocks.0.attn1.to_q": [
+            "down_blocks.0.temp_attentions.1.transformer_blocks.0.attn1.to_q"
+        ],
+        "input_blocks.3.op": ["down_blocks.0.downsamplers.0.conv"],
+        "middle_block.2.proj_in": ["mid_block.temp_attentions.0.proj_in"],
+        "middle_block.3.out_layers.3": ["mid_block.resnets.1.conv2"],
+        "output_blocks.2.1.conv": ["up_blocks.0.upsamplers.0.conv"],
+        "output_blocks.5.3.conv": ["up_blocks.1.upsamplers.0.conv"],
+    },
+    "I2VGenXLUNet": {
+        "local_image_concat.2": ["image_latents_proj_in.2"],
+        "local_image_embedding.5": ["image_latents_context_embedding.5"],
+        "local_temporal_encoder.layers.0.0.fn.to_qkv": [
+            f"image_latents_temporal_encoder.attn1.to_{part}" for part in "qkv"
+        ],
+        "local_temporal_encoder.layers.0.1.net.0.0": ["image_latents_temporal_encoder.ff.net.0.proj"],
+        "middle_block.3.out_layers.3": ["mid_block.resnets.1.conv2"],
+    },
+}
+
+
+@pytest.mark.parametrize("cls", VIDEO)
+def test_the_unets_of_video_models_have_the_names_of_their_checkpoints(cls: str) -> None:
+    with torch.device("meta"):
+        index = ModuleIndex(getattr(diffusers, cls)())
+    for original, paths in VIDEO[cls].items():
+        for target in (Target("unet", original), Target("unet", original.replace(".", "_"), flat=True)):
+            places = index.find(target)
+            assert places is not None, original
+            assert [place.path for place in places] == paths
+    named = {piece.path for pieces in index.original.values() for piece in pieces}
+    layers = {path for path, module in index.modules.items() if weight_shape(module) is not None}
+    assert {path.split(".")[0] for path in layers - named} <= {"context_embedding", "fps_embedding"}
+
+
+def test_a_unet_with_several_attentions_a_layer_has_no_names_of_stable_diffusion() -> None:
+    paths = ["conv_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.norm"]
+    assert len(sgm_names(paths)) == 3
+    assert sgm_names([*paths, "down_blocks.0.attentions.1.norm"]) == {}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,7 +15,7 @@ from scripts.names.patterns import patterns
 from scripts.names.recording import record
 
 from lorry.adapters import Adapter, Entry
-from lorry.binding import ModuleIndex, in_names_of_model, in_original_names, weight_shape
+from lorry.binding import ModuleIndex, bind, in_names_of_model, in_original_names, weight_shape
 from lorry.binding.draft import equal
 from lorry.binding.tables import FOLDER, Piece, find_model, original_names
 from lorry.dialects import get_dialect, read_adapter
@@ -117,6 +117,78 @@ def test_a_checkpoint_is_told_for_a_model_and_not_for_its_variant() -> None:
     assert found is not None
     assert found[0] in ("WanTransformer3DModel", "ChronoEditTransformer3DModel")  # of the same names
     assert {name: pieces for name, pieces in found[1].items() if name in wan.original} == dict(wan.original)
+
+
+ATTENTION = "layers.0.self_attn.{}"
+BLOCK = "transformer_blocks.1.attn1.{}"
+TRAINED: list[tuple[str, str, tuple[int, int], list[str]]] = [
+    (
+        "OmniGenTransformer2DModel",
+        "base_model.model.llm.layers.0.self_attn.qkv_proj.lora_{}.weight",
+        (9216, 3072),
+        [ATTENTION.format(f"to_{part}") for part in "qkv"],
+    ),
+    (
+        "EasyAnimateTransformer3DModel",
+        "lora_unet__transformer_blocks_1_attn2_to_q.lora_{}.weight",
+        (3072, 3072),
+        [BLOCK.format("add_q_proj")],
+    ),
+    (
+        "EasyAnimateTransformer3DModel",
+        "lora_unet__transformer_blocks_1_attn1_to_q.lora_{}.weight",
+        (3072, 3072),
+        [BLOCK.format("to_q")],
+    ),
+    (
+        "Cosmos3OmniTransformer",
+        "base_model.model.language_model.model.layers.0.self_attn.k_proj_moe_gen.lora_{}.weight",
+        (1024, 4096),
+        [ATTENTION.format("add_k_proj")],
+    ),
+    (
+        "PRXTransformer2DModel",
+        "diffusion_model.blocks.1.img_qkv_proj.lora_{}.weight",
+        (5376, 1792),
+        ["blocks.1.attention.img_qkv_proj"],
+    ),
+    *(
+        (
+            f"JoyImage{kind}Transformer3DModel",
+            "double_blocks.0.txt_attn_qkv.lora_{}.default.weight",
+            (9216, 3072),
+            ["double_blocks.0.attn.txt_attn_qkv"],
+        )
+        for kind in ("Edit", "EditPlus")
+    ),
+]
+"""A key that the trainer of a model writes, the shape of its layer, and the layers of diffusers that it is."""
+
+
+@pytest.mark.parametrize(("name", "key", "shape", "paths"), TRAINED)
+def test_what_a_models_own_trainer_writes_lands_on_its_layers(
+    name: str, key: str, shape: tuple[int, int], paths: list[str]
+) -> None:
+    index = ModuleIndex(build(BY_MODEL[name]))
+    down, up = ("down", "up") if key.startswith("lora_unet") else ("A", "B")
+    tensors = {key.format(down): torch.ones(2, shape[1]), key.format(up): torch.ones(shape[0], 2)}
+    (entry,) = read_adapter(TensorFile(tensors)).entries
+    places = index.find(entry.target)
+    assert places is not None
+    assert [place.path for place in places] == paths
+    report = bind(read_adapter(TensorFile(tensors)), {"transformer": index.model}).report
+    assert (report.applied, report.unknown, report.mismatched) == (2, (), ())
+
+
+def test_names_that_are_few_or_that_other_models_have_tell_no_checkpoint() -> None:
+    layers = ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")
+    for names in (
+        ["t_embedder.mlp.0", "t_embedder.mlp.2"],
+        [f"transformer_blocks.0.attn2.{layer}" for layer in layers],
+        ["double_blocks.0.img_attn_qkv"],
+        ["of.no.model"],
+    ):
+        assert find_model(names) is None, names
 
 
 def test_a_checkpoint_that_lacks_what_its_table_has_is_not_told_for_one_of_fewer_names() -> None:

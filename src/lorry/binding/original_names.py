@@ -23,6 +23,17 @@ OUTSIDE_BLOCKS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
+OUTSIDE_MODELSCOPE = {
+    "transformer_in": "input_blocks.0.1",
+    "mid_block.temp_convs.0": "middle_block.0.temopral_conv",
+    "mid_block.temp_attentions.0": "middle_block.2",
+    "mid_block.resnets.1": "middle_block.3",
+    "mid_block.temp_convs.1": "middle_block.3.temopral_conv",
+}
+"""What differs in the video UNets of ModelScope, which have layers for time beside each of their own.
+
+Source: huggingface/diffusers, `scripts/convert_ms_text_to_video_to_diffusers.py`.
+"""
 INSIDE_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -31,9 +42,30 @@ INSIDE_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+INSIDE_VIDEO = {
+    "spatial_res_block": "",
+    "temporal_res_block": "time_stack",
+    "temporal_transformer_blocks": "time_stack",
+}
+"""What Stable Video Diffusion has inside its layers besides; the first is the layer itself in the original.
+
+Source: huggingface/diffusers, `scripts/convert_svd_to_diffusers.py`.
+"""
+_TIME_EMBEDDING = {"linear_1": "0", "linear_2": "2"}
+_I2VGEN_ROOTS = {
+    "image_latents_proj_in": "local_image_concat",
+    "image_latents_context_embedding": "local_image_embedding",
+}
+_I2VGEN_ENCODER = {
+    "norm1": "0.norm",
+    "attn1.to_out.0": "0.fn.to_out.0",
+    "ff.net.0.proj": "1.net.0.0",
+    "ff.net.2": "1.net.2",
+}
 
 _UNIT = re.compile(
-    r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+"
+    r"(?:(?:down|up)_blocks\.\d+|mid_block)\."
+    r"(?:resnets|attentions|temp_convs|temp_attentions|downsamplers|upsamplers)\.\d+"
 )
 
 
@@ -44,7 +76,25 @@ def unet_names(paths: Iterable[str]) -> Names:
     """
     paths = list(paths)
     found = {name: (Piece(path),) for name, path in sgm_names(paths).items()}
-    return found or cascade_names(paths)
+    return found | i2vgen_names(paths) if found else cascade_names(paths)
+
+
+def i2vgen_names(paths: Iterable[str]) -> Names:
+    """Return the original name of each layer that I2VGen-XL has for its picture; of other models there are none.
+
+    Source: huggingface/diffusers, `scripts/convert_i2vgen_to_diffusers.py`.
+    """
+    names: dict[str, tuple[Piece, ...]] = {}
+    for path in paths:
+        root, _, rest = path.partition(".")
+        if root in _I2VGEN_ROOTS and rest:
+            names[f"{_I2VGEN_ROOTS[root]}.{rest}"] = (Piece(path),)
+        elif root == "image_latents_temporal_encoder" and rest in _I2VGEN_ENCODER:
+            names[f"local_temporal_encoder.layers.0.{_I2VGEN_ENCODER[rest]}"] = (Piece(path),)
+        elif path == "image_latents_temporal_encoder.attn1":
+            parts = tuple(Piece(f"{path}.to_{part}") for part in "qkv")
+            names["local_temporal_encoder.layers.0.0.fn.to_qkv"] = parts
+    return names
 
 
 def cascade_names(paths: Iterable[str]) -> Names:
@@ -73,19 +123,36 @@ def cascade_names(paths: Iterable[str]) -> Names:
 def sgm_names(paths: Iterable[str]) -> dict[str, str]:
     """Return the original name of each module path of a UNet, as {original name: path}.
 
-    Paths that the original checkpoint has no name for are left out; on a model that is no UNet nothing is left.
+    Paths that the original checkpoint has no name for are left out; on a model that is no UNet, or has several
+    attentions a layer as AudioLDM 2 has, nothing is left.
     """
     paths = list(paths)
-    units = OUTSIDE_BLOCKS | dict(_numbered_units(paths))
+    units = {match[0] for path in paths if (match := _UNIT.match(path))}
+    if not _has_one_attention_a_layer(units):
+        return {}
+    modelscope = OUTSIDE_MODELSCOPE if "mid_block.temp_attentions.0" in units else {}
+    originals = OUTSIDE_BLOCKS | modelscope | dict(_numbered_units(units))
     names = {}
     for path in paths:
-        unit, rest = _split(path, units)
+        unit, rest = _split(path, originals)
         if unit is None:
             continue
-        if ".resnets." in unit:
-            rest = ".".join(INSIDE_RESNET.get(part, part) for part in rest.split(".")) if rest else ""
-        names[f"{units[unit]}.{rest}" if rest else units[unit]] = path
+        inside = _inside(unit, rest)
+        if inside or not rest:
+            names[f"{originals[unit]}.{inside}" if inside else originals[unit]] = path
     return names
+
+
+def _has_one_attention_a_layer(units: Iterable[str]) -> bool:
+    units = list(units)
+    blocks = {unit.rpartition(".attentions.")[0] for unit in units if ".attentions." in unit}
+    return all(
+        _count(units, f"{block}.attentions.") <= _count(units, f"{block}.resnets.") for block in blocks
+    )
+
+
+def _count(units: Iterable[str], prefix: str) -> int:
+    return sum(unit.startswith(prefix) for unit in units)
 
 
 def _split(path: str, units: dict[str, str]) -> tuple[str | None, str]:
@@ -97,30 +164,42 @@ def _split(path: str, units: dict[str, str]) -> tuple[str | None, str]:
     return None, path
 
 
-def _numbered_units(paths: list[str]) -> Iterator[tuple[str, str]]:
-    units = {match[0] for path in paths if (match := _UNIT.match(path))}
+def _inside(unit: str, rest: str) -> str:
+    """Return the original name of what is inside a layer, from its name there."""
+    parts = rest.split(".")
+    if ".resnets." in unit:
+        parts = [INSIDE_RESNET.get(part, part) for part in parts]
+    if parts[0] == "time_pos_embed":
+        parts = [_TIME_EMBEDDING.get(part, part) for part in parts]
+    return ".".join(part for part in (INSIDE_VIDEO.get(part, part) for part in parts) if part)
 
-    def count(prefix: str) -> int:
-        return sum(unit.startswith(prefix) for unit in units)
 
+def _numbered_units(units: set[str]) -> Iterator[tuple[str, str]]:
+    timed = "mid_block.temp_attentions.0" in units
     number = 1
     for block in range(count_blocks(units, "down_blocks")):
-        for layer in range(count(f"down_blocks.{block}.resnets.")):
-            yield f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{number}.0"
-            yield f"down_blocks.{block}.attentions.{layer}", f"input_blocks.{number}.1"
+        for layer in range(_count(units, f"down_blocks.{block}.resnets.")):
+            yield from _layer(f"down_blocks.{block}", layer, f"input_blocks.{number}")
             number += 1
-        if count(f"down_blocks.{block}.downsamplers."):
-            yield f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"
+        if _count(units, f"down_blocks.{block}.downsamplers."):
+            original = f"input_blocks.{number}.op" if timed else f"input_blocks.{number}.0.op"
+            yield f"down_blocks.{block}.downsamplers.0.conv", original
             number += 1
     number = 0
     for block in range(count_blocks(units, "up_blocks")):
-        attentions = count(f"up_blocks.{block}.attentions.")
-        for layer in range(count(f"up_blocks.{block}.resnets.")):
-            yield f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{number}.0"
-            yield f"up_blocks.{block}.attentions.{layer}", f"output_blocks.{number}.1"
+        attentions = _count(units, f"up_blocks.{block}.attentions.")
+        for layer in range(_count(units, f"up_blocks.{block}.resnets.")):
+            yield from _layer(f"up_blocks.{block}", layer, f"output_blocks.{number}")
             number += 1
-        upsampler = f"output_blocks.{number - 1}.{2 if attentions else 1}.conv"
-        yield f"up_blocks.{block}.upsamplers.0.conv", upsampler
+        position = 1 + bool(attentions) * (2 if timed else 1)
+        yield f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{position}.conv"
+
+
+def _layer(block: str, layer: int, original: str) -> Iterator[tuple[str, str]]:
+    yield f"{block}.resnets.{layer}", f"{original}.0"
+    yield f"{block}.temp_convs.{layer}", f"{original}.0.temopral_conv"
+    yield f"{block}.attentions.{layer}", f"{original}.1"
+    yield f"{block}.temp_attentions.{layer}", f"{original}.2"
 
 
 def count_blocks(units: Iterable[str], kind: str) -> int:

@@ -11,7 +11,8 @@ live model its rows are, in their order:
 A `*` is a block's number, the same on both sides, and `$` that of the last block, where it differs from the others.
 `path[i/n]` is the i-th of n equal parts of a module's rows. Names that are the same in both are left out. Names under
 "also" are other spellings, which are read and not written, but for models that have the module "older": these are of an
-older checkpoint, whose own names they are. Those under "lacks" are another model's, by which the two are told apart.
+older checkpoint, whose own names they are. Those under "lacks" are another model's, by which the two are told apart;
+those under "needs" are the same in both, and in every checkpoint of the model, where the others would tell too little.
 `scripts/names/generate.py` writes the tables from public conversion code.
 """
 
@@ -106,7 +107,8 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
     Names that the class's table does not have are left out: they are the same in the model, or of no module. Some
     tables have all names of another one and more: first comes a table that is there to the last name, then that which
     most is there of. Variants lack up to a third of their table; one whose names are those of another model is never
-    the answer, and a model that lacks a name which is there is not either. None where no table fits.
+    the answer, and a model that lacks a name which is there, or needs one that is not, is not either. None where no
+    table fits.
     """
     given = set(originals)
     patterns = list(_patterns(given))
@@ -115,6 +117,8 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
         whole = _whole(model)
         if "like" in whole or not given.isdisjoint(whole.get("lacks", ())):
             continue
+        if not given.issuperset(whole.get("needs", ())):
+            continue
         table = dict(_rows(model))
         hits = {
             name: hit for name, keys in patterns if (hit := next((k for k in keys if k[0] in table), None))
@@ -122,7 +126,7 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
         used = len({key for key, _ in hits.values()})
         unused = len(table) - used
         fit = (unused == 0, used - unused)
-        if used >= 2 * unused and (best is None or fit > best[0]):
+        if used and used >= 2 * unused and (best is None or fit > best[0]):
             names = {
                 name: tuple(piece.at_block(number) for piece in table[key])
                 for name, (key, number) in hits.items()
