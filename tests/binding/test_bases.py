@@ -30,7 +30,7 @@ HEADERS = {
     "flux_lora_kohya_format": "flux",
     "flux_lora_xlabs_format": "flux",
     "qwen_image_lora_diffusers_format": None,  # an excerpt, which may be of Flux as well
-    "anima_lora_kohya_with_te_format": None,
+    "anima_lora_kohya_with_te_format": "cosmos-2b",
     "krea2_lora_kohya_format": "krea2",
 }
 
@@ -66,20 +66,27 @@ def spellings(name: str) -> dict[str, list[Layer]]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_layer_of_a_base_is_said_to_be_of_others_alone(name: str) -> None:
+    this = find_base_called(name)
+    assert this is not None
+    its = {name, *this.variant_of}
     wrong = {
         path: titles
         for layers in spellings(name).values()
         for path, shape in layers
-        if (titles := [base.name for base in find_bases([(path, shape)])]) and name not in titles
+        if (titles := [base.name for base in find_bases([(path, shape)])]) and its.isdisjoint(titles)
     }
     assert not wrong
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_all_layers_of_a_base_are_told_from_every_other_in_each_spelling(name: str) -> None:
+    this = find_base_called(name)
+    assert this is not None
     for spelling, layers in spellings(name).items():
         if spelling != "diffusers, text" and any(find_bases([layer]) for layer in layers):
-            assert [base.name for base in find_bases(layers)] == [name], spelling
+            names = [base.name for base in find_bases(layers)]
+            shared = spelling != "diffusers" and names in [[base] for base in this.variant_of]
+            assert names == [name] or shared, spelling
 
 
 FLUX_SIZED = (3072, 3072)
@@ -101,6 +108,14 @@ FLUX_SIZED = (3072, 3072)
         ),
         ({"double_blocks.3.img_mod.lin": (18432, 3072)}, "FLUX.1 or HunyuanVideo"),
         ({"down_blocks.0.attentions.0.proj_in": (320, 320)}, None),
+        ({"transformer_blocks.0.attn1.to_q": (2240, 2240)}, "Sana 1.6B or SANA-Video"),
+        ({"transformer_blocks.0.attn1.to_q": (1152, 1152)}, "PixArt or Sana 0.6B"),
+        ({"transformer_blocks.0.attn1.to_q": (4096, 4096)}, "LTX-2 or Cosmos 7B or CogView4"),
+        ({"transformer_blocks.0.attn1.to_q": (2048, 2048)}, "LTX-Video or Cosmos Predict2 2B or Anima"),
+        ({"transformer_blocks.30.attn.to_q": (3072, 3072)}, "Qwen-Image or Mochi 1"),
+        ({"blocks.0.self_attn.q": (5120, 5120), "vace_blocks.0.self_attn.q": (5120, 5120)}, "Wan VACE 14B"),
+        ({"blocks.0.self_attn.q": (1536, 1536), "vace_blocks.0.self_attn.q": (5120, 5120)}, None),
+        ({"vace_blocks.0.self_attn.q": (5120, 5120), "clean_x_embedder.proj": (3072, 16)}, None),
         ({"blocks.0.attn.wq": (6144, 6144), "double_blocks.0.img_attn.qkv": (9216, 3072)}, None),
     ],
 )
@@ -165,7 +180,7 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
         ("joint_blocks_0_x_block_attn_qkv", (4608, 1536), "sd3"),
         ("double_blocks_0_img_attn_qkv", (9216, 3072), "flux"),
         ("double_blocks_19_img_attn_qkv", (9216, 3072), "hunyuan-video"),
-        ("transformer_blocks_30_attn_to_q", (3072, 3072), "qwen-image"),
+        ("transformer_blocks_50_attn_to_q", (3072, 3072), "qwen-image"),
         ("transformer_blocks_3_attn_to_q", (3072, 3072), None),
         ("transformer_blocks_3_ff_context_net_2", (3072, 12288), "flux"),
         ("blocks_0_self_attn_q", (5120, 5120), "wan"),
@@ -181,6 +196,28 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
         ("transformer_blocks_0_attn1_to_q", (1920, 1920), "cogvideox-2b"),
         ("transformer_blocks_0_attn1_to_q", (3072, 3072), None),
         ("layers_0_attention_query_key_value", (9216, 3072), "cogvideox-5b"),
+        ("vace_blocks_0_self_attn_q", (5120, 5120), "wan-vace"),
+        ("vace_blocks_0_attn1_to_q", (1536, 1536), "wan-vace-1.3b"),
+        ("face_adapter_fuser_blocks_0_linear1_q", (5120, 5120), "wan-animate"),
+        ("blocks_0_self_attn_q", (3072, 3072), "wan-5b"),
+        ("transformer_blocks_0_ff_conv_temp", (2240, 2240, 3, 1), "sana-video"),
+        ("blocks_0_attn_q_proj_cam", (2240, 2240), "sana-wm"),
+        ("down_blocks_0_attentions_0_temporal_transformer_blocks_0_attn1_to_q", (320, 320), "svd"),
+        ("input_blocks_1_1_time_stack_0_attn2_to_k", (320, 1024), "svd"),
+        ("down_blocks_0_temp_attentions_0_transformer_blocks_0_attn1_to_q", (512, 512), "modelscope-video"),
+        ("down_blocks_0_motion_modules_0_transformer_blocks_0_attn1_to_q", (320, 320), "animatediff"),
+        ("transformer_blocks_0_attn_to_q", (2048, 2048), "hunyuan-video-1.5"),
+        ("double_blocks_0_img_attn_qkv", (10752, 3584), "hunyuan-image"),
+        ("clean_x_embedder_proj", (3072, 16, 1, 2, 2), "framepack"),
+        ("blocks_0_attn1_Wqkv", (4224, 1408), "hunyuan-dit"),
+        ("transformer_blocks_0_ff_net_2", (1152, 4608), "pixart"),
+        ("blocks_0_self_attn_q_proj", (2048, 2048), "cosmos-2b"),
+        ("blocks_0_self_attn_q_proj", (5120, 5120), "cosmos-14b"),
+        ("blocks_block0_blocks_0_block_attn_to_q_0", (4096, 4096), "cosmos-7b"),
+        ("transformer_blocks_0_norm1_linear", (49152, 512), "cogview4"),
+        ("layers_0_attention_query_key_value", (7680, 2560), "cogview3"),
+        ("transformer_blocks_3_attn_add_q_proj", (3072, 1536), "mochi"),
+        ("layers_0_self_attn_to_qkv", (4608, 1536), "stable-audio"),
         ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", (16, 32), None),
         ("down_blocks_0_attentions_0_proj_in", (320, 320), None),
     ],
@@ -204,6 +241,16 @@ def test_an_error_names_the_base_that_a_file_was_made_for_and_the_one_that_this_
         BindingError, match="made for another base model: it is for SDXL, and this is Stable Diffusion 1"
     ):
         bind(adapter_for(2048), models)
+
+
+def test_a_file_for_a_base_may_be_for_what_is_made_of_it() -> None:
+    delta = LoraDelta(torch.ones(2, 5120), torch.ones(5120, 2))
+    entry = Entry(Target(DENOISER, "blocks_99_self_attn_q", flat=True), delta, ("key",))
+    adapter = Adapter((entry,), "kohya", source="x.safetensors")
+    with pytest.raises(BindingError, match=r"Was the adapter made for another base model\?"):
+        bind(adapter, skeleton("wan-vace"))
+    with pytest.raises(BindingError, match=r"it is for Wan 14B, and this is Wan 2\.1 VACE 1\.3B"):
+        bind(adapter, skeleton("wan-vace-1.3b"))
 
 
 def test_of_a_model_that_is_not_known_the_error_names_the_file_s_base_alone() -> None:

@@ -61,6 +61,21 @@ HIDREAM: Config = {"patch_size": 2, "in_channels": 16, "caption_channels": [4096
     "llama_layers": list(range(48)),
 }
 WAN_1_3B: Config = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+WAN_5B: Config = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30} | {
+    "in_channels": 48,
+    "out_channels": 48,
+}
+WAN_VACE_1_3B: Config = {**WAN_1_3B, "vace_layers": list(range(0, 30, 2))}
+SANA_600M: Config = {"num_attention_heads": 36, "num_layers": 28} | {
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+}
+COSMOS_2B: Config = {"num_attention_heads": 16, "extra_pos_embed_type": None}
+COSMOS_14B: Config = {"num_attention_heads": 40, "num_layers": 36, "extra_pos_embed_type": None}
+COGVIEW4: Config = {"num_attention_heads": 32, "attention_head_dim": 128, "num_layers": 28}
+FRAMEPACK: Config = {"has_image_proj": True, "has_clean_x_embedder": True}
+HUNYUAN_DIT: Config = {"in_channels": 4, "hidden_size": 1408, "patch_size": 2, "mlp_ratio": 4.3637}
 
 CLIP_L: Config = {
     "hidden_size": 768,
@@ -172,6 +187,53 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
         "transformer": Part("Lumina2Transformer2DModel", {"cap_feat_dim": 2304}),
         "text_encoder": Part("Gemma2Model", GEMMA2_2B),
     },
+    "svd": {"unet": Part("UNetSpatioTemporalConditionModel")},
+    "modelscope-video": {
+        "unet": Part("UNet3DConditionModel"),
+        "text_encoder": Part("CLIPTextModel", CLIP_H),
+    },
+    "animatediff": {
+        "unet": Part("UNetMotionModel", {"cross_attention_dim": 768}),
+        "text_encoder": _L,
+    },
+    "wan-5b": {"transformer": Part("WanTransformer3DModel", WAN_5B), "text_encoder": _UMT5},
+    "wan-vace": {"transformer": Part("WanVACETransformer3DModel"), "text_encoder": _UMT5},
+    "wan-vace-1.3b": {
+        "transformer": Part("WanVACETransformer3DModel", WAN_VACE_1_3B),
+        "text_encoder": _UMT5,
+    },
+    "wan-animate": {
+        "transformer": Part("WanAnimateTransformer3DModel", {"added_kv_proj_dim": 5120}),
+        "text_encoder": _UMT5,
+    },
+    "sana-video": {
+        "transformer": Part("SanaVideoTransformer3DModel", {"mlp_ratio": 3.0}),
+        "text_encoder": Part("Gemma2Model", GEMMA2_2B),
+    },
+    "sana-wm": {"transformer": Part("SanaWMTransformer3DModel")},
+    "framepack": {
+        "transformer": Part("HunyuanVideoFramepackTransformer3DModel", FRAMEPACK),
+        "text_encoder": Part("LlamaModel", LLAMA3_8B),
+        "text_encoder_2": _L,
+    },
+    "hunyuan-video-1.5": {"transformer": Part("HunyuanVideo15Transformer3DModel")},
+    "hunyuan-image": {"transformer": Part("HunyuanImageTransformer2DModel")},
+    "hunyuan-dit": {"transformer": Part("HunyuanDiT2DModel", HUNYUAN_DIT)},
+    "pixart": {
+        "transformer": Part("PixArtTransformer2DModel", {"caption_channels": 4096}),
+        "text_encoder": _T5,
+    },
+    "sana-600m": {
+        "transformer": Part("SanaTransformer2DModel", SANA_600M),
+        "text_encoder": Part("Gemma2Model", GEMMA2_2B),
+    },
+    "cosmos-2b": {"transformer": Part("CosmosTransformer3DModel", COSMOS_2B)},
+    "cosmos-7b": {"transformer": Part("CosmosTransformer3DModel")},
+    "cosmos-14b": {"transformer": Part("CosmosTransformer3DModel", COSMOS_14B)},
+    "cogview4": {"transformer": Part("CogView4Transformer2DModel", COGVIEW4)},
+    "cogview3": {"transformer": Part("CogView3PlusTransformer2DModel"), "text_encoder": _T5},
+    "mochi": {"transformer": Part("MochiTransformer3DModel"), "text_encoder": _T5},
+    "stable-audio": {"transformer": Part("StableAudioDiTModel")},
 }
 """By the name of the base. Source: the `config.json` files of the published checkpoints, on the Hub; for HiDream,
 CogVideoX 5B and the language models, the sizes that their authors tell; else the classes' own defaults."""
@@ -241,9 +303,10 @@ def _built(name: str, config: Config) -> nn.Module:
     cls = _class(name)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of diffusers, about parts of its own models
-        if hasattr(cls, "from_config"):
-            return cls.from_config(dict(config))
-        return cls(cls.config_class(**config))
+        made = (
+            cls.from_config(dict(config)) if hasattr(cls, "from_config") else cls(cls.config_class(**config))
+        )
+    return made.to("meta")  # Stable Video Diffusion makes numbers of its own on the CPU
 
 
 def _class(name: str) -> Any:

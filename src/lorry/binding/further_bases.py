@@ -1,0 +1,198 @@
+"""Bases that fewer adapters are made for; those that share layers with usual ones are asked after them."""
+
+from __future__ import annotations
+
+from lorry.binding.base_marks import JOINT, UNET, Base, Mark, mark, sana_feed_forward
+
+
+def _hunyuan(width: int) -> tuple[Mark, ...]:
+    """Of a model whose double blocks are built as HunyuanVideo's are, with another width."""
+    hidden = 4 * width
+    return (
+        mark(rf"^{JOINT}\d+_(attn_(to|add)_|norm1_linear$|norm1_context_)", width),
+        mark(rf"^{JOINT}\d+_(ff|ff_context)_net_", width, hidden, rows=(width, hidden)),
+        mark(r"^double_blocks_\d+_(img|txt)_", width, hidden),
+        mark(r"^(context_embedder_token_refiner|txt_in_individual_token_refiner)_", width, hidden),
+    )
+
+
+def _hunyuan_singles(width: int) -> tuple[Mark, ...]:
+    both = 5 * width
+    return (
+        mark(r"^single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp|proj_out|norm_linear)$", width, both),
+        mark(r"^single_blocks_\d+_(linear|modulation)", width, both),
+    )
+
+
+def _wan(width: int, hidden: int) -> Mark:
+    return mark(r"^blocks_\d+_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv]|ffn_\w+)$", width, hidden)
+
+
+def _pixart(width: int) -> tuple[Mark, ...]:
+    return (
+        mark(r"^transformer_blocks_\d+_attn[12]_to_([qkv]|out_0)$", width),
+        mark(r"^blocks_\d+_(attn_(qkv|proj)|cross_attn_(q_linear|kv_linear|proj))$", width),
+    )
+
+
+def _cosmos(width: int) -> tuple[Mark, ...]:
+    hidden = 4 * width
+    return (
+        mark(r"^transformer_blocks_\d+_(attn1_to_[qkv]|attn2_to_q|attn[12]_to_out_0)$", width),
+        mark(r"^transformer_blocks_\d+_attn2_to_[kv]$", 1024, rows=(width,)),
+        mark(r"^transformer_blocks_\d+_ff_net_", width, hidden, rows=(width, hidden)),
+        mark(r"^blocks_\d+_(self|cross)_attn_(q|k|v|output)_proj$", width),
+        mark(r"^blocks_\d+_mlp_layer[12]$", width, hidden),
+        mark(r"^blocks_block\d+_blocks_\d_block_", width, hidden),
+    )
+
+
+def _cogview(width: int) -> tuple[Mark, ...]:
+    hidden = 4 * width
+    return (
+        mark(r"^transformer_blocks_\d+_attn1_to_([qkv]|out_0)$", width),
+        mark(r"^transformer_blocks_\d+_ff_net_", width, hidden, rows=(width, hidden)),
+        mark(r"^transformer_blocks_\d+_norm1_linear$", 512, rows=(12 * width,)),
+        mark(r"^(transformer_)?layers_\d+_attention_(query_key_value|dense)$", width),
+        mark(r"^(transformer_)?layers_\d+_mlp_dense_(h_to_4h|4h_to_h)$", width, hidden),
+    )
+
+
+FURTHER_BASES = (
+    Base(
+        "svd",
+        "Stable Video Diffusion",
+        (
+            mark(f"^{UNET}.*(temporal_transformer_blocks|temporal_res_block|spatial_res_block)_"),
+            mark(f"^{UNET}.*_time_(stack|pos_embed)_"),
+        ),
+        variant_of=("sd2",),
+    ),
+    Base(
+        "modelscope-video",
+        "ModelScope's text-to-video",
+        (
+            mark(r"(^transformer_in_|_temp_attentions_|_temp_convs_|_temopral_conv_)"),
+            mark(r"^((in|out)put_blocks_\d+|middle_block)_2_(transformer_blocks|proj_in|proj_out|norm)"),
+        ),
+        variant_of=("sd2",),
+    ),
+    Base("animatediff", "AnimateDiff", (mark("_motion_modules_"),), variant_of=("sd15", "sdxl")),
+    Base(
+        "wan-5b",
+        "Wan 2.2 5B",
+        (_wan(3072, 14336),),
+        transformer="WanTransformer3DModel",
+    ),
+    Base(
+        "wan-vace-1.3b",
+        "Wan 2.1 VACE 1.3B",
+        (mark(r"^vace_blocks_\d+_", 1536, 8960),),
+        transformer="WanVACETransformer3DModel",
+        variant_of=("wan-1.3b",),
+    ),
+    Base(
+        "wan-vace",
+        "Wan VACE 14B",
+        (mark(r"^vace_blocks_\d+_", 5120, 13824),),
+        transformer="WanVACETransformer3DModel",
+        variant_of=("wan",),
+    ),
+    Base(
+        "wan-animate",
+        "Wan 2.2 Animate",
+        (mark("^(face_adapter|face_encoder|motion_encoder|pose_patch_embedding)_"),),
+        transformer="WanAnimateTransformer3DModel",
+        variant_of=("wan",),
+    ),
+    Base(
+        "sana-video",
+        "SANA-Video",
+        (
+            *_pixart(2240),
+            *sana_feed_forward(2240, 6720),
+            mark(r"^(transformer_)?blocks_\d+_(ff_conv_temp|mlp_t_conv)$"),
+        ),
+        transformer="SanaVideoTransformer3DModel",
+        like="sana",
+    ),
+    Base(
+        "sana-wm",
+        "SANA-WM",
+        (
+            mark("^(raymap_embedder|plucker_embedder)_"),
+            mark(r"^blocks_\d+_(plucker_proj|attn_(beta_proj|gate_proj|output_gate|([qkv]|out)_proj_cam))$"),
+        ),
+        transformer="SanaWMTransformer3DModel",
+        variant_of=("sana", "sana-video"),
+    ),
+    Base(
+        "framepack",
+        "FramePack",
+        (mark("^(clean_x_embedder|image_projection)_"),),
+        transformer="HunyuanVideoFramepackTransformer3DModel",
+        variant_of=("hunyuan-video",),
+    ),
+    Base(
+        "hunyuan-video-1.5",
+        "HunyuanVideo 1.5",
+        _hunyuan(2048),
+        transformer="HunyuanVideo15Transformer3DModel",
+    ),
+    Base(
+        "hunyuan-image",
+        "HunyuanImage 2.1",
+        (*_hunyuan(3584), *_hunyuan_singles(3584)),
+        transformer="HunyuanImageTransformer2DModel",
+        singles=40,
+    ),
+    Base(
+        "hunyuan-dit",
+        "HunyuanDiT",
+        (mark(r"^blocks_\d+_(attn[12]|ff|mlp|norm1|default_modulation|skip)_", 1408, 2816, 6144),),
+        transformer="HunyuanDiT2DModel",
+    ),
+    Base(
+        "pixart",
+        "PixArt",
+        (
+            *_pixart(1152),
+            mark(r"^(transformer_blocks_\d+_ff_net_(0_proj|2)|blocks_\d+_mlp_fc[12])$", 1152, 4608),
+        ),
+        transformer="PixArtTransformer2DModel",
+        like="pixart",
+    ),
+    Base(
+        "sana-600m",
+        "Sana 0.6B",
+        (*_pixart(1152), *sana_feed_forward(1152, 2880)),
+        transformer="SanaTransformer2DModel",
+        like="pixart",
+    ),
+    Base("cosmos-2b", "Cosmos Predict2 2B or Anima", _cosmos(2048), transformer="CosmosTransformer3DModel"),
+    Base("cosmos-7b", "Cosmos 7B", _cosmos(4096), transformer="CosmosTransformer3DModel"),
+    Base("cosmos-14b", "Cosmos 14B", _cosmos(5120), transformer="CosmosTransformer3DModel"),
+    Base("cogview4", "CogView4", _cogview(4096), transformer="CogView4Transformer2DModel"),
+    Base("cogview3", "CogView3 Plus", _cogview(2560), transformer="CogView3PlusTransformer2DModel"),
+    Base(
+        "mochi",
+        "Mochi 1",
+        (
+            mark(r"^blocks_\d+_(attn_(qkv|proj)_[xy]|mod_[xy]|mlp_[xy]_w[12])$"),
+            mark(rf"^{JOINT}\d+_attn_add_[qkv]_proj$", 1536, rows=(3072,)),
+            mark(rf"^{JOINT}([23]\d|4[0-7])_attn_to_", 3072),
+            mark(rf"^{JOINT}\d+_(norm1|norm1_context)_linear$", 3072, rows=(6144, 12288)),
+        ),
+        transformer="MochiTransformer3DModel",
+    ),
+    Base(
+        "stable-audio",
+        "Stable Audio",
+        (
+            mark(r"^transformer_blocks_\d+_attn[12]_to_(q|out_0)$", 1536),
+            mark(r"^(transformer_)?layers_\d+_(self|cross)_attn_to_(q|qkv|out)$", 1536),
+        ),
+        transformer="StableAudioDiTModel",
+    ),
+)
+"""Sources of the sizes: the configurations of the published checkpoints, and diffusers' scripts that convert them."""
