@@ -140,6 +140,14 @@ FURTHER_BASES = (
         transformer="HunyuanVideo15Transformer3DModel",
     ),
     Base(
+        "nucleus-image",
+        "NucleusMoE-Image",
+        (
+            mark(rf"^{JOINT}\d+_attn_(to|add)_", 2048),
+            mark(rf"^{JOINT}\d+_(encoder_proj$|img_mlp_(gate$|shared_expert_))"),
+        ),
+    ),
+    Base(
         "hunyuan-image",
         "HunyuanImage 2.1",
         (*_hunyuan(3584), *_hunyuan_singles(3584)),
@@ -169,6 +177,22 @@ FURTHER_BASES = (
         transformer="SanaTransformer2DModel",
         like="pixart",
     ),
+    Base("latte", "Latte", (mark("^temporal_transformer_blocks_"),), variant_of=("pixart",)),
+    Base(
+        "easyanimate",
+        "EasyAnimate 5",
+        (
+            mark(
+                r"^transformer_blocks_\d+_(txt_ff_|attn1_(add_[qkv]_proj|to_add_out)$)",
+                3072,
+                12288,
+                rows=(3072, 12288),
+            ),
+            mark(r"^transformer_blocks_\d+_attn2_to_([qkv]|out_0)$", 3072),
+        ),
+        transformer="EasyAnimateTransformer3DModel",
+        variant_of=("cogvideox-5b",),
+    ),
     Base("cosmos-2b", "Cosmos Predict2 2B or Anima", _cosmos(2048), transformer="CosmosTransformer3DModel"),
     Base("cosmos-7b", "Cosmos 7B", _cosmos(4096), transformer="CosmosTransformer3DModel"),
     Base("cosmos-14b", "Cosmos 14B", _cosmos(5120), transformer="CosmosTransformer3DModel"),
@@ -179,8 +203,8 @@ FURTHER_BASES = (
         "Mochi 1",
         (
             mark(r"^blocks_\d+_(attn_(qkv|proj)_[xy]|mod_[xy]|mlp_[xy]_w[12])$"),
-            mark(rf"^{JOINT}\d+_attn_add_[qkv]_proj$", 1536, rows=(3072,)),
-            mark(rf"^{JOINT}([23]\d|4[0-7])_attn_to_", 3072),
+            mark(r"^transformer_blocks_\d+_attn1_add_[qkv]_proj$", 1536, rows=(3072,)),
+            mark(r"^transformer_blocks_\d+_attn1_to_add_out$", 3072, rows=(1536,)),
             mark(rf"^{JOINT}\d+_(norm1|norm1_context)_linear$", 3072, rows=(6144, 12288)),
         ),
         transformer="MochiTransformer3DModel",
