@@ -221,7 +221,7 @@ def test_a_strength_that_a_config_tells_is_refused_where_there_are_no_alphas(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("target", [name for name in WRITTEN if name != "xlabs"])
+@pytest.mark.parametrize("target", [name for name in WRITTEN if name not in ("xlabs", "omi")])
 def test_words_of_a_dialect_that_is_read_alone_are_kept_and_its_positions_are_not(target: str) -> None:
     positions = {"unet": classes("CrossAttention", "Attention", "GEGLU"), "unet:0:rank": "1"}
     only = by_key("unet", unet_walk(PLAIN, 768, False)[:1])
@@ -233,7 +233,7 @@ def test_words_of_a_dialect_that_is_read_alone_are_kept_and_its_positions_are_no
 
 
 @pytest.mark.parametrize(
-    "target", [name for name in WRITTEN if name not in ("xlabs", "attention-processors")]
+    "target", [name for name in WRITTEN if name not in ("xlabs", "attention-processors", "omi")]
 )
 def test_words_of_diffsynths_files_are_kept(target: str) -> None:
     adapter = read_adapter(minimax_h3(".default", WORDS))
