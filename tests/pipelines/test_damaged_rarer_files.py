@@ -158,6 +158,15 @@ def test_a_layer_that_is_missing_altogether_leaves_the_others_as_they_are(dialec
     assert all(torch.equal(found[name], weights(models)[name]) for name in changed)
 
 
+def test_halves_of_a_fused_layer_of_sats_are_counted_one_by_one() -> None:
+    pipe, tensors, _ = sat_layers()
+    left = {key: t for key, t in tensors.items() if not key.endswith(("matrix_A.1", "matrix_A.2"))}
+    report = pipe.load_lora_weights(left, strict=False)
+    parts = f"{SAT}.query_key_value.matrix"
+    assert set(report.unknown) == {f"{parts}_B.1", f"{parts}_B.2"}
+    assert (report.applied, report.key_count) == (4, len(left))
+
+
 @pytest.mark.parametrize("dialect", MAKE)
 def test_the_order_of_keys_changes_no_bit(dialect: str) -> None:
     pipe, tensors, *_ = MAKE[dialect]()
