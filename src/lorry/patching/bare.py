@@ -170,7 +170,7 @@ def _patch(path: str, owner: nn.Module, tell: Tell, undo: Undo, *, known: bool) 
         raise patched_already(path)
     if not known:
         names = tuple(bare_names(owner))
-        undo.set_class(owner, _owner_class(type(owner), names))
+        undo.set_classes([owner], [_owner_class(type(owner), names)])
         undo.set_item(vars(owner), "_buffers", {**owner._buffers, **dict.fromkeys(_buffers_of(names))})
     home = vars(owner).get("lorry_home")
     if home is None or not home.tells:
@@ -222,7 +222,7 @@ def _unpatch(owner: nn.Module, undo: Undo) -> None:
         return
     take_out([owner], _buffers_of(owner.lorry_names), undo)
     check_own_class(owner, _owner_class(owner.lorry_class, owner.lorry_names))
-    undo.set_class(owner, owner.lorry_class)
+    undo.set_classes([owner], [owner.lorry_class])
 
 
 # --- the classes of patched blocks --------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,17 +14,24 @@ HOLDERS = ("forward", "_old_forward", "_diffusers_hook")
 """Attributes of a module that may hold its `forward`."""
 
 
-def change_class(module: nn.Module, new: type[nn.Module], undo: Undo) -> bool:
-    """Make `module` an instance of `new`, also for wrappers that took hold of its `forward` before.
+def change_classes(modules: Sequence[nn.Module], new: Sequence[type[nn.Module]], undo: Undo) -> list[bool]:
+    """Make each of `modules` an instance of its class of `new`, also for wrappers that took hold of its `forward`.
 
     accelerate and diffusers put a function of theirs in place of `module.forward` and keep the bound method that was
     there; it is pointed at the new class's, and the wrappers are otherwise left alone.
 
     Returns:
-        Whether calls of the module reach the new class's forward.
+        Of each module, whether its calls reach the new class's forward.
     """
-    old = type(module)
-    undo.set_class(module, new)
+    old = [*map(type, modules)]
+    undo.set_classes(modules, new)
+    return [
+        _reaches(module, before, now, undo) for module, before, now in zip(modules, old, new, strict=True)
+    ]
+
+
+def _reaches(module: nn.Module, old: type[nn.Module], new: type[nn.Module], undo: Undo) -> bool:
+    """Point wrappers that hold the old class's forward at the new one's; return whether calls reach that."""
     if vars(module).keys().isdisjoint(HOLDERS) and module._modules.keys().isdisjoint(HOLDERS):
         return True
     reaches = "forward" not in vars(module)

@@ -137,6 +137,7 @@ class FusedWeights:
         """
         lost: dict[str, FuseLoss] = {}
         fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
+        leaving: list[str] = []
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_spare", dict(self._spare))
         with Keeper(keep) as keeper:
@@ -156,8 +157,9 @@ class FusedWeights:
                         else:
                             lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
-                        self._restore(name, modules, undo)
+                        leaving.append(name)
             later.run()
+        self._restore(leaving, modules, undo)
         if safe:
             for name, new in fused.items():
                 _check_finite(name, new)
@@ -207,14 +209,23 @@ class FusedWeights:
         self._put(parameter, new, modules, name, undo)
         return FuseLoss.of(base, exact, kind.plain(module, new).float())
 
-    def _restore(self, name: str, modules: Mapping[str, nn.Module], undo: Undo) -> None:
-        """Put a parameter's original back, which swaps pointers where that is on the device."""
-        parameter = _parameter(modules, name)
-        fused, original = _taken(parameter, modules, name, undo), self._original(name, parameter)
-        if original is self._originals[name].tensor and type(original) is Tensor:
-            self._spare[name] = fused
-        self._put(parameter, original, modules, name, undo)
-        del self._originals[name]
+    def _restore(self, names: Sequence[str], modules: Mapping[str, nn.Module], undo: Undo) -> None:
+        """Put parameters' originals back, which swaps pointers where those are on the device."""
+        swapped, fused, originals = list[nn.Parameter](), list[Tensor](), list[Tensor]()
+        for name in names:
+            parameter, saved = _parameter(modules, name), self._originals[name]
+            contents, original = _taken(parameter, modules, name, undo), self._original(name, parameter)
+            if type(original) is Tensor:
+                swapped.append(parameter)
+                fused.append(contents)
+                originals.append(original)
+                if original is saved.tensor:
+                    self._spare[name] = contents
+            else:
+                self._put(parameter, original, modules, name, undo)
+            del self._originals[name]
+        undo.set_data(swapped, originals, fused)
+        self._written += swapped
 
     def free_spare(self, undo: Undo) -> None:
         """Let the memory go that is kept for the next time.

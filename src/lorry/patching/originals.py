@@ -35,7 +35,9 @@ class Saved:
 
 def there(tensor: Tensor, device: torch.device, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
     """Return a tensor on a device and in a dtype, itself where it is so; of packed parameters the bits are kept."""
-    if not isinstance(tensor, nn.Parameter):
+    if type(tensor) is Tensor or not isinstance(
+        tensor, nn.Parameter
+    ):  # the second costs as much as all the rest
         return tensor.to(device, dtype, copy=copy)
     moved = tensor if tensor.device == device else tensor.to(device)
     return moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved, requires_grad=False)

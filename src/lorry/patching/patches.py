@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 from torch import nn
 
 from lorry.errors import StateError
-from lorry.patching.classes import change_class, forget_tensors
+from lorry.patching.classes import change_classes, forget_tensors
 from lorry.patching.side_path import BUFFERS, SidePath, side_path_class
 from lorry.patching.undo import Undo
 
@@ -26,12 +26,15 @@ def patch(modules: Mapping[str, nn.Module], undo: Undo) -> dict[str, SidePath]:
     for path, module in modules.items():
         if isinstance(module, SidePath):
             raise patched_already(path)
-        if not change_class(module, side_path_class(type(module)), undo):
+    layers = [*modules.values()]
+    reached = change_classes(layers, [side_path_class(type(layer)) for layer in layers], undo)
+    for path, reaches in zip(modules, reached, strict=True):
+        if not reaches:
             raise StateError(
                 f"`{path}`: another program has replaced this layer's forward (trainers' networks do), so that an "
                 "adapter would do nothing here. Take that program's network off first."
             )
-    attributes = [vars(module) for module in modules.values()]
+    attributes = [*map(vars, layers)]
     undo.set_in_all(attributes, "_buffers", [{**one["_buffers"], **EMPTY} for one in attributes])
     return cast(dict[str, SidePath], dict(modules))
 
@@ -60,12 +63,12 @@ def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: Set[str] = EMPT
     undo.set_in_all(changed, KNOWN, now)
 
 
-def unpatch(modules: Collection[SidePath], undo: Undo) -> None:
+def unpatch(modules: Sequence[SidePath], undo: Undo) -> None:
     """Make modules what they were before `patch`."""
     take_out(modules, BUFFERS, undo)
     for module in modules:
         check_own_class(module, side_path_class(module.lorry_class))
-        change_class(module, module.lorry_class, undo)
+    change_classes(modules, [module.lorry_class for module in modules], undo)
 
 
 def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
@@ -74,10 +77,9 @@ def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo)
     own = [{n: one for n, one in holder["_buffers"].items() if n not in names} for holder in attributes]
     undo.set_in_all(attributes, "_buffers", own)
     undo.set_in_all(attributes, KNOWN, [holder[KNOWN].difference(names) for holder in attributes])
-    for module, holder in zip(modules, attributes, strict=True):
+    undo.delete_in_all(attributes, "lorry_home")
+    for module in modules:
         forget_tensors(module, names, undo)
-        if "lorry_home" in holder:
-            undo.delete_item(holder, "lorry_home")
 
 
 def check_own_class(module: nn.Module, given: type[nn.Module]) -> None:

@@ -52,10 +52,13 @@ class Undo:
         self._steps.append((setattr, (holder, name, getattr(holder, name))))
         setattr(holder, name, value)
 
-    def set_class(self, holder: object, new: type) -> None:
-        """`holder.__class__ = new`, past the `__setattr__` of `nn.Module`, which looks for parameters first."""
-        self._steps.append((object.__setattr__, (holder, "__class__", type(holder))))
-        object.__setattr__(holder, "__class__", new)
+    def set_classes(self, holders: Collection[object], new: Iterable[type]) -> None:
+        """`holder.__class__ = new` for all of `holders`: one step for them all.
+
+        It goes past the `__setattr__` of `nn.Module`, which looks for parameters first.
+        """
+        self._steps.append((_set_classes, (holders, [*map(type, holders)])))
+        _set_classes(holders, new)
 
     def set_item(self, holder: dict[str, Any], key: str, value: object) -> None:
         """`holder[key] = value`, to be taken back to what is there now, or to nothing."""
@@ -84,6 +87,11 @@ class Undo:
         self._steps.append((_set_in_all, (holders, key, before)))
         _set_in_all(holders, key, values)
 
+    def set_data(self, parameters: Sequence[Tensor], values: Sequence[Tensor], now: Sequence[Tensor]) -> None:
+        """`parameter.data = value` for all of `parameters`, which have `now` there: one step for them all."""
+        self._steps.append((_set_data, (parameters, now)))
+        _set_data(parameters, values)
+
     def write(self, tensor: Tensor, values: Tensor) -> None:
         """`tensor.copy_(values)`, to be taken back by the numbers that are there now. For small tensors."""
         self._steps.append((tensor.copy_, (tensor.clone(),)))
@@ -98,9 +106,26 @@ class Undo:
         self._steps.append((holder.__setitem__, (key, holder[key])))
         del holder[key]
 
+    def delete_in_all(self, holders: Iterable[dict[str, Any]], key: str) -> None:
+        """`del holder[key]` in all of `holders` that have it, each put back in its place: one step for most of them."""
+        having = [holder for holder in holders if key in holder]
+        last = [holder for holder in having if next(reversed(holder)) == key]
+        self._steps.append((_set_in_all, (last, key, [holder.pop(key) for holder in last])))
+        for holder in having:
+            if key in holder:
+                self.delete_item(holder, key)
+
+
+def _set_classes(holders: Iterable[object], classes: Iterable[type]) -> None:
+    deque(map(object.__setattr__, holders, repeat("__class__"), classes), maxlen=0)
+
 
 def _set_in_all(holders: Iterable[dict[str, Any]], key: str, values: Iterable[object]) -> None:
     deque(map(setitem, holders, repeat(key), values), maxlen=0)
+
+
+def _set_data(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    deque(map(setattr, parameters, repeat("data"), values), maxlen=0)
 
 
 def _move_to_end(holder: dict[Any, Any], key: Any) -> None:
