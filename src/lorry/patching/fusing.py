@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lorry.algebra import Delta, LowRank
 from lorry.patching.grouped import Grouped, Scaled
+from lorry.patching.modes import without_modes
 
 BLOCK = 1 << 21
 """Numbers that are widened at a time on the CPU: 8 MB of float32 stay in the last cache, and threads meet seldom."""
 
 
-@torch.no_grad()
+@without_modes()
 def fused_parameter(
     start: Tensor,
     deltas: Sequence[tuple[Delta, float]],
@@ -30,21 +32,23 @@ def fused_parameter(
         deltas: each with its strength; the deltas' tensors may lie on another device and in another dtype.
         base: what families see that need the base weight; `start` when None.
         out: memory for the result, laid out like `start`; new memory when None.
-        later: takes what is computed faster with other layers; the result is there when it is run.
+        later: takes what is computed faster beside other layers; the result is there when it is run.
 
     Returns:
         A tensor like `start`: `out`, or a new one.
     """
-    with torch.autocast(start.device.type, enabled=False):
-        result = torch.empty_like(start) if out is None else out
-        pairs, full = _in_factors(start if base is None else base, deltas)
-        if full is None and later is not None and later.takes(start, pairs, result):
-            later.add(start, pairs, result)
-        elif full is None and _can_mix(start, pairs):
-            _add_mixed(start, pairs, result)
-        else:
-            _add_widened(start, pairs, full, result)
+    result = torch.empty_like(start) if out is None else out
+    if later is not None and start.device.type == "cpu":
+        later.add_layer(partial(fused_parameter, start, deltas, base, result))
         return result
+    pairs, full = _in_factors(start if base is None else base, deltas)
+    if full is None and later is not None and later.takes(start, pairs, result):
+        later.add(start, pairs, result)
+    elif full is None and _can_mix(start, pairs):
+        _add_mixed(start, pairs, result)
+    else:
+        _add_widened(start, pairs, full, result)
+    return result
 
 
 def _in_factors(

@@ -1,14 +1,14 @@
-"""Fusing on a GPU: the products of all layers in one launch.
+"""Fusing many layers: they are gathered while a model is rewritten, and computed together at its end.
 
-A layer's product is a few microseconds' work for a GPU, and its launch costs as much; torch's `addmm` reads and writes
-the weight twice besides. Layers are therefore gathered while a model is rewritten, and computed together at its end.
+On a GPU that is one launch: a layer's product is a few microseconds' work for it, and its launch costs as much; torch's
+`addmm` reads and writes the weight twice besides. On the CPU each layer is one thread's.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra import LowRank
+from lorry.patching.side_by_side import run_side_by_side
 
 log = logging.getLogger("lorry")
 
@@ -32,6 +33,7 @@ class Grouped:
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[torch.device, torch.dtype], list[Job]] = {}
+        self._layers: list[Callable[[], object]] = []
 
     def takes(self, start: Tensor, pairs: Scaled, result: Tensor) -> bool:
         """Whether a sum can be computed with others: halves on a GPU, side by side in memory, with Triton there."""
@@ -48,8 +50,14 @@ class Grouped:
         """Let `result` become `start` and the products, of (rows, all other axes), when `run` is called."""
         self._jobs.setdefault((start.device, start.dtype), []).append((start, pairs, result))
 
+    def add_layer(self, job: Callable[[], object]) -> None:
+        """Let `job` compute a layer on the CPU when `run` is called."""
+        self._layers.append(job)
+
     def run(self) -> None:
         """Compute all that was added."""
+        run_side_by_side(self._layers)
+        self._layers.clear()
         for (device, dtype), jobs in self._jobs.items():
             _run(jobs, device, dtype)
         self._jobs.clear()
