@@ -51,6 +51,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             change = sum(scale * (pair.up.double() @ pair.down.double()) for pair, scale in pairs)
             result.copy_(start.double() + change)
 
+    monkeypatch.setattr(Grouped, "takes_layers_of", lambda self, device: False)
     monkeypatch.setattr(Grouped, "takes", lambda self, start, pairs, result: start.dim() == 2)
     monkeypatch.setattr(grouped, "_run", run)
     return seen

@@ -114,7 +114,7 @@ def test_an_interruption_leaves_out_what_has_not_begun(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "set_num_threads", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_side_by_side([lambda i=i: done.append(i) for i in range(100)])  # type: ignore[misc]
+        run_side_by_side([lambda i=i: done.append(i) for i in range(100)])
     monkeypatch.undo()
     assert len(done) < 100
 

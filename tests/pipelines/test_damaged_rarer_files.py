@@ -64,10 +64,9 @@ def diffsynth_h3() -> Made:
     for stem, rows, columns in (("attn.qkv_proj", 768, 32), ("attn.out_proj", 32, 256), ("mlp.fc2", 32, 32)):
         tensors[f"blocks.0.{stem}.lora_A.default.weight"] = torch.randn(2, columns)
         tensors[f"blocks.0.{stem}.lora_B.default.weight"] = torch.randn(rows, 2)
-    keys = (
-        f"blocks.0.attn.qkv_proj.{end}" for end in ("lora_A.default.weight", "lora_B.default.weight", "alpha")
-    )
-    return Made(minimax_h3(), tensors, *keys, "transformer_blocks.0.attn.to_q")
+    qkv = "blocks.0.attn.qkv_proj"
+    down, up = (f"{qkv}.lora_{side}.default.weight" for side in "AB")
+    return Made(minimax_h3(), tensors, down, up, f"{qkv}.alpha", "transformer_blocks.0.attn.to_q")
 
 
 MAKE: Mapping[str, Callable[[], Made]] = {

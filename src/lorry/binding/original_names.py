@@ -76,7 +76,7 @@ def unet_names(paths: Iterable[str]) -> Names:
     """
     paths = list(paths)
     found = {name: (Piece(path),) for name, path in sgm_names(paths).items()}
-    return found | i2vgen_names(paths) if found else cascade_names(paths)
+    return {**found, **i2vgen_names(paths)} if found else cascade_names(paths)
 
 
 def i2vgen_names(paths: Iterable[str]) -> Names:

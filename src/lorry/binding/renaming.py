@@ -189,17 +189,17 @@ class _Renaming:
         """Yield each delta under its original name, those of one original module together."""
         fused: dict[str, dict[str, Delta]] = {}
         for pieces, delta in found.items():
-            whole = self._whole_of(pieces)
+            whole, first = self._whole_of(pieces), pieces[0].path
             if pieces in self.by_pieces:
                 yield self.by_pieces[pieces], delta
             elif whole is not None:
                 fused.setdefault(whole, {}).update(self._parts(pieces, delta))
             elif len(pieces) > 1:  # fused by a program, and in neither the original nor the model
                 yield from self.named({(Piece(path),): part for path, part in self._parts(pieces, delta)})
-            elif pieces[0].path in self.within:
-                yield from self._apart(pieces[0].path, delta)
+            elif first in self.within:
+                yield from self._apart(first, delta)
             else:
-                yield pieces[0].path, delta
+                yield first, delta
         for name, parts in fused.items():
             pieces = self.index.original[name]
             if self.apart and all(piece.of == 1 for piece in pieces):

@@ -38,7 +38,7 @@ def fused_parameter(
         A tensor like `start`: `out`, or a new one.
     """
     result = torch.empty_like(start) if out is None else out
-    if later is not None and start.device.type == "cpu":
+    if later is not None and later.takes_layers_of(start.device):
         later.add_layer(partial(fused_parameter, start, deltas, base, result))
         return result
     pairs, full = _in_factors(start if base is None else base, deltas)

@@ -50,8 +50,12 @@ class Grouped:
         """Let `result` become `start` and the products, of (rows, all other axes), when `run` is called."""
         self._jobs.setdefault((start.device, start.dtype), []).append((start, pairs, result))
 
+    def takes_layers_of(self, device: torch.device) -> bool:
+        """Whether layers there are computed side by side: on the CPU."""
+        return device.type == "cpu"
+
     def add_layer(self, job: Callable[[], object]) -> None:
-        """Let `job` compute a layer on the CPU when `run` is called."""
+        """Let `job` compute a layer when `run` is called."""
         self._layers.append(job)
 
     def run(self) -> None:
