@@ -663,6 +663,37 @@ def test_the_open_model_initiatives_names_are_written_for_its_models_alone(tmp_p
         through(tmp_path, source, "omi", models)
 
 
+def oft_of_a_convolution(folder: Path, prefix: str, dots: str) -> tuple[Path, str]:
+    """A file of an OFT on a convolution of a UNet, whose name and blocks tell no base, and its key."""
+    key = prefix + dots.join(("down_blocks", "0", "resnets", "0", "conv1")) + ".oft_R.weight"
+    return write_safetensors(folder / "in.safetensors", {key: 0.01 * torch.randn(9, 28)}, {}), key
+
+
+@pytest.mark.parametrize(
+    ("prefix", "dots", "to"),
+    [
+        ("base_model.model.", ".", "kohya"),
+        ("base_model.model.", ".", "onetrainer"),
+        ("lora_unet_", "_", "peft"),
+    ],
+)
+def test_an_oft_that_may_be_a_convolutions_is_not_converted_without_its_layer(
+    prefix: str, dots: str, to: str, tmp_path: Path
+) -> None:
+    source, _ = oft_of_a_convolution(tmp_path, prefix, dots)
+    with pytest.raises(UnsupportedAdapterError, match=r"the other way on convolutions.*`--base`"):
+        lorry.convert(source, place(tmp_path, to), to)
+    assert not place(tmp_path, to).exists()
+
+
+def test_an_oft_of_a_convolution_is_turned_the_other_way_where_its_layer_is_known(tmp_path: Path) -> None:
+    source, key = oft_of_a_convolution(tmp_path, "base_model.model.", ".")
+    models = {"unet": tiny_unet()}
+    there = through(tmp_path, source, "onetrainer", models)
+    (blocks,) = (tensor for tensor in read_safetensors(there).tensors.values() if tensor.ndim == 2)
+    assert torch.equal(blocks, -read_safetensors(source).tensors[key])
+
+
 def test_a_fused_layer_goes_into_numbered_parts_and_comes_together_again(tmp_path: Path) -> None:
     models = tiny("flux")
     first = bfl_file(models, tmp_path, fused_lora)

@@ -94,11 +94,13 @@ def _glora(delta: GloraDelta) -> Roles:
 def _oft(delta: OftDelta) -> Roles:
     """LyCORIS and kohya want a constraint beside the blocks, 0 for none; PEFT's and OneTrainer's blocks are packed.
 
-    OneTrainer turns convolutions the other way than PEFT does.
+    OneTrainer turns convolutions the other way than PEFT does, so that PEFT's are written where the layer is known.
     """
     rescale = {} if delta.rescale is None else {"rescale": delta.rescale}
     if delta.on_input:
         role = "oft_R" if _is_by_default(delta) else "oft_R_of_a_config"
+        if not delta.back_on_kernels and delta.target_shape is None:
+            role = "oft_R_of_any_layer"
         is_back = len(delta.shape) > 2 and not delta.back_on_kernels
         blocks = -delta.blocks if is_back else delta.blocks
         return {role: blocks, **({"scaled_oft": torch.tensor(True)} if delta.scaled else {}), **rescale}

@@ -61,6 +61,8 @@ WORDS: Mapping[Role, str] = {
     "bias_indices": "which adds single numbers of a weight",
     "oft_R": "an OFT of the input side",
     "oft_R_of_a_config": "an OFT of the input side with the options of a config",
+    "oft_R_of_any_layer": "an OFT of the input side, which other programs turn the other way on convolutions, and "
+    "whether this layer is one is not known without the base model (`--base`)",
     "boft_R": "a BOFT of the input side",
     "hra_u": "reflections of the input side",
     "ia3_l": "an (IA)^3 that holds factors",

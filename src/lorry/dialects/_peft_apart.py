@@ -42,8 +42,9 @@ def take_apart_for_peft(delta: Delta) -> Roles:
         roles.pop("full_scale", None)
     on_weight = delta.on_weight if isinstance(delta, PartsDelta) else delta
     if isinstance(on_weight, OftDelta) and on_weight.on_input:
-        roles.pop("oft_R_of_a_config", None)
-        roles["oft_R"] = on_weight.blocks
+        for role in ("oft_R", "oft_R_of_a_config", "oft_R_of_any_layer"):
+            roles.pop(role, None)
+        roles["oft_R_of_any_layer" if on_weight.back_on_kernels else "oft_R"] = on_weight.blocks
     if "saved_bias" in roles and isinstance(delta, PartsDelta) and not is_saved(delta):
         roles["saved_bias_of_base"] = roles.pop("saved_bias")
     return _with_bias_of_peft(delta, _with_magnitude_of_peft(delta, roles))
