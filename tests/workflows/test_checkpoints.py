@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorry.binding.original_names import sgm_names
 from lorry.binding.tables import original_names
-from lorry.errors import AdapterNotFoundError, BrokenFileError
+from lorry.errors import AdapterNotFoundError, BrokenFileError, FormatError
 from lorry.files import read_safetensors, write_safetensors
 from lorry.workflows.checkpoints import Place, open_checkpoint, skeleton_of
 from lorry.workflows.checkpoints.single_file import sort_single_file
@@ -162,6 +162,17 @@ def test_a_single_file_has_every_parameter_of_a_transformer(tmp_path: Path, buil
     check_has(path, "transformer", model.state_dict())
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.classes == {"transformer": type(model).__name__}
+
+
+def test_a_layer_of_which_a_part_is_missing_is_named(tmp_path: Path) -> None:
+    model = tiny_ovis_transformer()
+    state = original_state(model)
+    lost = next(key for key in state if key.endswith("img_mlp.up_proj.weight"))
+    del state[lost]
+    path = write_safetensors(tmp_path / "model.safetensors", state)
+    kept = re.escape(lost.replace("up_proj", "gate_proj"))
+    with pytest.raises(FormatError, match=rf"lies in 2 tensors, expected all of them, got .*{kept} alone"):
+        open_checkpoint(path)
 
 
 def test_a_single_file_with_diffusers_names_keeps_them(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorry.binding.tables import Piece, find_model
+from lorry.errors import FormatError, some
 from lorry.workflows.checkpoints.checkpoint import Place, Span
 
 PARAMETERS = {"scale": "weight"}
@@ -27,11 +28,14 @@ def transformer_places(
         names: {name of a parameter: the file's key}.
         tensors: the file's, for their shapes.
 
+    Raises:
+        FormatError: of a layer that the original has in several, one is missing.
     """
     found = find_model(of for name in names for of in (name.rpartition(".")[0], name))
     model, modules = found or (None, {})
     places: dict[str, Place] = {}
-    halves: dict[str, dict[int, str]] = {}
+    parts: dict[str, dict[int, str]] = {}
+    counts: dict[str, int] = {}
     for name, key in names.items():
         module, _, parameter = name.rpartition(".")
         if name in modules:  # a parameter of a block's own
@@ -43,11 +47,17 @@ def transformer_places(
         parameter = PARAMETERS.get(parameter, parameter)
         first = modules[module][0]
         if len(modules[module]) == 1 and first.of > 1:  # rows of a layer that the original has in several
-            halves.setdefault(f"{first.path}.{parameter}", {})[first.part] = key
+            parts.setdefault(f"{first.path}.{parameter}", {})[first.part] = key
+            counts[f"{first.path}.{parameter}"] = first.of
             continue
         for own, spans in _spans(modules[module], len(tensors[key])):
             places[f"{own}.{parameter}"] = Place(path, (key,), spans)
-    for own, keys in halves.items():
+    for own, keys in parts.items():
+        if len(keys) < counts[own]:
+            raise FormatError(
+                f"{path}: `{own}` of diffusers' {model} lies in {counts[own]} tensors, expected all of them, got "
+                f"{some(sorted(keys.values()), 3)} alone. The file is not whole: download it again."
+            )
         places[own] = Place(path, tuple(key for _, key in sorted(keys.items())))
     return places, model
 
