@@ -57,43 +57,34 @@ class Copies:
         undo: Undo,
     ) -> None:
         """Give the modules their copies, where a scene has such, but those that have them already."""
-        if self._made or scene.copied:
-            self._bring(scene, acting, modules, weights, undo)
-
-    @without_modes()
-    def _bring(
-        self,
-        scene: Scene,
-        acting: Mapping[str, Acting],
-        modules: Mapping[str, SidePath],
-        weights: FusedWeights,
-        undo: Undo,
-    ) -> None:
-        gone = [path for path in self._made if path not in scene.copied and path in modules]
-        for name in COPIES:
-            undo.set_in_all([modules[path]._buffers for path in gone], name, repeat(None))
-        made = {}
-        for path, names in scene.copied.items():
-            made[path] = tuple((acting[name].resident, acting[name].strength.at(path)) for name in names)
-            if self._made.get(path) == made[path]:
-                continue
-            strengths = dict(zip(names, made[path], strict=True))
-            joined = scene.joined.get(path, {})
-            for key in PARAMETERS:
-                parts = [
-                    (part, strength)
-                    for name, (resident, strength) in strengths.items()
-                    if not (key == "weight" and name in joined)
-                    and (part := resident.deltas[path].part(key)) is not None
-                ]
-                copy = (
-                    _copy(path, modules[path], key, weights.completed(parts, modules), weights)
-                    if parts
-                    else None
-                )
-                undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
-        undo.set_attribute(self, "_made", made)
-        mark_filled([modules[path] for path in (*gone, *made)], undo)
+        if not self._made and not scene.copied:
+            return
+        with without_modes():
+            gone = [path for path in self._made if path not in scene.copied and path in modules]
+            for name in COPIES:
+                undo.set_in_all([modules[path]._buffers for path in gone], name, repeat(None))
+            made = {}
+            for path, names in scene.copied.items():
+                made[path] = tuple((acting[name].resident, acting[name].strength.at(path)) for name in names)
+                if self._made.get(path) == made[path]:
+                    continue
+                strengths = dict(zip(names, made[path], strict=True))
+                joined = scene.joined.get(path, {})
+                for key in PARAMETERS:
+                    parts = [
+                        (part, strength)
+                        for name, (resident, strength) in strengths.items()
+                        if not (key == "weight" and name in joined)
+                        and (part := resident.deltas[path].part(key)) is not None
+                    ]
+                    copy = (
+                        _copy(path, modules[path], key, weights.completed(parts, modules), weights)
+                        if parts
+                        else None
+                    )
+                    undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
+            undo.set_attribute(self, "_made", made)
+            mark_filled([modules[path] for path in (*gone, *made)], undo)
 
 
 def _copy(

@@ -1,7 +1,7 @@
 """Layers side by side on the CPU: a thread for each core, and each layer is one thread's.
 
-torch gives each operation to all of its threads, which wait for each other at its end. An operation on one layer is a
-millisecond's work, so that they wait for as long as they work, and for much longer where others use the cores too.
+torch gives each operation to all of its threads, which wait for each other at its end. Where others use the cores too
+that is most of the time of many small operations; where nobody does, it makes no difference.
 """
 
 from __future__ import annotations
