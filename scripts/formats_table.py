@@ -248,9 +248,9 @@ have names for attentions alone. `xlabs` is refused where XLabs' own loader woul
 attention, of one rank and of FLUX.1's width, which the single layers of these tables are not. PEFT takes a LoKr whose
 matrices have the shapes that it would make itself, and has one type and one set of options for all layers of a model:
 what one config cannot say of all is refused. Whole weights and biases go into its folders beside layers that it tunes
-(`modules_to_save`, `bias`), and PEFT loads them. PEFT turns a convolution's packed OFT the other way than OneTrainer and
-sd-scripts do, and a file does not say which layers are convolutions: from one to the other it is converted where the
-base is known, by `--base` or by other layers.
+(`modules_to_save`, `bias`), and PEFT loads them. PEFT turns a convolution's packed OFT the other way than OneTrainer
+and sd-scripts do, and a file does not say which layers are convolutions: from one to the other it is converted where
+the base is known, by `--base` or by other layers.
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
 `diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
