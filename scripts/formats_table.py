@@ -94,7 +94,6 @@ OTHERS = {
     "Kandinsky3UNet": "the original counts its blocks otherwise",
     "LuminaNextDiT2DModel": "`attention.wq` is two layers",
     "PriorTransformer": "the original's fused rows go head by head",
-    "StableAudio3DiTModel": "its own trainer's files are refused by name",
     "Transformer2DModel": "as `DiTTransformer2DModel`",
 }
 """Models whose original has other names that no table can say, or that nobody is known to write adapters with."""
@@ -253,10 +252,12 @@ and sd-scripts do, and a file does not say which layers are convolutions: from o
 the base is known, by `--base` or by other layers.
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
-`diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, and `sat`, of CogVideoX's trainer, has no
-alpha but 1. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it calls legacy; of a UNet such
-a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's where they have layers besides
-those of attentions.
+`diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, `sat`, of CogVideoX's trainer, has no alpha
+but 1, and `stable-audio` is read by Stable Audio 3's own trainer alone, which has one rank and kind for all layers. It
+has two families that no other dialect has: LoRA-XS, a small matrix between the singular vectors of the base weight, and
+BoRA, a DoRA of rows and of columns. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it
+calls legacy; of a UNet such a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's
+where they have layers besides those of attentions.
 
 `omi` has the names of the Open Model Initiative: the original checkpoint's after `transformer.`, `unet.`, `clip_l.`,
 `clip_g.` or `t5.`, and the layers of a fused one each by itself, with a number behind its name. OneTrainer had them in

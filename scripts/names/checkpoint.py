@@ -39,6 +39,8 @@ class Checkpoint:
     """Rows of the table, `original -> live + live`, where there is no conversion code in an installed package."""
     spelt: str = ""
     """Rows as `typed` has them, of other spellings, which are read too."""
+    without: Mapping[str, str] = field(default_factory=dict)
+    """By an option of the live model's config, rows as `typed` has them that hold where it is off."""
     older: str = ""
     """Names of an older form of the checkpoint, which the same function converts; they are read too."""
     older_root: str = ""

@@ -74,8 +74,18 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
     table |= {"lacks": checkpoint.lacks.split()} if checkpoint.lacks else {}
     table |= {"older": checkpoint.older_has} if checkpoint.older_has else {}
     table |= {"needs": checkpoint.needs.split()} if checkpoint.needs else {}
+    without = {
+        option: {name: row for original, row in _rows(text) for name in _spellings(checkpoint, original)}
+        for option, text in checkpoint.without.items()
+    }
+    table |= {"without": without} if without else {}
     table |= {"names": names}
     return table | {"also": also} if also else table
+
+
+def _spellings(checkpoint: Checkpoint, name: str) -> list[str]:
+    """Return a name, and its other spelling where there is one."""
+    return [name, checkpoint.also(name)] if checkpoint.also else [name]
 
 
 class _Kept(dict[str, Any]):

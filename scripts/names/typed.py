@@ -190,7 +190,47 @@ CHECKPOINTS = (
         """,
         same="preprocess_conv|postprocess_conv|time_proj",
         also=without_root,
+        lacks="transformer.global_cond_embedder.0",
         source="huggingface/diffusers, scripts/convert_stable_audio.py",
+    ),
+    Checkpoint(
+        model="StableAudio3DiTModel",
+        config={"depth": 2},
+        typed=f"""
+            transformer.project_in -> proj_in
+            transformer.project_out -> proj_out
+            transformer.memory_tokens -> memory_tokens
+            transformer.global_cond_embedder.0 -> global_cond_embedder.0
+            transformer.global_cond_embedder.2 -> global_cond_embedder.2
+            transformer.layers.*.self_attn.to_qkv -> {
+            " + ".join(f"transformer_blocks.*.self_attn.to_qkv[{part}/5]" for part in (0, 2, 4, 1, 3))
+        }
+            {
+            rows(
+                _STABLE_AUDIO,
+                *(
+                    (name, name)
+                    for name in (
+                        *("to_scale_shift_gate", "to_local_embed.0", "to_local_embed.2"),
+                        *("self_attn.to_out", "self_attn.q_norm.gamma", "self_attn.k_norm.gamma"),
+                        *("cross_attn.to_q", "cross_attn.to_kv", "cross_attn.to_out"),
+                        *("cross_attn.q_norm.gamma", "cross_attn.k_norm.gamma"),
+                        *("pre_norm.gamma", "cross_attend_norm.gamma", "ff_norm.gamma"),
+                    )
+                ),
+                ("ff.ff.0.proj", "ff.proj_in"),
+                ("ff.ff.2", "ff.proj_out"),
+            )
+        }
+        """,
+        without={
+            "use_differential_attention": "transformer.layers.*.self_attn.to_qkv -> "
+            "transformer_blocks.*.self_attn.to_qkv"
+        },
+        same=r"preprocess_conv|postprocess_conv|to_(timestep|cond|global)_embed|prompt_padding_embedding",
+        also=without_root,
+        like="StableAudioDiTModel",
+        source="huggingface/diffusers, scripts/convert_stable_audio_3_to_diffusers.py",
     ),
     Checkpoint(
         model="HunyuanDiT2DModel",

@@ -14,9 +14,11 @@ CONDITIONER = "text_conditioner"
 """Anima's model between its text encoder and its transformer, which original files call `llm_adapter`."""
 CONNECTORS = "connectors"
 """LTX-2's, from its text encoder to its two streams."""
+DURATION_EMBEDDER = "duration_embedder"
+"""Stable Audio 3's."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
-OTHERS = (CONDITIONER, CONNECTORS)
-"""Components between a text encoder and a denoiser that adapters are trained for."""
+OTHERS = (CONDITIONER, CONNECTORS, DURATION_EMBEDDER)
+"""Components beside text encoder and denoiser that adapters are trained for."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

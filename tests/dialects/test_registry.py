@@ -106,9 +106,6 @@ REFUSED = {
         f"unet.down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2.{side}.weight"
         for side in ("down", "up")
     ],
-    "Stable Audio 3": [
-        f"model.transformer.layers.0.self_attn.to_qkv.parametrizations.weight.0.lora_{side}" for side in "AB"
-    ],
     "Nunchaku": ["transformer_blocks.0.mlp_fc1.lora_down", "transformer_blocks.0.mlp_fc1.lora_up"],
 }
 

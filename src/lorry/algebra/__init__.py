@@ -4,6 +4,7 @@ from lorry.algebra._rows import RowsDelta, cut_rows
 from lorry.algebra._shapes import Span, Spans, count_rows
 from lorry.algebra.base import Delta, LowRank
 from lorry.algebra.boft import BoftDelta
+from lorry.algebra.bora import BoraDelta
 from lorry.algebra.dora import DoraDelta
 from lorry.algebra.full import FullDelta
 from lorry.algebra.glora import GloraDelta
@@ -12,6 +13,7 @@ from lorry.algebra.ia3 import Ia3Delta
 from lorry.algebra.loha import LohaDelta
 from lorry.algebra.lokr import LokrDelta
 from lorry.algebra.lora import LoraDelta
+from lorry.algebra.lora_xs import LoraXsDelta
 from lorry.algebra.moved import START, MovedDelta
 from lorry.algebra.oft import OftDelta
 from lorry.algebra.parts import PartsDelta
@@ -24,6 +26,7 @@ from lorry.algebra.vera import VeraDelta
 __all__ = [
     "START",
     "BoftDelta",
+    "BoraDelta",
     "Delta",
     "DoraDelta",
     "FullDelta",
@@ -33,6 +36,7 @@ __all__ = [
     "LohaDelta",
     "LokrDelta",
     "LoraDelta",
+    "LoraXsDelta",
     "LowRank",
     "MovedDelta",
     "OftDelta",

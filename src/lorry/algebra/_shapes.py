@@ -48,6 +48,13 @@ def count_rows(spans: Spans) -> int:
     return sum(last - first for first, last in spans)
 
 
+def are_all(spans: Spans, rows: int) -> bool:
+    """Whether `spans` are all of so many rows, each once, in whatever order."""
+    ordered = sorted(spans)
+    firsts, lasts = [first for first, _ in ordered], [last for _, last in ordered]
+    return [*firsts, rows] == [0, *lasts]
+
+
 def blocks_of(spans: Spans, size: int) -> Spans | None:
     """Return the blocks of `size` rows that make up `spans`, or None where a border lies within a block."""
     if any(row % size for span in spans for row in span):

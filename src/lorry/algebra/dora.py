@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._rows import cut_rows
-from lorry.algebra._shapes import UNKNOWN, Spans, needed, no_meaning, take_rows
+from lorry.algebra._shapes import UNKNOWN, Spans, are_all, needed, no_meaning, take_rows
 from lorry.algebra.base import Delta, LowRank
 
 
@@ -108,8 +108,11 @@ class DoraDelta(Delta):
         return self if inner is self.inner else replace(self, inner=inner)
 
     def rows(self, spans: Spans) -> Self | None:
-        """The same for some rows; None with `on_input`, where the norm of a column is over all rows."""
-        if self.on_input:
+        """The same for some rows; with `on_input`, for all in another order: a column's norm is over all of them."""
+        if self.on_input and not are_all(spans, self.shape[0]):
             return None
-        magnitude = take_rows(self.magnitude.flatten(), spans)
-        return replace(self, inner=cut_rows(self.inner, spans), magnitude=magnitude)
+        own = self.inner.rows(spans) if self.inner.needs_base else cut_rows(self.inner, spans)
+        if own is None:
+            return None
+        magnitude = self.magnitude if self.on_input else take_rows(self.magnitude.flatten(), spans)
+        return replace(self, inner=own, magnitude=magnitude)

@@ -58,6 +58,21 @@ def _cogview(width: int) -> tuple[Mark, ...]:
     )
 
 
+_AUDIO = r"^(transformer_)?layers_\d+_"
+"""How a layer of stable-audio-tools begins."""
+
+
+def _stable_audio_3(width: int) -> tuple[Mark, ...]:
+    """Of one of Stable Audio 3's sizes, what its layers are in diffusers and what the first has not."""
+    return (
+        mark(r"^transformer_blocks_\d+_(self|cross)_attn_to_(q|kv|qkv|out)$", width),
+        mark(r"^transformer_blocks_\d+_ff_proj_(in|out)$", width, 4 * width, rows=(width, 8 * width)),
+        mark(
+            r"^(transformer_blocks|(transformer_)?layers)_\d+_to_local_embed_\d$", 257, width, rows=(width,)
+        ),
+    )
+
+
 FURTHER_BASES = (
     Base(
         "svd",
@@ -214,9 +229,26 @@ FURTHER_BASES = (
         "Stable Audio",
         (
             mark(r"^transformer_blocks_\d+_attn[12]_to_(q|out_0)$", 1536),
-            mark(r"^(transformer_)?layers_\d+_(self|cross)_attn_to_(q|qkv|out)$", 1536),
+            mark(r"^(transformer_)?layers_\d+_(self|cross)_attn_to_(q|qkv|out)$", 1536, rows=(1536, 4608)),
         ),
         transformer="StableAudioDiTModel",
+    ),
+    Base(
+        "stable-audio-3",
+        "Stable Audio 3 Medium",
+        (
+            *_stable_audio_3(1536),
+            mark(rf"{_AUDIO}self_attn_to_qkv$", 1536, rows=(7680,)),
+            mark(rf"{_AUDIO}cross_attn_to_(q|kv)$", 1536, rows=(3072, 4608)),
+            mark(rf"{_AUDIO}(self|cross)_attn_to_out$", 1536),
+        ),
+        transformer="StableAudio3DiTModel",
+    ),
+    Base(
+        "stable-audio-3-small",
+        "Stable Audio 3 Small",
+        (*_stable_audio_3(1024), mark(rf"{_AUDIO}(self|cross)_attn_to_(q|kv|qkv|out)$", 1024)),
+        transformer="StableAudio3DiTModel",
     ),
 )
 """Sources of the sizes: the configurations of the published checkpoints, and diffusers' scripts that convert them."""

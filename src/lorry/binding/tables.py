@@ -13,6 +13,7 @@ A `*` is a block's number, the same on both sides, and `$` that of the last bloc
 "also" are other spellings, which are read and not written, but for models that have the module "older": these are of an
 older checkpoint, whose own names they are. Those under "lacks" are another model's, by which the two are told apart;
 those under "needs" are the same in both, and in every checkpoint of the model, where the others would tell too little.
+Under "without" stand, by an option of the model's config, rows that hold instead where that option is off.
 `scripts/names/generate.py` writes the tables from public conversion code.
 """
 
@@ -78,11 +79,12 @@ def original_names(model: nn.Module, paths: Iterable[str], section: Section = "n
     table = next((found for name in classes if (found := _by_path(name, _section(name, section, known)))), {})
     if not table:
         return {}
+    instead = next((found for name in classes if (found := _without(name, model))), {})
     names: dict[str, tuple[Piece, ...]] = {}
     for _, patterns in _patterns(known):
         for key, number in patterns:
             for original, pieces in table.get(key, ()):
-                there = tuple(piece.at_block(number) for piece in pieces)
+                there = tuple(piece.at_block(number) for piece in instead.get(original, pieces))
                 if all(piece.path in known for piece in there):
                     names.setdefault(_filled(original, number), there)
     return names
@@ -188,6 +190,16 @@ def _section(model: str, section: Section, paths: Container[str]) -> Section:
     return "also" if section == "names" else "names"
 
 
+def _without(name: str, model: nn.Module) -> Names:
+    """Return the rows that a class's table has for models without the options that this one lacks."""
+    config = getattr(model, "config", None)
+    found: dict[str, tuple[Piece, ...]] = {}
+    for option, rows in _whole(name).get("without", {}).items():
+        if not getattr(config, option, True):
+            found |= {original: _parsed(row) for original, row in rows.items()}
+    return found
+
+
 @cache
 def _by_path(model: str, section: Section) -> dict[str, list[tuple[str, tuple[Piece, ...]]]]:
     """Return the table of a class of model by the path of each name's first piece."""
@@ -208,6 +220,8 @@ def _whole(model: str) -> dict[str, Any]:
 def _rows(model: str, section: Section = "names") -> tuple[tuple[str, tuple[Piece, ...]], ...]:
     """Return the rows of the table of a class of model; none where it has no table."""
     names = _whole(model).get(section, {})
-    return tuple(
-        (original, tuple(Piece.parse(text) for text in row.split(" + "))) for original, row in names.items()
-    )
+    return tuple((original, _parsed(row)) for original, row in names.items())
+
+
+def _parsed(row: str) -> tuple[Piece, ...]:
+    return tuple(Piece.parse(text) for text in row.split(" + "))

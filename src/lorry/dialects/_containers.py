@@ -6,7 +6,7 @@ import re
 
 from lorry.dialects._paths import connectors_path, plain_path
 from lorry.dialects._suffixes import split_suffix
-from lorry.names import CONDITIONER, CONNECTORS, DENOISER, Target
+from lorry.names import CONDITIONER, CONNECTORS, DENOISER, DURATION_EMBEDDER, Target
 
 FLAT = {
     "lora_unet_": DENOISER,  # kohya's trainers write it for every denoiser, Flux and SD3 included
@@ -38,6 +38,7 @@ DOTTED = {
     "diffusion_model": DENOISER,  # ComfyUI, ai-toolkit
     CONDITIONER: CONDITIONER,
     CONNECTORS: CONNECTORS,
+    DURATION_EMBEDDER: DURATION_EMBEDDER,
     "clip_l": "text_encoder",  # OMI
     "clip_g": "text_encoder_2",
     "t5": "text_encoder_3",

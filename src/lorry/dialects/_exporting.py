@@ -64,6 +64,8 @@ WORDS: Mapping[Role, str] = {
     "oft_R_of_any_layer": "an OFT of the input side, which other programs turn the other way on convolutions, and "
     "whether this layer is one is not known without the base model (`--base`)",
     "boft_R": "a BOFT of the input side",
+    "LoRA-XS": "a LoRA-XS, between singular vectors of the weight",
+    "BoRA": "magnitudes of rows and of columns",
     "hra_u": "reflections of the input side",
     "ia3_l": "an (IA)^3 that holds factors",
     "ia3_weight": "an (IA)^3 that holds differences",

@@ -102,12 +102,6 @@ REFUSALS = (
         _LORM,
     ),
     Refusal(
-        re.compile(r".*\.parametrizations\.weight\.\d+\.(?:lora_[AB]|M_xs|magnitude(?:_[rc])?)$"),
-        (".parametrizations.weight.",),
-        "a LoRA of Stable Audio 3's own trainer, which this version of lorry cannot read. Load it with `load_lora` of "
-        "stable-audio-3",
-    ),
-    Refusal(
         re.compile(r".*\.lora_(?:up|B)\.bias$"), ("lora_up.bias", "lora_B.bias"), _LORM, software="ai-toolkit"
     ),
 )

@@ -23,6 +23,7 @@ from lorry.dialects.omi import Omi
 from lorry.dialects.onetrainer import Onetrainer
 from lorry.dialects.peft import Peft
 from lorry.dialects.sat import Sat
+from lorry.dialects.stable_audio import StableAudio
 from lorry.dialects.xlabs import Xlabs
 from lorry.errors import FormatError, UnknownDialectError, UnsupportedAdapterError, did_you_mean, some
 from lorry.files import TensorFile
@@ -43,6 +44,7 @@ DIALECTS: Sequence[Dialect] = (
     Cloneofsimo(),
     CloneofsimoPt(),
     Sat(),
+    StableAudio(),
 )
 """The order is that of a listing; which of two claims wins, a dialect's `before` says."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -18,6 +19,8 @@ from lorry.files.tensor_file import TensorFile
 
 NESTS = ("state_dict", "lora_state_dict", "weights", "module")
 """Keys under which training frameworks hide the weights of a checkpoint."""
+TEXTS = ("lora_config",)
+"""What stands beside the weights and says how strong they are: Stable Audio 3's trainer has it in a header too."""
 LIST_MARKER = "lorry.pickled_list"
 """Stands in the metadata of a pickle that held a bare list of tensors; its keys are their positions."""
 
@@ -30,7 +33,7 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
 
     Returns:
         Its tensors on the CPU, unnested from `state_dict` and the like. Plain numbers become float64 tensors. A bare
-        list comes back under "0", "1", …, with `LIST_MARKER` in the metadata.
+        list comes back under "0", "1", …, with `LIST_MARKER` in the metadata; `TEXTS` are there as JSON.
 
     Raises:
         AdapterNotFoundError: there is no such file.
@@ -42,6 +45,7 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
     content = _load(source)
     if other := _find_other_kind(content):
         raise BrokenFileError(f"{source} is {other}")
+    text = _texts(content)
     for _ in NESTS:
         nest = next(
             (key for key in NESTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)),
@@ -53,9 +57,16 @@ def read_pickle(path: str | os.PathLike[str]) -> TensorFile:
         return TensorFile(listed, {LIST_MARKER: str(len(listed))}, source)
     if not isinstance(content, Mapping):
         raise _broken(source, "tensors by name, or a list of tensors", type(content).__name__)
-    return TensorFile(
-        {_text(key, source): _tensor(value, key, source, size) for key, value in content.items()}, {}, source
-    )
+    tensors = {_text(key, source): _tensor(value, key, source, size) for key, value in content.items()}
+    return TensorFile(tensors, text, source)
+
+
+def _texts(content: object) -> dict[str, str]:
+    """Return what a checkpoint says beside its weights, as a header would."""
+    if not isinstance(content, Mapping) or not any(nest in content for nest in NESTS):
+        return {}
+    said = {name: content[name] for name in TEXTS if isinstance(content.get(name), Mapping)}
+    return {name: json.dumps(dict(value), default=str) for name, value in said.items()}
 
 
 def write_pickle(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:

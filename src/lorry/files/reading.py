@@ -33,6 +33,7 @@ COMPONENT_FOLDERS = (
     "text_encoder_4",
     "text_conditioner",
     "connectors",
+    "duration_embedder",
 )
 """Folders that training scripts give to PEFT, one for each model of a pipeline."""
 METADATA_KEY = "lora_adapter_metadata"

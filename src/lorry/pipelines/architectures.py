@@ -76,6 +76,9 @@ COSMOS_14B: Config = {"num_attention_heads": 40, "num_layers": 36, "extra_pos_em
 COGVIEW4: Config = {"num_attention_heads": 32, "attention_head_dim": 128, "num_layers": 28}
 FRAMEPACK: Config = {"has_image_proj": True, "has_clean_x_embedder": True}
 HUNYUAN_DIT: Config = {"in_channels": 4, "hidden_size": 1408, "patch_size": 2, "mlp_ratio": 4.3637}
+STABLE_AUDIO_3_SMALL: Config = {"embed_dim": 1024, "depth": 20, "num_heads": 16} | {
+    "use_differential_attention": False
+}
 
 CLIP_L: Config = {
     "hidden_size": 768,
@@ -234,6 +237,14 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     "cogview3": {"transformer": Part("CogView3PlusTransformer2DModel"), "text_encoder": _T5},
     "mochi": {"transformer": Part("MochiTransformer3DModel"), "text_encoder": _T5},
     "stable-audio": {"transformer": Part("StableAudioDiTModel")},
+    "stable-audio-3": {
+        "transformer": Part("StableAudio3DiTModel"),
+        "duration_embedder": Part("StableAudio3DurationEmbedder"),
+    },
+    "stable-audio-3-small": {
+        "transformer": Part("StableAudio3DiTModel", STABLE_AUDIO_3_SMALL),
+        "duration_embedder": Part("StableAudio3DurationEmbedder"),
+    },
 }
 """By the name of the base. Source: the `config.json` files of the published checkpoints, on the Hub; for HiDream,
 CogVideoX 5B and the language models, the sizes that their authors tell; else the classes' own defaults."""
