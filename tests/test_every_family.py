@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ PLACES = {
 IN_ATTENTION = (f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn2.to_v")
 
 
-def pipeline(shape: tuple[int, ...], bias: bool) -> Any:
+def pipeline(shape: tuple[int, ...], bias: bool, channels: int = 6) -> Any:
     """A pipeline whose UNet has a layer of this shape; with `bias`, where the architecture has none."""
     pipe = tiny_sd_pipeline()
     unet: Any = tiny_unet(
-        in_channels=6,
+        in_channels=channels,
         cross_attention_dim=6,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -99,5 +100,36 @@ def test_a_layer_acts_at_a_strength_beside_another_and_is_taken_off_exactly(
     pipe.unfuse_lora()
     check_same(models, before)
     check_outputs(models, layers)
+    pipe.unload_lora_weights()
+    check_same(models, before)
+
+
+def knows_rows_alone(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file tells nothing of the input channels: what it does to a row it does to all of them."""
+    factor = tensors.get("ia3_l", torch.zeros(1))
+    return "oft_blocks" in tensors or tensors.get("on_input") == 0 or len(factor) > 1
+
+
+CONVOLUTIONS = [name for name in LAYERS if LAYERS[name]().shape == (8, 6, 3, 3)]
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_made_for_fewer_input_channels_it_leaves_the_others_alone(name: str, strength: float) -> None:
+    layer = LAYERS[name]()
+    pipe = pipeline(layer.shape, bias=False, channels=9)
+    models, weight = models_of(pipe), pipe.unet.conv_in.weight
+    known = weight if knows_rows_alone(layer.tensors) else weight[:, :6]
+    found = formulas.changes(layer.tensors, known, pipe.unet.conv_in.bias, strength)
+    if "weight" in found:
+        found["weight"] = torch.nn.functional.pad(found["weight"], (0, 0, 0, 0, 0, 9 - known.shape[1]))
+    expected = {f"conv_in.{parameter}": change for parameter, change in found.items()}
+    layers, before = expected_layers(models, {"unet": expected}), weights(models)
+    report = pipe.load_lora_weights({f"unet.conv_in.{suffix}": t for suffix, t in layer.tensors.items()})
+    assert report.applied == report.key_count == len(layer.tensors)
+    pipe.set_adapters(pipe.get_active_adapters(), strength)
+    check_outputs(models, layers)
+    pipe.fuse_lora()
+    check_weights(models, layers, before)
     pipe.unload_lora_weights()
     check_same(models, before)

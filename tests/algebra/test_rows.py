@@ -28,6 +28,7 @@ from lorry.algebra import (
     StackedDelta,
     VeraDelta,
     cut_rows,
+    pad_channels,
 )
 from lorry.errors import UnsupportedAdapterError
 
@@ -236,15 +237,23 @@ def test_a_replacement_leaves_its_value_whatever_the_strength_but_nothing_at_0()
         (LoraDelta(noise(RANK, 4, 3, 3), noise(OUT, RANK, 1, 1)), (OUT, 9, 3, 3)),
         (FullDelta(noise(OUT, 4)), (OUT, 9)),
         (PartsDelta(lora(), FullDelta(noise(OUT))), (OUT, 9)),
+        (LohaDelta(noise(OUT, 1), noise(1, 36), noise(OUT, 1), noise(1, 36)), (OUT, 9, 3, 3)),
+        (lokr(rows=6), (OUT, 9)),
     ],
 )
 def test_a_delta_for_fewer_channels_leaves_the_others_alone(delta: Delta, shape: tuple[int, ...]) -> None:
-    channels = delta.shape[1]
-    padded = delta.padded(shape)
+    channels = delta.shape[1] if len(delta.shape) == len(shape) else delta.shape[1] // 9
+    padded = pad_channels(delta, shape)
     assert padded is not None
     weight = padded.weight(None, torch.float64)
     assert weight.shape == shape
-    assert torch.equal(weight[:, :channels], delta.weight(None, torch.float64))
+    assert torch.equal(weight[:, :channels].flatten(1), delta.weight(None, torch.float64).flatten(1))
     assert not weight[:, channels:].any()
-    assert delta.padded((OUT + 1, *shape[1:])) is None
-    assert delta.padded((OUT, channels - 1, *shape[2:])) is None
+    for pair in (padded.low_rank(torch.float64), padded.exact_factors(torch.float64)):
+        if pair is not None:
+            check_close(
+                (pair.up.flatten(1) @ pair.down.flatten(1) * pair.scale).reshape(shape), weight, 1e-12
+            )
+    check_contract(padded, noise(*shape).float())
+    assert pad_channels(delta, (OUT + 1, *shape[1:])) is None
+    assert pad_channels(delta, (OUT, channels - 1, *shape[2:])) is None

@@ -12,12 +12,13 @@ import torch
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import Tensor, nn
 
-from lorry.algebra import Delta, FullDelta, LohaDelta, LoraDelta, PartsDelta
+from lorry.algebra import Delta, FullDelta, LoraDelta, PartsDelta
 from lorry.binding import bind
 from lorry.errors import FuseError, ShapeMismatchError, StateError
 from lorry.patching import Strength, Undo, find_state, get_state
 from models import as_adapter, random_delta, tiny_flux_transformer, tiny_unet, unet_inputs
 from patching.test_group_offloading import a_machine_with_streams, offload
+from pipelines.of_every_family import FAMILIES
 
 __all__ = ["a_machine_with_streams"]
 
@@ -296,14 +297,53 @@ def test_weights_that_stay_fused_for_good_keep_the_layer_wide() -> None:
     assert torch.equal(output(model), fused)
 
 
-def test_a_family_that_cannot_follow_is_named() -> None:
+def test_an_adapter_in_training_cannot_follow_and_is_named() -> None:
     model: Any = tiny_flux_transformer()
-    loha = LohaDelta(torch.randn(OUT, 2), torch.randn(2, IN), torch.randn(OUT, 2), torch.randn(2, IN))
-    load(model, "loha", {"x_embedder": loha})
+    with Undo() as undo:
+        get_state(model, undo).add_trainable("mine", {"x_embedder": random_delta((OUT, IN))}, undo)
     before = snapshot(model)
-    with pytest.raises(StateError, match=r"`x_embedder`: 'loha' cannot follow this layer"):
+    with pytest.raises(StateError, match=r"`x_embedder`: 'mine' cannot follow this layer"):
         load(model, "control", control())
     check_same(model, before)
+
+
+def of_family(name: str, width: int) -> Delta:
+    random = torch.Generator().manual_seed(7)
+    return FAMILIES[name]((OUT, width), lambda *shape: torch.randn(shape, generator=random))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bias alone"])
+def test_every_family_follows_a_layer_that_is_made_wider_and_back(family: str) -> None:
+    model: Any = tiny_flux_transformer()
+    before = snapshot(model)
+    delta = PartsDelta(None, FullDelta(torch.ones(OUT))) if family == "bias alone" else of_family(family, IN)
+    load(model, "it", {"x_embedder": delta})
+    was = output(model, IN)
+    load(model, "control", control())
+    act(model, it=1.0)
+    torch.testing.assert_close(output(model), was)
+    change(model, "fuse")
+    torch.testing.assert_close(output(model), was)
+    change(model, "unfuse")
+    change(model, "remove", ["control"])
+    assert torch.equal(output(model, IN), was)
+    change(model, "remove", ["it"])
+    check_same(model, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_makes_a_layer_wider_with_zeros_for_what_it_adds_to(family: str) -> None:
+    delta, model = of_family(family, WIDE), tiny_flux_transformer()
+    wide: Any = tiny_flux_transformer()
+    weight = torch.cat([wide.x_embedder.weight.detach(), torch.zeros(OUT, WIDE - IN)], dim=1)
+    bias = delta.part("bias")
+    wide.x_embedder.in_features = WIDE
+    wide.x_embedder.weight = nn.Parameter(weight + delta.weight(weight.double(), torch.float64).float())
+    wide.x_embedder.bias.data += 0 if bias is None else bias.weight()
+    load(model, "it", {"x_embedder": delta})
+    torch.testing.assert_close(output(model), output(wide))
+    change(model, "fuse")
+    torch.testing.assert_close(output(model), output(wide))
 
 
 @pytest.mark.parametrize(

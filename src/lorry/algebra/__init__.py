@@ -1,5 +1,6 @@
 """A delta from its parts: one family a file, each with its formula once."""
 
+from lorry.algebra._channels import PaddedDelta, pad_channels
 from lorry.algebra._rows import RowsDelta, cut_rows
 from lorry.algebra._shapes import Span, Spans, count_rows
 from lorry.algebra.base import Delta, LowRank
@@ -40,6 +41,7 @@ __all__ = [
     "LowRank",
     "MovedDelta",
     "OftDelta",
+    "PaddedDelta",
     "PartsDelta",
     "SparseDelta",
     "VeraDelta",
@@ -52,4 +54,5 @@ __all__ = [
     "StackedDelta",
     "count_rows",
     "cut_rows",
+    "pad_channels",
 ]

@@ -113,10 +113,10 @@ class Delta(ABC):
         return None
 
     def padded(self, shape: tuple[int, ...]) -> Self | None:
-        """The same delta for a weight of more input channels, the new ones untouched; None where that is not known."""
+        """The same delta for a weight of more input channels, the new ones untouched; None where only a wrapper can."""
         return None
 
-    def narrowed(self, channels: int) -> Self | None:
+    def narrowed(self, channels: int) -> Delta | None:
         """The inverse of `padded`: the delta of the first input channels, or None where it changes others too."""
         return None
 

@@ -9,6 +9,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lorry.algebra._channels import pad_channels
 from lorry.algebra._rows import cut_rows
 from lorry.algebra._shapes import Spans
 from lorry.algebra.base import Delta, LowRank
@@ -100,9 +101,13 @@ class PartsDelta(Delta):
         return replace(self, on_weight=on_weight, on_bias=cut_rows(self.on_bias, spans))
 
     def padded(self, shape: tuple[int, ...]) -> Self | None:
-        on_weight = None if self.on_weight is None else self.on_weight.padded(shape)
+        if self.on_weight is None:
+            return self.fitted(shape)
+        on_weight = pad_channels(self.on_weight, shape)
         return None if on_weight is None else replace(self, on_weight=on_weight)
 
     def narrowed(self, channels: int) -> Self | None:
-        on_weight = None if self.on_weight is None else self.on_weight.narrowed(channels)
+        if self.on_weight is None:
+            return self
+        on_weight = self.on_weight.narrowed(channels)
         return None if on_weight is None else replace(self, on_weight=on_weight)

@@ -10,7 +10,17 @@ from typing import final
 from torch import nn
 
 from lorry.adapters.rows import join_shared
-from lorry.algebra import Delta, PartsDelta, Share, SharedDelta, Span, Spans, StackedDelta, cut_rows
+from lorry.algebra import (
+    Delta,
+    PartsDelta,
+    Share,
+    SharedDelta,
+    Span,
+    Spans,
+    StackedDelta,
+    cut_rows,
+    pad_channels,
+)
 from lorry.binding.tables import Piece
 from lorry.binding.targets import INPUTS, weight_shape
 
@@ -162,11 +172,11 @@ def other_inputs(
     """
     if place.path not in INPUTS or place != Place(place.path):
         return None
-    narrow = delta.padded(whole)
+    narrow = pad_channels(delta, whole)
     if narrow is not None or not isinstance(modules[place.path], nn.Linear) or len(delta.shape) < 2:
         return narrow
     wide = (whole[0], delta.shape[1])
-    return delta.fitted(wide) if wide[1] > whole[1] and delta.padded(wide) is not None else None
+    return delta.fitted(wide) if wide[1] > whole[1] else None
 
 
 def stack(deltas: Sequence[tuple[Delta, Span]], shape: tuple[int, ...]) -> Delta:

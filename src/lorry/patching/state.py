@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import methodcaller
 from typing import Any, final
 from weakref import WeakMethod, ref
@@ -11,7 +12,7 @@ from weakref import WeakMethod, ref
 import torch
 from torch import nn
 
-from lorry.algebra import Delta
+from lorry.algebra import Delta, pad_channels
 from lorry.binding import bare_parameters, modules_at, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.bare import BareParameters
@@ -144,7 +145,7 @@ class AdapterState:
         for path, shape in wanted.items():
             self._check_free(path)
             self._widened.widen(self.model, path, shape[1], undo)
-            self._reshape(path, methodcaller("padded", shape), undo)
+            self._reshape(path, partial(pad_channels, shape=shape), undo)
 
     def _give_room_back(self, undo: Undo) -> None:
         """Narrow the layers that nothing loaded needs wide."""
