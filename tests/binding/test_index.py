@@ -263,11 +263,42 @@ def test_every_module_of_a_unet_is_found_by_its_own_and_by_its_flattened_path() 
         assert index.find_path(Target("unet", path.replace(".", "_"), flat=True)) == path
 
 
-def test_a_dotted_name_is_not_read_as_a_flattened_one_nor_the_reverse() -> None:
+def test_a_flattened_name_is_not_read_as_a_dotted_one_nor_a_parameter_as_a_layer() -> None:
     index = ModuleIndex(tiny_unet())
     assert index.find_path(Target("unet", "conv_in.weight")) is None
-    assert index.find_path(Target("unet", "mid_block_resnets_0_conv1")) is None
     assert index.find_path(Target("unet", "mid_block.resnets.0.conv1", flat=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "rows"),
+    [
+        ("transformer.blocks.0.attn.to.q", ["transformer_blocks.0.attn.to_q"]),
+        ("transformer_blocks_0_attn_to_q", ["transformer_blocks.0.attn.to_q"]),
+        ("double_blocks.0.img_attn_proj", ["transformer_blocks.0.attn.to_out.0"]),
+        (
+            "double.blocks.0.img.attn.qkv",
+            [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"],
+        ),
+    ],
+)
+def test_a_dotted_name_may_differ_by_dots_for_underscores_from_the_only_one_it_can_mean(
+    said: str, rows: list[str]
+) -> None:
+    pieces = ModuleIndex(tiny_flux_transformer()).find_pieces(Target("transformer", said))
+    assert pieces is not None
+    assert [piece.path for piece in pieces] == rows
+
+
+def test_a_dotted_name_that_can_mean_two_modules_by_its_dots_is_refused_with_both_paths() -> None:
+    model = nn.Module()
+    model.a = nn.Module()
+    model.a.b_c = nn.Linear(2, 2)
+    model.a_b = nn.Module()
+    model.a_b.c = nn.Linear(2, 2)
+    index = ModuleIndex(model)
+    with pytest.raises(UnknownTargetError, match=r"`a_b_c` can mean a\.b_c or a_b\.c: .* ambiguous"):
+        index.find_path(Target("transformer", "a.b.c"))
+    assert index.find_path(Target("transformer", "a.b_c")) == "a.b_c"
 
 
 class Encoder(nn.Module):

@@ -74,6 +74,7 @@ FLAT = {
     "lora_prior_unet_": "prior",
     "lycoris_": DENOISER,
     "oft_unet_": DENOISER,
+    "Hunyuan_video_I2V_lora_": DENOISER,
 }
 
 
@@ -84,7 +85,7 @@ def test_every_flat_prefix_stands_for_its_component(prefix: str) -> None:
     )
 
 
-@pytest.mark.parametrize("stem", ["unet.lora_unet_x", "lora_unet_", "lora_unet_a.b", "x_lora_unet_a"])
+@pytest.mark.parametrize("stem", ["unet.lora_unet_x", "lora_unet_", "x_lora_unet_a"])
 def test_what_only_looks_flat_is_not(stem: str) -> None:
     assert find_flat_target(stem) is None
 
@@ -100,6 +101,9 @@ def test_what_only_looks_flat_is_not(stem: str) -> None:
         ),
         ("text_encoder.model.layers.0.mlp", Target("text_encoder", "model.layers.0.mlp")),
         ("unet.transformer.x", Target("unet", "transformer.x")),
+        ("pipe.dit.blocks.0.self_attn.q", Target(DENOISER, "blocks.0.self_attn.q")),
+        ("net.blocks.0.self_attn.q_proj", Target(DENOISER, "blocks.0.self_attn.q_proj")),
+        ("blocks.0.net.0", Target(DENOISER, "blocks.0.net.0")),
     ],
 )
 def test_containers_are_taken_off_and_paths_left_alone(stem: str, target: Target) -> None:

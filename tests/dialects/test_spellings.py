@@ -69,6 +69,24 @@ SPELLINGS = {
     "Wan-Fun, two underscores": Spelling(
         "kohya", "lora_unet__blocks_0_cross_attn_k", KOHYA, flat(DENOISER, "blocks_0_cross_attn_k")
     ),
+    "a converter for Wan, which leaves the dots": Spelling(
+        "kohya", "lora_unet_blocks.22.self_attn.k", KOHYA, flat(DENOISER, "blocks_22_self_attn_k")
+    ),
+    "TheLastBen, an underscore at the end": Spelling(
+        "kohya",
+        "lora_unet_transformer_blocks_9_attn_to_k_",
+        KOHYA,
+        flat(DENOISER, "transformer_blocks_9_attn_to_k"),
+    ),
+    "Tencent, HunyuanVideo-I2V": Spelling(
+        "kohya",
+        "Hunyuan_video_I2V_lora_double_blocks_0_img_attn_qkv",
+        KOHYA,
+        flat(DENOISER, "double_blocks_0_img_attn_qkv"),
+    ),
+    "flattened, with no prefix": Spelling(
+        "dotted-kohya", "blocks_0_attn_to_q", KOHYA, Target(DENOISER, "blocks_0_attn_to_q")
+    ),
     "Anima's text adapter, flattened": Spelling(
         "kohya", "lora_unet_llm_adapter_blocks_0_mlp_0", KOHYA, flat(CONDITIONER, "blocks_0_mlp_0")
     ),
@@ -121,6 +139,9 @@ SPELLINGS = {
         "transformer_blocks.0.attn.to_q",
         DEFAULT,
         Target(DENOISER, "transformer_blocks.0.attn.to_q"),
+    ),
+    "DiffSynth, with the names of its pipeline": Spelling(
+        "diffusers", "pipe.dit.blocks.0.self_attn.q", DEFAULT, Target(DENOISER, "blocks.0.self_attn.q")
     ),
     "genmo's Mochi": Spelling(
         "diffusers",

@@ -132,6 +132,11 @@ class ModuleIndex:
         return places[0].path if places and len(places) == 1 and places[0] == Place(places[0].path) else None
 
     def _find_dotted(self, path: str) -> tuple[Piece, ...] | None:
+        """Find a dotted path; where no module has it, one that differs from it by dots for underscores alone.
+
+        A converter that takes a flattened name apart has to guess: `noise.refiner.0.attention.to_q` (musubi-tuner's),
+        `double_blocks.0.img_attn_qkv` of a FLUX.1.
+        """
         own = next(
             (spelling for spelling in _with_and_without_root(path, ".") if spelling in self.modules), None
         )
@@ -141,6 +146,7 @@ class ModuleIndex:
             self._spelt.get(path)
             or self._usual.get(path)
             or ((Piece(own),) if own else self._find_part(path))
+            or self._find_flat(path.replace(".", "_"))
         )
 
     def _carries(self, path: str) -> bool:

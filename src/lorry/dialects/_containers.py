@@ -20,8 +20,10 @@ FLAT = {
     "lora_prior_te_": "text_encoder",
     "lycoris_": DENOISER,
     "oft_unet_": DENOISER,  # kohya's OFT
+    "Hunyuan_video_I2V_lora_": DENOISER,  # Tencent's own trainer
 }
-"""Prefixes of flattened names. Source: kohya-ss/sd-scripts, `networks/lora.py`; LyCORIS, `lycoris/wrapper.py`."""
+"""Prefixes of flattened names. Source: kohya-ss/sd-scripts, `networks/lora.py`; LyCORIS, `lycoris/wrapper.py`;
+Tencent-Hunyuan/HunyuanVideo-I2V, `hyvideo/inference.py`."""
 FLAT_PREFIXES = tuple(FLAT)
 
 DOTTED = {
@@ -36,6 +38,8 @@ DOTTED = {
     "text_encoder_3": "text_encoder_3",
     "text_encoder_4": "text_encoder_4",
     "diffusion_model": DENOISER,  # ComfyUI, ai-toolkit
+    "dit": DENOISER,  # DiffSynth-Studio, where `--remove_prefix_in_ckpt` was left out
+    "net": DENOISER,  # NVIDIA's Cosmos, and Anima
     CONDITIONER: CONDITIONER,
     CONNECTORS: CONNECTORS,
     DURATION_EMBEDDER: DURATION_EMBEDDER,
@@ -51,9 +55,9 @@ COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
 T5 has differs between pipelines, and is settled where the model is: SD3 has it beside a CLIP-G."""
 
-WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "qwen3.")
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pipe.", "qwen3.")
 """Prefixes of wrapping modules, which may stand in any number before and after the component's; the last is what
-sd-scripts' converter puts after `text_encoder.` for Anima."""
+sd-scripts' converter puts after `text_encoder.` for Anima, the one before it DiffSynth-Studio's."""
 TRANSPARENT = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers of a single layer, in the middle of a path."""
 
@@ -61,12 +65,13 @@ TRANSPARENT = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoin
 def find_flat_target(stem: str) -> Target | None:
     """Return the target of a flattened name, or None where `stem` has no such prefix.
 
-    Any number of underscores may follow the prefix (Wan-Fun and Z-Image write two).
+    Any number of underscores may follow the prefix (Wan-Fun and Z-Image write two) and the name, and some of its dots
+    may be left: converters that put `lora_unet_` for `diffusion_model.` write `lora_unet_blocks.0.self_attn.q`.
     """
-    if not stem.startswith(FLAT_PREFIXES) or "." in stem:
+    if not stem.startswith(FLAT_PREFIXES):
         return None
     prefix = next(prefix for prefix in FLAT_PREFIXES if stem.startswith(prefix))
-    path = stem.removeprefix(prefix).lstrip("_")
+    path = stem.removeprefix(prefix).replace(".", "_").strip("_")
     if path.startswith("llm_adapter_"):
         return Target(CONDITIONER, path.removeprefix("llm_adapter_"), flat=True)
     if (of_connectors := connectors_path(path)) is not None:

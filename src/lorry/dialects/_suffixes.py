@@ -72,6 +72,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
+    **dict.fromkeys(
+        [f"lora_time_{part}.{kind}" for part in ("gamma", "beta") for kind in ("weight", "bias")],
+        "LoRA that changes with the time step (DiffSynth-Studio's Timestep LoRA)",
+    ),
 }
 """The suffixes of families that are recognised and not applied."""
 

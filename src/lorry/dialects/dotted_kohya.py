@@ -4,8 +4,8 @@
     transformer.single_transformer_blocks.0.attn.to_q.lora_up.weight
     unet.down_blocks.0.attentions.0.proj_in.alpha
 
-Pattern: the component or nothing, the module's dotted path, and one of `.lora_down.weight`, `.lora_up.weight`,
-`.lora_mid.weight`, `.alpha` and `.dora_scale`.
+Pattern: the component or nothing, the module's dotted path (or, with nothing in front, its flattened one), and one of
+`.lora_down.weight`, `.lora_up.weight`, `.lora_mid.weight`, `.alpha` and `.dora_scale`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DottedKohya(Dialect):
     before: ClassVar[tuple[str, ...]] = ("diffusers",)
 
     def claims(self, file: TensorFile) -> bool:
-        return any(".lora_down." in key and "." in key.split(".lora_down.")[0] for key in file.tensors)
+        return any(".lora_down." in key for key in file.tensors)
 
     def read(self, file: TensorFile) -> Adapter:
         return read_named(file, self.name)
