@@ -309,7 +309,17 @@ ROWS: dict[str, Row] = {
             Part({"text_embedding_projection.aggregate_embed": "connectors/text_proj_in"}),
         ],
         "comfyui",
-        less=("kohya", "onetrainer", "comfyui", "lycoris"),
+        less=("onetrainer", "lycoris"),
+    ),
+    "43 LTX-2, kohya": Row(
+        "LTX2Pipeline",
+        [
+            kohya(LTX2),
+            kohya(LTX2_CONNECTORS),
+            kohya({"text_embedding_projection.aggregate_embed": "connectors/text_proj_in"}),
+        ],
+        "kohya",
+        less=("onetrainer", "lycoris"),
     ),
     "44 HiDream, ComfyUI": Row("HiDreamImagePipeline", [comfy(HIDREAM)], "comfyui"),
     "44 HiDream, LyCORIS": Row("HiDreamImagePipeline", [kohya(HIDREAM, "lycoris_")], "lycoris"),

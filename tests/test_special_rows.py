@@ -240,7 +240,8 @@ def test_language_models_that_read_the_prompt_are_trained_along(
     tensors, changes = row.make(pipe)
     source = row.write(tensors, tmp_path)
     assert walk(pipe, source, changes).applied == len(tensors)
-    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == CARRY - {"lycoris"}
+    without = {"lycoris", "comfyui"}  # ComfyUI's names go by the models' true widths
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == CARRY - without
 
 
 LLAMAS: dict[str, tuple[str, Any, str, str, str, str, str]] = {

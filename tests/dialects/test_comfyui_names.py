@@ -13,8 +13,9 @@ from lorry.algebra import FullDelta
 from lorry.binding.tables import FOLDER, find_pieces
 from lorry.dialects import get_dialect, read_adapter
 from lorry.dialects.comfyui import live_name
+from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
-from lorry.names import Target
+from lorry.names import CONNECTORS, Target
 from models import random_delta
 
 RENAMED = (
@@ -148,3 +149,66 @@ def test_every_module_of_ace_step_is_written_under_its_decoder() -> None:
     names = names_of("AceStepTransformer1DModel")
     assert "decoder.layers.7.mlp.up_proj" in names
     assert all(name.startswith("decoder.") for name in names)
+
+
+TRANSFORMER = "text_encoders.{}.transformer.{}"
+CLIP, T5 = "text_model.encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"
+UP, DOWN, QUERY = (
+    "model.layers.0.mlp.up_proj",
+    "model.layers.0.mlp.down_proj",
+    "model.layers.0.self_attn.q_proj",
+)
+TEXT_ENCODERS: list[tuple[str, str, tuple[int, int], str | None]] = [
+    ("text_encoder", CLIP, (3072, 768), TRANSFORMER.format("clip_l", CLIP)),
+    ("text_encoder", CLIP, (4096, 1024), TRANSFORMER.format("clip_h", CLIP)),
+    ("text_encoder_2", CLIP, (5120, 1280), TRANSFORMER.format("clip_g", CLIP)),
+    ("text_encoder_2", CLIP.removeprefix("text_model."), (3072, 768), TRANSFORMER.format("clip_l", CLIP)),
+    ("text_encoder_2", CLIP, (128, 32), TRANSFORMER.format("clip_g", CLIP)),
+    ("text_encoder_3", CLIP, (128, 32), None),
+    ("text_encoder_2", T5, (4096, 4096), TRANSFORMER.format("t5xxl", T5)),
+    ("text_encoder", UP.removeprefix("model."), (14336, 4096), TRANSFORMER.format("llama", UP)),
+    ("text_encoder", DOWN, (4096, 14336), TRANSFORMER.format("llama", DOWN)),
+    ("text_encoder_4", QUERY, (4096, 4096), TRANSFORMER.format("llama", QUERY)),
+    ("text_encoder", QUERY, (4096, 4096), None),
+    ("text_encoder", UP, (12288, 4096), None),
+    ("text_encoder", UP, (9728, 2560), TRANSFORMER.format("qwen3_4b", UP)),
+    ("text_encoder", DOWN, (2304, 9216), TRANSFORMER.format("gemma2_2b", DOWN)),
+    ("text_encoder", QUERY, (2048, 1024), TRANSFORMER.format("qwen3_06b", QUERY)),
+    ("text_encoder", QUERY, (16, 32), None),
+    ("text_encoder", "of.no.text.encoder", (768, 768), None),
+]
+
+
+@pytest.mark.parametrize(("component", "path", "shape", "stem"), TEXT_ENCODERS)
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_text_encoder_is_named_by_what_it_is(
+    component: str, path: str, shape: tuple[int, int], stem: str | None, flat: bool
+) -> None:
+    own = Target(component, path.replace(".", "_") if flat else path, flat)
+    adapter = Adapter((Entry(own, random_delta(shape, 0, 2), ()),), "test")
+    if stem is None:
+        with pytest.raises(UnsupportedAdapterError, match="no name for this component"):
+            get_dialect("comfyui").write(adapter)
+        return
+    keys = get_dialect("comfyui").write(adapter).tensors
+    assert {key.rpartition(".lora_")[0] for key in keys if "lora_" in key} == {stem}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("text_proj_in", "text_embedding_projection.aggregate_embed"),
+        ("audio_text_proj_in", "text_embedding_projection.audio_aggregate_embed"),
+        (
+            "video_connector.transformer_blocks.0.attn1.norm_q",
+            "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.q_norm",
+        ),
+    ],
+)
+def test_what_ltx_2_has_beside_its_transformer_is_written_as_its_checkpoints_call_it(
+    path: str, name: str
+) -> None:
+    adapter = Adapter((Entry(Target(CONNECTORS, path), random_delta((8, 6), 0, 2), ()),), "test")
+    assert {key.rpartition(".lora_")[0] for key in get_dialect("comfyui").write(adapter).tensors} == {name}
+    flat = f"lora_unet_{name.removeprefix('diffusion_model.')}".replace(".", "_")
+    assert {key.partition(".")[0] for key in get_dialect("kohya").write(adapter).tensors} == {flat}

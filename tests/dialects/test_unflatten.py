@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import nn
 
+from lorry.binding.targets import carriers
 from lorry.dialects import unflatten
+from lorry.dialects._paths import connectors_name, connectors_path
 from lorry.dialects._unflatten import SEGMENTS
 from lorry.errors import FormatError
 
@@ -62,7 +65,31 @@ def t5() -> nn.Module:
     return T5EncoderModel(T5Config(num_layers=2, feed_forward_proj="gated-gelu"))
 
 
-MODELS: list[Callable[[], nn.Module]] = [sd1, sdxl, sd3, flux, clip, t5]
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaModel
+
+    return LlamaModel(LlamaConfig(num_hidden_layers=2))
+
+
+def ltx2_connectors() -> nn.Module:
+    return LTX2TextConnectors(video_gated_attn=True, audio_gated_attn=True)
+
+
+def ltx23_connectors() -> nn.Module:
+    return LTX2TextConnectors(per_modality_projections=True)
+
+
+MODELS: list[Callable[[], nn.Module]] = [
+    sd1,
+    sdxl,
+    sd3,
+    flux,
+    clip,
+    t5,
+    llama,
+    ltx2_connectors,
+    ltx23_connectors,
+]
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -76,7 +103,10 @@ def test_every_module_path_comes_back(make: Callable[[], nn.Module]) -> None:
 def test_every_word_of_the_vocabulary_is_of_some_model() -> None:
     with torch.device("meta"):
         used = {
-            segment for make in MODELS for path, _ in make().named_modules() for segment in path.split(".")
+            segment
+            for model in (make() for make in MODELS)
+            for path in (*dict(model.named_modules()), *carriers(model))
+            for segment in path.split(".")
         }
     assert used >= SEGMENTS
 
@@ -89,3 +119,17 @@ def test_text_encoder_keys_with_the_level_that_transformers_dropped_come_back() 
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(FormatError, match="An empty name"):
         unflatten("")
+
+
+@pytest.mark.parametrize("make", [ltx2_connectors, ltx23_connectors])
+def test_what_a_checkpoint_of_ltx_2_calls_a_layer_means_that_layer(make: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        paths = [path for path in carriers(make()) if "." in path or "proj" in path]
+    names = {connectors_name(path): path for path in paths}
+    assert len(names) == len(paths)
+    for name, path in names.items():
+        assert name != path
+        assert connectors_path(name) == path
+        assert connectors_path(name.replace(".", "_")) == path.replace(".", "_")
+        flat = connectors_name(path.replace(".", "_"))
+        assert flat.replace(".", "_") == name.replace(".", "_")

@@ -51,9 +51,9 @@ DOTTED = {
 """First parts of dotted names. Source: Comfy-Org/ComfyUI, `comfy/lora.py`; the Open Model Initiative's names as in
 Nerogar/OneTrainer, `modules/util/convert/lora`."""
 
-COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
+COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3", "llama": "text_encoder_4"}
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
-T5 has differs between pipelines, and is settled where the model is: SD3 has it beside a CLIP-G."""
+T5 or a Llama has differs between pipelines, and is settled where the model is: SD3 has a T5 beside a CLIP-G."""
 
 WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pipe.", "qwen3.")
 """Prefixes of wrapping modules, which may stand in any number before and after the component's; the last is what

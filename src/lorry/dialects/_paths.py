@@ -136,6 +136,13 @@ def connectors_path(path: str) -> str | None:
     return path or None
 
 
+def connectors_name(path: str) -> str:
+    """Return what LTX-2's checkpoints call a module of diffusers' connectors: the inverse of `connectors_path`."""
+    for original, own in _CONNECTORS:
+        path = path.replace(own, original)
+    return f"{_CONNECTOR_ROOTS[0]}.{path}" if path.endswith("aggregate_embed") else path
+
+
 def plain_path(path: str) -> str:
     """Return a module's path as its model has it, where a trainer's differs from it by a few words."""
     if any(sign in path for sign in _SIGNS):

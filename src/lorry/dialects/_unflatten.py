@@ -16,12 +16,17 @@ _TEXT_ENCODERS = (
     "position_embedding q_proj relative_attention_bias self_attn text_model text_projection token_embedding v_proj "
     "wi_0 wi_1"
 )
+_DECODERS = "act_fn down_proj gate_proj input_layernorm o_proj post_attention_layernorm rotary_emb up_proj"
 _TRANSFORMERS = (
     "act_1 act_mlp add_k_proj add_q_proj add_v_proj context_embedder ff_context guidance_embedder norm1_context "
     "norm2_context norm_added_k norm_added_q norm_k norm_out norm_q pos_embed proj_mlp single_transformer_blocks "
     "text_embedder time_text_embed timestep_embedder to_add_out x_embedder"
 )
-SEGMENTS = frozenset(f"{_UNETS} {_TEXT_ENCODERS} {_TRANSFORMERS}".split())
+_CONNECTORS = (
+    "audio_connector audio_text_proj_in learnable_registers text_proj_in to_gate_logits video_connector "
+)
+_CONNECTORS += "video_text_proj_in"
+SEGMENTS = frozenset(f"{_UNETS} {_TEXT_ENCODERS} {_DECODERS} {_TRANSFORMERS} {_CONNECTORS}".split())
 """The segments of module paths that hold an underscore themselves. A test holds them against the models."""
 _LONGEST = max(segment.count("_") for segment in SEGMENTS) + 1
 
@@ -30,8 +35,8 @@ _LONGEST = max(segment.count("_") for segment in SEGMENTS) + 1
 def unflatten(path: str) -> str:
     """Return a flattened module path with its dots: `mid_block_resnets_0_conv1` -> `mid_block.resnets.0.conv1`.
 
-    Known are the names of diffusers' UNets, of its Stable Diffusion 3 and Flux transformers, and of CLIP and T5. A
-    live model's own paths are the better judge where there is one.
+    Known are the names of diffusers' UNets, of its Stable Diffusion 3 and Flux transformers, of LTX-2's connectors,
+    and of CLIP, T5 and Llama. A live model's own paths are the better judge where there is one.
 
     Raises:
         FormatError: `path` is empty.

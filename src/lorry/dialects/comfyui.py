@@ -10,7 +10,8 @@ module's dotted path, most often under the original checkpoint's name, and the s
 for LoRA, `.diff`, `.diff_b` and `.set_weight` for what is no LoRA. Written are kohya's and LyCORIS's suffixes, but
 `.diff` and `.diff_b` for norm layers, and `img_in.reshape_weight` for the layer that Flux's control LoRAs widen.
 
-Source: Comfy-Org/ComfyUI, `comfy/lora.py` (`model_lora_keys_unet`, `model_lora_keys_clip`), `comfy/weight_adapter/`.
+Source: Comfy-Org/ComfyUI, `comfy/lora.py` (`model_lora_keys_unet`, `model_lora_keys_clip`), `comfy/weight_adapter/`,
+`comfy/text_encoders/*.py` and `comfy/sd1_clip.py` for the names of text encoders.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import ReplaceDelta
-from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, nameless, spelled
+from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import plain_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
+from lorry.dialects._paths import connectors_name
 from lorry.dialects._suffixes import split_suffix
 from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
-from lorry.names import CONDITIONER, DENOISER, DENOISERS, Target
+from lorry.names import CONDITIONER, CONNECTORS, DENOISER, DENOISERS
 
 UNREAD = ("ia3_weight", "on_input", "bias_indices", "bias_values", "bias_size")
 """LyCORIS's (IA)^3 and sparse differences, which ComfyUI does not apply."""
@@ -56,6 +58,18 @@ _LIVE_NAMES = (
 knows some under both names."""
 CONTAINERS = ("diffusion_model.", "text_encoders.")
 T5_ROOT = "encoder.block."
+_CLIP_ROOTS = ("encoder.layers.", "text.model.", "text.projection")
+_CLIPS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+"""By width: HunyuanVideo's second text encoder is a CLIP-L, that of SDXL a CLIP-G, the only one of Stable Diffusion 2
+a CLIP-H."""
+_DECODER_ROOTS = ("layers.", "model.layers.")
+_DECODERS = {1024: "qwen3_06b", 2304: "gemma2_2b", 2560: "qwen3_4b", 3584: "qwen25_7b"}
+_DECODERS |= {3840: "gemma3_12b", 5120: "mistral3_24b"}
+"""Language models by their width. One of 4096 is a Llama or a Qwen 3 8B, whose attentions have the same sizes."""
+_LLAMA = (4096, 14336)
+"""Its width, and that of its feed-forward."""
+_CLIP_PLACES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""Of others, by their place."""
 
 
 @final
@@ -73,9 +87,10 @@ class Comfyui(Dialect):
         return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
-        return nameless(adapter, lambda target: _container(target) is not None) | find_obstacles(
-            adapter, SUFFIXES
-        )
+        without = {
+            str(e.target): "no name for this component" for e in adapter.entries if _container(e) is None
+        }
+        return without | find_obstacles(adapter, SUFFIXES)
 
     def write(self, adapter: Adapter) -> TensorFile:
         """Return a file that ComfyUI reads, with the block names that the adapter has.
@@ -91,20 +106,41 @@ class Comfyui(Dialect):
 
 def _name(entry: Entry) -> str:
     target = with_clip_root(dotted(entry.target))
-    is_denoiser = not target.component.startswith("text_encoder")
-    return f"{_container(target)}{live_name(target.path) if is_denoiser else target.path}"
+    path = target.path
+    if target.component == CONNECTORS:
+        path = connectors_name(path)
+    elif not target.component.startswith("text_encoder"):
+        path = live_name(path)
+    elif path.startswith(_DECODER_ROOTS[0]):
+        path = f"model.{path}"
+    return f"{_container(entry)}{path}"
 
 
-def _container(target: Target) -> str | None:
+def _container(entry: Entry) -> str | None:
     """Return what stands in front of a path; None where ComfyUI has no name for the component."""
-    if target.component in (DENOISER, *DENOISERS[:2], "prior"):
+    component, path = entry.target.component, entry.target.path.replace("_", ".")
+    if component in (DENOISER, *DENOISERS[:2], "prior"):
         return "diffusion_model."
-    if target.component == CONDITIONER:
+    if component == CONDITIONER:
         return "diffusion_model.llm_adapter."
-    encoders = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    is_t5 = target.path.startswith((T5_ROOT, T5_ROOT.replace(".", "_")))
-    name = "t5xxl" if is_t5 else encoders.get(target.component)
+    if component == CONNECTORS:
+        return "" if path.endswith("text.proj.in") else "diffusion_model."
+    if path.startswith(T5_ROOT):
+        return "text_encoders.t5xxl.transformer."
+    name = _text_encoder(component, path, tuple(entry.delta.shape))
     return None if name is None else f"text_encoders.{name}.transformer."
+
+
+def _text_encoder(component: str, path: str, shape: tuple[int, ...]) -> str | None:
+    """Return ComfyUI's name of a text encoder, which is told by what it is and not by its place."""
+    if path.startswith(_CLIP_ROOTS):
+        return _CLIPS.get(min(shape[:2], default=0), _CLIP_PLACES.get(component))
+    if not path.startswith(_DECODER_ROOTS) or len(shape) != 2:
+        return None
+    width = shape[0] if path.endswith((".o.proj", ".down.proj")) else shape[1]
+    name = _DECODERS.get(width)
+    is_llama = component == "text_encoder_4" or _LLAMA[1] in shape
+    return name or ("llama" if width == _LLAMA[0] and is_llama else None)
 
 
 def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:

@@ -31,10 +31,11 @@ from lorry.dialects._exporting import (
 from lorry.dialects._headers import kohya_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import with_clip_root
+from lorry.dialects._paths import connectors_name
 from lorry.dialects._text_encoders import has_two_text_encoders
 from lorry.dialects.base import BlockNames, Dialect
 from lorry.files import TensorFile
-from lorry.names import CONDITIONER, DENOISER
+from lorry.names import CONDITIONER, CONNECTORS, DENOISER
 
 SUFFIXES = {**LYCORIS_SUFFIXES, **ONETRAINER_OFT, "kohya_oft_blocks": "oft_blocks"}
 OFT_MODULE = "networks.oft"
@@ -98,6 +99,7 @@ def _prefixes(two_text_encoders: bool = True, is_oft: bool = False) -> dict[str,
         **dict.fromkeys((DENOISER, "unet", "transformer"), "oft_unet_" if is_oft else "lora_unet_"),
         "prior": "lora_prior_unet_",
         CONDITIONER: "lora_unet_llm_adapter_",
+        CONNECTORS: "lora_unet_",
         "text_encoder": "lora_te1_" if two_text_encoders else "lora_te_",
         "text_encoder_2": "lora_te2_",
         "text_encoder_3": "lora_te3_",
@@ -106,4 +108,5 @@ def _prefixes(two_text_encoders: bool = True, is_oft: bool = False) -> dict[str,
 
 def _flat_name(entry: Entry, two_text_encoders: bool, is_oft: bool) -> str:
     target = with_clip_root(entry.target)
-    return _prefixes(two_text_encoders, is_oft)[target.component] + target.path.replace(".", "_")
+    path = connectors_name(target.path) if target.component == CONNECTORS else target.path
+    return _prefixes(two_text_encoders, is_oft)[target.component] + path.replace(".", "_")

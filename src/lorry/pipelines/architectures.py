@@ -19,7 +19,7 @@ from torch import nn
 
 from lorry.errors import AdapterNotFoundError, StateError, did_you_mean
 from lorry.files import read_safetensors
-from lorry.names import DENOISERS, TEXT_ENCODERS
+from lorry.names import DENOISERS, OTHERS, TEXT_ENCODERS
 
 Config = Mapping[str, Any]
 SD15: Config = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
@@ -163,7 +163,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     "wan": {"transformer": Part("WanTransformer3DModel"), "text_encoder": _UMT5},
     "wan-1.3b": {"transformer": Part("WanTransformer3DModel", WAN_1_3B), "text_encoder": _UMT5},
     "ltx-video": {"transformer": Part("LTXVideoTransformer3DModel"), "text_encoder": _T5},
-    "ltx2": {"transformer": Part("LTX2VideoTransformer3DModel")},
+    "ltx2": {
+        "transformer": Part("LTX2VideoTransformer3DModel"),
+        "connectors": Part("LTX2TextConnectors"),
+    },
     "krea2": {"transformer": Part("Krea2Transformer2DModel")},
     "hidream": {
         "transformer": Part("HiDreamImageTransformer2DModel", HIDREAM),
@@ -278,7 +281,7 @@ def skeleton(base: str | os.PathLike[str], *, weights: bool = False) -> dict[str
 
 
 def _component_folders(folder: Path) -> dict[str, Path]:
-    names = (*DENOISERS, *TEXT_ENCODERS)
+    names = (*DENOISERS, *OTHERS, *TEXT_ENCODERS)
     if (folder / "config.json").is_file():
         config = _config(folder)
         named = next((name for name in names if folder.name == name), None)
@@ -321,7 +324,7 @@ def _built(name: str, config: Config) -> nn.Module:
 
 
 def _class(name: str) -> Any:
-    for package in ("diffusers", "transformers"):
+    for package in ("diffusers", "transformers", "diffusers.pipelines.ltx2.connectors"):
         found = getattr(importlib.import_module(package), name, None)
         if found is not None:
             return found
