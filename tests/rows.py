@@ -138,16 +138,18 @@ def _layer(
     def changes() -> Iterator[tuple[str, str, Tensor]]:
         start = 0
         for name, (component, path, _), shape in zip(modules, found, shapes, strict=True):
-            mine = full[start : start + shape[0]]
-            if name.startswith("~"):
-                mine = torch.cat(mine.chunk(2)[::-1])
-            yield component, f"{path}.weight", mine
+            span = slice(start, start + shape[0])
+            yield component, f"{path}.weight", _ordered(full[span], name)
             if part.bias:
                 factor = scale if part.bias.startswith("lora") else 1.0
-                yield component, f"{path}.bias", factor * made[part.bias].double()[start : start + shape[0]]
+                yield component, f"{path}.bias", factor * _ordered(made[part.bias].double()[span], name)
             start += shape[0]
 
     return made, changes()
+
+
+def _ordered(rows: Tensor, name: str) -> Tensor:
+    return torch.cat(rows.chunk(2)[::-1]) if name.startswith("~") else rows
 
 
 def _module(pipe: Any, name: str) -> tuple[str, str, nn.Module]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,23 @@ import pytest
 import torch
 from diffusers import FluxControlPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import tiny_flux_pipeline
+import lorry
+from lorry.files import write_safetensors
+from models import tiny_flux_pipeline, tiny_flux_transformer
 from pipelines import oracle
+from row_layers import ADDED, qkv
+from rows import AB, Part, Row
+from walks import (
+    check_outputs,
+    check_same,
+    check_there_and_back,
+    check_weights,
+    expected_layers,
+    models_of,
+    weights,
+)
 
 PAIRS = {
     "img_in": (32, 32),
@@ -87,3 +103,141 @@ def test_a_first_layer_with_other_inputs_computes_what_diffusers_makes_of_it(fea
     theirs.load_lora_weights(dict(tensors))
     assert theirs.transformer.config.in_channels == x.shape[1]
     torch.testing.assert_close(got, theirs.transformer.x_embedder(x).detach())
+
+
+# --- a file with every key that the published ones have ---------------------------------------------------------------
+
+PUBLISHED = Path(__file__).parents[3] / "shared/headers/flux_control_lora_format.json"
+OUT, LATENT, RANK = 32, 16, 2
+
+
+def every_layer() -> dict[str, str]:
+    """The modules of a small FLUX.1 dev that the published files change by a pair, but for `img_in`."""
+    layers = {"txt_in": "context_embedder", "final_layer.linear": "proj_out"}
+    for original, own in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance")):
+        for name, number in (("in", 1), ("out", 2)):
+            layers[f"{original}_in.{name}_layer"] = f"time_text_embed.{own}_embedder.linear_{number}"
+    double = "transformer_blocks.0"
+    for kind, suffix, out in (("img", "", "to_out.0"), ("txt", "_context", "to_add_out")):
+        layers |= {
+            f"double_blocks.0.{kind}_attn.proj": f"{double}.attn.{out}",
+            f"double_blocks.0.{kind}_mlp.0": f"{double}.ff{suffix}.net.0.proj",
+            f"double_blocks.0.{kind}_mlp.2": f"{double}.ff{suffix}.net.2",
+            f"double_blocks.0.{kind}_mod.lin": f"{double}.norm1{suffix}.linear",
+        }
+    layers = {stem: f"transformer/{path}" for stem, path in layers.items()}
+    layers["final_layer.adaLN_modulation.1"] = "~transformer/norm_out.linear"
+    layers["double_blocks.0.img_attn.qkv"] = qkv(f"{double}.attn")
+    layers["double_blocks.0.txt_attn.qkv"] = qkv(f"{double}.attn", ADDED)
+    for number in (0, 1):
+        single = f"single_transformer_blocks.{number}"
+        layers |= {
+            f"single_blocks.{number}.linear1": qkv(
+                single, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+            ),
+            f"single_blocks.{number}.linear2": f"transformer/{single}.proj_out",
+            f"single_blocks.{number}.modulation.lin": f"transformer/{single}.norm.linear",
+        }
+    return layers
+
+
+NORMS = {
+    f"{block}norm.{q}_norm.scale": f"{path}norm_{added}{q[0]}"
+    for block, path, added in (
+        ("double_blocks.0.img_attn.", "transformer_blocks.0.attn.", ""),
+        ("double_blocks.0.txt_attn.", "transformer_blocks.0.attn.", "added_"),
+        ("single_blocks.0.", "single_transformer_blocks.0.attn.", ""),
+        ("single_blocks.1.", "single_transformer_blocks.1.attn.", ""),
+    )
+    for q in ("query", "key")
+}
+
+
+class Whole:
+    """A pipeline, a file for all of it, and what the file makes of it."""
+
+    def __init__(self) -> None:
+        self.pipe = lorry.attach(tiny_flux_pipeline())
+        self.pipe.register_modules(transformer=tiny_flux_transformer(guidance=True))
+        self.models = models_of(self.pipe)
+        row = Row("flux", [Part(every_layer(), AB, bias="lora_B.bias", rank=RANK)], "diffusers")
+        pairs, changes = row.make(self.pipe)
+        self.changes = changes["transformer"]
+        random = torch.Generator().manual_seed(9)
+        self.norms = {key: 1 + torch.randn(16, generator=random) / 4 for key in NORMS}
+        self.down = torch.randn(1, 2 * LATENT, generator=random)
+        self.up, self.bias = torch.randn(OUT, 1, generator=random), torch.randn(OUT, generator=random)
+        first = {"lora_A.weight": self.down, "lora_B.weight": self.up, "lora_B.bias": self.bias}
+        self.tensors = pairs | self.norms | {f"img_in.{end}": tensor for end, tensor in first.items()}
+
+    def expected(self, strength: float, other: Tensor | None = None) -> dict[tuple[str, str], nn.Module]:
+        """The layers in float64; `other` is what another adapter adds to the first columns of the first layer."""
+        layer = self.pipe.transformer.x_embedder
+        changes = {name: strength * change for name, change in self.changes.items()}
+        for key, path in NORMS.items():
+            base = self.pipe.transformer.get_submodule(path).weight.detach().double()
+            changes[f"{path}.weight"] = self.norms[key].double() - base
+        layers = expected_layers(self.models, {"transformer": changes})
+        wide = nn.Linear(2 * LATENT, OUT).double()
+        with torch.no_grad():
+            wide.weight.copy_(strength * self.up.double() @ self.down.double())
+            wide.weight[:, :LATENT] += layer.weight[:, :LATENT].double()
+            wide.weight[:, :LATENT] += 0 if other is None else other
+            wide.bias.copy_(layer.bias.double() + strength * self.bias.double())
+        return {**layers, ("transformer", "x_embedder"): wide}
+
+
+def test_a_file_with_every_key_of_the_published_ones_acts_by_its_formula_at_every_strength() -> None:
+    whole = Whole()
+    pipe, models = whole.pipe, whole.models
+    narrow, config = weights(models), pipe.transformer.config
+    expected = {strength: whole.expected(strength) for strength in (1.0, 0.5, -1.0)}
+    report = pipe.load_lora_weights(whole.tensors, adapter_name="control")
+    assert (report.applied, report.key_count, report.unknown) == (len(whole.tensors), len(whole.tensors), ())
+    assert pipe.transformer.config.in_channels == 2 * LATENT
+    before = weights(models)
+    for strength, layers in expected.items():
+        pipe.set_adapters("control", strength)
+        check_outputs(models, layers)
+        pipe.fuse_lora()
+        check_weights(models, layers, before)
+        pipe.unfuse_lora()
+        check_same(models, before)
+    pipe.unload_lora_weights()
+    check_same(models, narrow)
+    assert pipe.transformer.config is config
+
+
+def test_beside_a_regular_adapter_of_the_first_layer_both_act_by_their_formulas() -> None:
+    whole = Whole()
+    pipe, models = whole.pipe, whole.models
+    narrow = weights(models)
+    down, up = torch.randn(3, LATENT), torch.randn(OUT, 3)
+    layers = whole.expected(0.8, 0.7 * up.double() @ down.double())
+    pipe.load_lora_weights({"img_in.lora_A.weight": down, "img_in.lora_B.weight": up}, adapter_name="plain")
+    pipe.load_lora_weights(whole.tensors, adapter_name="control")
+    pipe.set_adapters(["plain", "control"], [0.7, 0.8])
+    check_outputs(models, layers)
+    before = weights(models)
+    pipe.fuse_lora()
+    check_weights(models, layers, before)
+    pipe.unload_lora_weights()
+    check_same(models, narrow)
+
+
+def test_the_whole_file_is_told_to_fit_and_is_converted_there_and_back(tmp_path: Path) -> None:
+    whole = Whole()
+    source = write_safetensors(tmp_path / "in.safetensors", whole.tensors)
+    support = lorry.is_supported(source, whole.pipe)
+    assert support
+    assert support.report is not None
+    assert support.report.applied == len(whole.tensors)
+    assert check_there_and_back(source, "comfyui", tmp_path, whole.models) == {"comfyui", "peft"}
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="published headers lie outside of the repository")
+def test_the_whole_file_has_the_keys_of_a_published_one() -> None:
+    def kinds(keys: Any) -> set[str]:
+        return {re.sub(r"_blocks\.\d+", "_blocks", key) for key in keys}
+
+    assert kinds(Whole().tensors) == kinds(json.loads(PUBLISHED.read_text("utf-8"))["keys"])
