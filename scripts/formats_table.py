@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
 import torch  # noqa: E402
+from scripts.formats_comfyui import RECORD as MEASURED  # noqa: E402
 from scripts.formats_matrix import FAMILIES, RECORD  # noqa: E402
 from scripts.names.comfyui import KNOWN  # noqa: E402
 from scripts.names.comfyui import RECORD as COMFYUI  # noqa: E402
@@ -59,7 +60,7 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
     "lokr w2 of factors": ("LoKr of factors", "Z-Image, Flux.2", "yes", "yes"),
     "lokr tucker": ("LoKr with a Tucker core", "no", "not with torch 2.13, logged", "in 2-d convolutions"),
     "glora": ("GLoRA", "no", "yes", "no"),
-    "oft": ("Diag-OFT", "no", "at strength 1, without `rescale`", "no"),
+    "oft": ("Diag-OFT", "no", "at strength 1, without a constraint or `rescale`", "no"),
     "boft": ("BOFT", "no", "at strength 1, with an alpha", "no"),
     "oft packed": ("OFT of PEFT and OneTrainer", "no", "no", "no"),
     "boft of peft": ("BOFT of PEFT", "no", "no", "no"),
@@ -73,10 +74,8 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
     ),
     "replacement": ("a whole weight in its place", "no", "`set_weight`", "norms of Flux's control files"),
 }  # fmt: skip
-"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI 0.12.1, InvokeAI 6.14.0-alpha). Those of diffusers were
-measured on a tiny UNet. Those of ComfyUI were measured with `load_lora` and `calculate_weight` of its `comfy/lora.py`
-on the tests' layers, at strengths 1 and 0.5 (Flux's control files: read in `comfy/lora_convert.py`), as
-hiddenswitch/pip-and-uv-installable-ComfyUI has them at 87606c5f; 0.3.64 (Comfy-Org/ComfyUI at a125cd84) does the same.
+"""Layer of the tests: (family, diffusers 0.42.1, ComfyUI, InvokeAI 6.14.0-alpha). Those of diffusers were measured on
+a tiny UNet, those of ComfyUI by `scripts/formats_comfyui.py` (Flux's control files: read in `comfy/lora_convert.py`).
 Those of InvokeAI were read in invoke-ai/InvokeAI at 8e71a8a5, `invokeai/backend/patches/*`."""
 SAME = (
     *("AllegroTransformer3DModel", "BriaFibo2Transformer2DModel", "BriaFiboTransformer2DModel"),
@@ -154,7 +153,8 @@ def verdict(layer: Layer, dialect: str) -> str:
 
 def families() -> str:
     """Return the table of families by dialect."""
-    heads = ["family", *WRITTEN, "diffusers 0.42.1", "ComfyUI 0.12.1", "InvokeAI 6.14.0-alpha"]
+    comfyui = json.loads(MEASURED.read_text("utf-8"))["comfyui"]
+    heads = ["family", *WRITTEN, "diffusers 0.42.1", f"ComfyUI {comfyui}", "InvokeAI 6.14.0-alpha"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, (title, *others) in ROWS.items():
         torch.manual_seed(0)
@@ -270,6 +270,10 @@ are diffusers' own, and are read as `dotted-kohya`. Stable Cascade's are read an
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.
+ComfyUI's is measured by `scripts/formats_comfyui.py FOLDER`, which puts the tests' layers through `comfy/lora.py` of a
+checkout and compares the weights with lorry's, at strengths 1 and 0.5. Its record is
+[formats_comfyui.json](formats_comfyui.json), with the version: 0.12.1 as in a fork that can be installed
+(hiddenswitch/pip-and-uv-installable-ComfyUI at 87606c5f); 0.3.64 (Comfy-Org/ComfyUI at a125cd84) gave the same.
 
 {families()}
 
