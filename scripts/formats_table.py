@@ -265,8 +265,8 @@ its backups, and in HiDream's files, until July 2026; what lorry writes is what 
 but for two layers of Chroma's `distilled_guidance_layer` (`in_proj`, `out_proj`), which it left out. InvokeAI reads
 FLUX.1's where the parts of each fused layer are all there, without the first layer, which it logs; and SDXL's where the
 header has the `ot_branch` and `modelspec.architecture` that OneTrainer wrote, which lorry keeps and does not make up.
-Written are those of Stable Diffusion 1 and 2, SDXL, FLUX.1, SD3, Chroma, HiDream, HunyuanVideo and PixArt; HiDream's
-are diffusers' own, and are read as `dotted-kohya`. Stable Cascade's are read and not written.
+Written are those of Stable Diffusion 1 and 2, SDXL, FLUX.1, SD3, Chroma, HiDream, HunyuanVideo, PixArt and Stable
+Cascade; HiDream's are diffusers' own, and are read as `dotted-kohya`.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.

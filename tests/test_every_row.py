@@ -14,6 +14,7 @@ from walks import check_there_and_back, models_of, walk
 OMI = (
     "sd",
     "sdxl",
+    "StableCascadePriorPipeline",
     "sd3",
     "flux",
     "ChromaPipeline",

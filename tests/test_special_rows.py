@@ -296,6 +296,20 @@ def test_onetrainers_llamas_and_clips_are_found_in_their_places(name: str, tmp_p
     assert {"onetrainer", "omi"} <= check_there_and_back(source, dialect, tmp_path, models_of(pipe))
 
 
+def test_q_of_stable_cascades_attentions_is_a_part_of_torchs_weight_in_the_open_model_initiatives_names(
+    tmp_path: Path,
+) -> None:
+    row = ROWS["12 Stable Cascade"]
+    pipe = lorry.attach(row.build())
+    source = row.write(row.make(pipe)[0], tmp_path)
+    names = {"omi": "unet.{}in_proj.0", "comfyui": "diffusion_model.{}to_q"}
+    for dialect, name in names.items():
+        out = tmp_path / f"{dialect}.safetensors"
+        convert_file(source, out, dialect, lambda _: models_of(pipe))
+        stem = name.format("down_blocks.0.2.attention.attn.")
+        assert f"{stem}.lora_down.weight" in read_adapter_file(out).tensors
+
+
 def test_a_file_in_several_parts_is_one_adapter(tmp_path: Path) -> None:
     row = ROWS["5 diffusers"]
     pipe = lorry.attach(row.build())

@@ -229,7 +229,6 @@ CHECKPOINTS = (
         },
         same=r"preprocess_conv|postprocess_conv|to_(timestep|cond|global)_embed|prompt_padding_embedding",
         also=without_root,
-        like="StableAudioDiTModel",
         source="huggingface/diffusers, scripts/convert_stable_audio_3_to_diffusers.py",
     ),
     Checkpoint(

@@ -360,6 +360,14 @@ def test_names_of_diffusers_are_none_of_the_open_model_initiatives(path: str) ->
             "clip_g.text_model.encoder.layers.0.mlp.fc1",
         ),
         ("text_encoder_2", "text_projection", 1280, "clip_g.text_projection"),
+        ("text_encoder", "text_projection", 1280, "clip_g.text_projection"),
+        ("prior", "down_blocks.0.1.mapper", 64, "unet.down_blocks.0.1.mapper"),
+        (
+            "prior",
+            "down_blocks.0.2.attention.attn.in_proj.1",
+            64,
+            "unet.down_blocks.0.2.attention.attn.in_proj.1",
+        ),
         ("text_encoder_2", "encoder.layers.0.mlp.fc1", 768, "clip_l.text_model.encoder.layers.0.mlp.fc1"),
         (
             "text_encoder_2",
@@ -372,7 +380,7 @@ def test_names_of_diffusers_are_none_of_the_open_model_initiatives(path: str) ->
         ("text_encoder_2", "layers.0.mlp.up_proj", 4096, None),
     ],
 )
-def test_text_encoders_are_named_by_what_they_are(
+def test_components_are_named_by_what_they_are(
     component: str, path: str, columns: int, stem: str | None
 ) -> None:
     pair = {"lora_A.weight": torch.zeros(1, columns), "lora_B.weight": torch.zeros(8, 1)}

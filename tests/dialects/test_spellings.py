@@ -200,6 +200,12 @@ SPELLINGS = {
     "OMI, a Llama": Spelling(
         "omi", "llama.model.layers.0.a", KOHYA, Target("text_encoder_4", "model.layers.0.a")
     ),
+    "OMI, Stable Cascade": Spelling(
+        "omi",
+        "unet.up_blocks.1.5.attention.attn.in_proj.2",
+        KOHYA,
+        Target("unet", "up_blocks.1.5.attention.attn.in_proj.2"),
+    ),
     "LTX-2's connectors": Spelling(
         "diffusers", "text_embedding_projection.aggregate_embed", AB, Target(CONNECTORS, "text_proj_in")
     ),

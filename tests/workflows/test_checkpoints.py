@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from scripts.names.generate import CHECKPOINTS, build
@@ -192,6 +193,19 @@ def test_the_shapes_of_every_known_transformer_are_told_from_its_original_checkp
     assert got == shapes
     own = sort_single_file(Path("file"), model.state_dict())[0]["transformer"]
     assert own == {key: Place(Path("file"), (key,)) for key in shapes}
+
+
+@pytest.mark.parametrize("differential", [True, False])
+def test_rows_that_the_original_has_in_another_order_are_told_by_their_number(
+    differential: bool, tmp_path: Path
+) -> None:
+    model = diffusers.StableAudio3DiTModel(
+        io_channels=8, embed_dim=16, depth=2, num_heads=2, use_differential_attention=differential
+    )
+    state = original_state(model)
+    name = "transformer.layers.1.self_attn.to_qkv.weight"
+    assert torch.equal(state[name], model.transformer_blocks[1].self_attn.to_qkv.weight) is not differential
+    check_has(write_safetensors(tmp_path / "model.safetensors", state), "transformer", model.state_dict())
 
 
 def test_a_folder_has_every_parameter_of_its_pipeline_and_so_has_a_components(tmp_path: Path) -> None:

@@ -190,7 +190,8 @@ class _Renaming:
         fused: dict[str, dict[str, Delta]] = {}
         for pieces, delta in found.items():
             whole, first = self._whole_of(pieces), pieces[0].path
-            if pieces in self.by_pieces:
+            fused_apart = self.apart and whole is not None and len(self.index.original[whole]) > 1
+            if pieces in self.by_pieces and not fused_apart:
                 yield self.by_pieces[pieces], delta
             elif whole is not None:
                 fused.setdefault(whole, {}).update(self._parts(pieces, delta))

@@ -137,6 +137,16 @@ def find_model(originals: Iterable[str]) -> tuple[str, Names] | None:
     return None if best is None else best[1:]
 
 
+def find_pieces_without(model: str, name: str) -> tuple[Piece, ...] | None:
+    """Return the pieces of an original module in models that lack an option of their class; None where none differs."""
+    tables = _whole(model).get("without", {}).values()
+    pattern, number = _NUMBER.sub("*", name, count=1), _NUMBER.search(name)
+    row = next((rows[pattern] for rows in tables if pattern in rows), None)
+    if row is None:
+        return None
+    return tuple(piece.at_block(number[0] if number else "") for piece in _parsed(row))
+
+
 def find_pieces(model: str, name: str) -> tuple[Piece, ...] | None:
     """Return the pieces that an original module's rows are in a class of model; None where its table has no such name.
 

@@ -33,7 +33,8 @@ from lorry.names import DENOISER, Target
 
 _KEY = re.compile(
     r"(transformer\.(double_blocks|single_blocks|joint_blocks|blocks\.\d+\.(attn\.qkv|cross_attn\.kv_linear)\.\d+)"
-    r"|unet\.(input_blocks|middle_block|output_blocks)|clip_l|clip_g|t5|llama)\."
+    r"|unet\.(input_blocks|middle_block|output_blocks|(down|up)_blocks\.\d+\.\d+\.attention\.attn)"
+    r"|clip_l|clip_g|t5|llama)\."
     r"(.+\.)?(lora_down\.weight|hada_w1_a|lokr_w1|lokr_w1_a|oft_R\.weight)"
 )
 _UNET = frozenset(("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"))
@@ -59,11 +60,18 @@ _ROOTS = _UNET | frozenset(
     )
 )
 """How the paths of the original checkpoints begin."""
+_CASCADE = frozenset(
+    (
+        *("down_blocks", "up_blocks", "down_downscalers", "up_upscalers", "embedding", "clf"),
+        *(f"clip_{name}_mapper" for name in ("img", "txt", "txt_pooled")),
+    )
+)
+"""Of Stable Cascade's prior."""
 _DENOISERS = (DENOISER, "unet", "transformer")
 _CLIP_ROOTS = (f"{CLIP_ROOT}.", "text_projection")
 _T5_ROOT = "encoder.block."
-_CLIP_L_WIDTH = 768
-"""HunyuanVideo's second text encoder is a CLIP-L; that of SDXL and SD3 a CLIP-G, which is wider."""
+_CLIP_L_WIDTH, _CLIP_G_WIDTH = 768, 1280
+"""HunyuanVideo's second text encoder is a CLIP-L; that of SDXL and SD3 a CLIP-G, as is Stable Cascade's only one."""
 
 
 @final
@@ -75,6 +83,7 @@ class Omi(Dialect):
     numbers_parts: ClassVar[bool] = True
     only_for: ClassVar[tuple[str, ...]] = (
         "UNet2DConditionModel",
+        "StableCascadeUNet",
         "FluxTransformer2DModel",
         "SD3Transformer2DModel",
         "ChromaTransformer2DModel",
@@ -116,15 +125,17 @@ def _find_name(entry: Entry) -> str | None:
 
 def _find_container(target: Target, shape: Sequence[int]) -> str | None:
     component, path = target.component, target.path
-    if component in _DENOISERS:
-        root = path.partition(".")[0]
-        if root in _ROOTS:
-            return "unet" if root in _UNET else "transformer"
+    root = path.partition(".")[0]
+    if component == "prior":
+        return "unet" if root in _CASCADE else None
+    if component in _DENOISERS and root in _ROOTS:
+        return "unet" if root in _UNET else "transformer"
     if component.startswith("text_encoder"):
         if path.startswith(_T5_ROOT):
             return "t5"
         if path.startswith(_CLIP_ROOTS):
-            return "clip_l" if component == "text_encoder" or _CLIP_L_WIDTH in shape else "clip_g"
+            is_first = component == "text_encoder" and _CLIP_G_WIDTH not in shape
+            return "clip_l" if is_first or _CLIP_L_WIDTH in shape else "clip_g"
         return _find_llama(target)
     return None
 

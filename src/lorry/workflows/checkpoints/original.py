@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lorry.binding.tables import Piece, find_model
+from lorry.binding.tables import Piece, find_model, find_pieces_without
 from lorry.errors import FormatError, some
 from lorry.workflows.checkpoints.checkpoint import Place, Span
 
@@ -50,7 +50,10 @@ def transformer_places(
             parts.setdefault(f"{first.path}.{parameter}", {})[first.part] = key
             counts[f"{first.path}.{parameter}"] = first.of
             continue
-        for own, spans in _spans(modules[module], len(tensors[key])):
+        pieces, rows = modules[module], len(tensors[key])
+        if rows % sum(piece.share for piece in pieces):
+            pieces = find_pieces_without(str(model), module) or pieces
+        for own, spans in _spans(pieces, rows):
             places[f"{own}.{parameter}"] = Place(path, (key,), spans)
     for own, keys in parts.items():
         if len(keys) < counts[own]:
