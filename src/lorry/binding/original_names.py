@@ -51,6 +51,7 @@ INSIDE_VIDEO = {
 
 Source: huggingface/diffusers, `scripts/convert_svd_to_diffusers.py`.
 """
+_HINT = "controlnet_cond_embedding"
 _TIME_EMBEDDING = {"linear_1": "0", "linear_2": "2"}
 _I2VGEN_ROOTS = {
     "image_latents_proj_in": "local_image_concat",
@@ -76,7 +77,7 @@ def unet_names(paths: Iterable[str]) -> Names:
     """
     paths = list(paths)
     found = {name: (Piece(path),) for name, path in sgm_names(paths).items()}
-    return {**found, **i2vgen_names(paths)} if found else cascade_names(paths)
+    return {**found, **i2vgen_names(paths), **controlnet_names(paths)} if found else cascade_names(paths)
 
 
 def i2vgen_names(paths: Iterable[str]) -> Names:
@@ -95,6 +96,28 @@ def i2vgen_names(paths: Iterable[str]) -> Names:
             parts = tuple(Piece(f"{path}.to_{part}") for part in "qkv")
             names["local_temporal_encoder.layers.0.0.fn.to_qkv"] = parts
     return names
+
+
+def controlnet_names(paths: Iterable[str]) -> Names:
+    """Return the original name of each layer that a ControlNet has besides its UNet's; of a UNet there are none.
+
+    The picture's layers stand in one running count, with an activation after each.
+
+    Source: lllyasviel/ControlNet, `cldm/cldm.py`.
+    """
+    last = sum(path.startswith(f"{_HINT}.blocks.") for path in paths) + 1
+    names = {}
+    for path in paths:
+        root, _, rest = path.partition(".")
+        if root == "controlnet_down_blocks" and rest:
+            names[f"zero_convs.{rest}.0"] = path
+        elif root == "controlnet_mid_block":
+            names["middle_block_out.0"] = path
+        elif root == _HINT and rest not in ("", "blocks"):
+            number = {"conv_in": 0, "conv_out": last}.get(rest)
+            number = int(rest.removeprefix("blocks.")) + 1 if number is None else number
+            names[f"input_hint_block.{2 * number}"] = path
+    return {name: (Piece(path),) for name, path in names.items()}
 
 
 def cascade_names(paths: Iterable[str]) -> Names:

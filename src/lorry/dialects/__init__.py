@@ -1,5 +1,6 @@
 """Read and write adapter files: one naming convention a file, and a registry that finds the one a file is of."""
 
+from lorry.dialects._control_lora import CONTROLNET, read_control_lora
 from lorry.dialects._metadata import METADATA_KEY
 from lorry.dialects._unflatten import unflatten
 from lorry.dialects.base import Dialect
@@ -7,6 +8,7 @@ from lorry.dialects.registry import DIALECTS, find_dialect, get_dialect, read_ad
 from lorry.dialects.replacing import check_replaceable
 
 __all__ = [
+    "CONTROLNET",
     "DIALECTS",
     "METADATA_KEY",
     "Dialect",
@@ -14,5 +16,6 @@ __all__ = [
     "find_dialect",
     "get_dialect",
     "read_adapter",
+    "read_control_lora",
     "unflatten",
 ]

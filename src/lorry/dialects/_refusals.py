@@ -51,7 +51,7 @@ REFUSALS = (
     Refusal(
         re.compile("lora_controlnet$"),
         ("lora_controlnet",),
-        "a Control-LoRA of Stability AI, which is a ControlNet and no LoRA",
+        "a Control-LoRA of Stability AI, which makes a ControlNet of a UNet: `lorry.control_net(file, unet)`",
     ),
     Refusal(
         re.compile(r"adapter\.(?:body|conv_in)\.|body\.\d+\.(?:in_conv|block[12])\.(?!.*lora)"),

@@ -1,6 +1,7 @@
 """Speak diffusers: the mixins, the components of a pipeline, and the names of its arguments."""
 
 from lorry.pipelines.attach import attach
+from lorry.pipelines.control_nets import control_net
 from lorry.pipelines.fusable import FuseSupport, fuse_support
 from lorry.pipelines.mixins import LoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from lorry.pipelines.parts import Strengths
@@ -15,6 +16,7 @@ __all__ = [
     "Strengths",
     "Support",
     "attach",
+    "control_net",
     "fuse_support",
     "is_supported",
     "preload",
