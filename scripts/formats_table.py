@@ -268,8 +268,8 @@ header has the `ot_branch` and `modelspec.architecture` that OneTrainer wrote, w
 Written are those of Stable Diffusion 1 and 2, SDXL, FLUX.1, SD3, Chroma, HiDream, HunyuanVideo, PixArt and Stable
 Cascade; HiDream's are diffusers' own, and are read as `dotted-kohya`.
 
-Stability AI's Control-LoRAs are no adapters of a UNet: they make a ControlNet of it. `lorry.control_net(file, unet)` does so;
-where an adapter is expected they are refused by name.
+Stability AI's Control-LoRAs are no adapters of a UNet: they make a ControlNet of it.
+`lorry.control_net(file, unet)` does so; where an adapter is expected they are refused by name.
 
 The last three columns say whether those programs apply the family in the spelling that is usual for it: what diffusers
 and ComfyUI do was measured, what InvokeAI does was read in its source. "Logged" is a line in the log and no error.

@@ -226,14 +226,14 @@ def of_another_rank(tensors: list[Tensor]) -> None:
 
 LISTS: dict[str, tuple[Callable[[list[Tensor]], None], type[LorryError], str]] = {
     "the two of a layer exchanged": (swapped, FormatError, "`9` and `8`"),
-    "one missing": (one_missing, FormatError, "in.pt"),
+    "one missing": (one_missing, FormatError, "`13` and `12`"),
     "a layer missing": (layer_missing, FormatError, "Position 3: expected"),
     "one transposed": (one_transposed, FormatError, "`9` and `8`"),
     "made for another base": (of_another_base, FormatError, "Position 4: expected"),
     "ranks that differ": (of_another_rank, FormatError, "`9` and `8`"),
     "the last missing": (list.pop, UnknownTargetError, "16"),
 }
-"""{what: (how, error, what the message names)}"""
+"""{what: (how, error, what the message names)}. Where one is missing, that is the first pair whose ranks differ."""
 
 
 @pytest.mark.parametrize("what", LISTS)
