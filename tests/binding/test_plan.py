@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from lorry.adapters import Adapter, Entry, Ignored
-from lorry.algebra import Delta
+from lorry.algebra import Delta, LoraDelta
 from lorry.binding import LoadReport, Plan, bind, weight_shape
-from lorry.errors import BindingError, NothingAppliedError, ShapeMismatchError, UnknownTargetError
+from lorry.binding.draft import IDLE
+from lorry.errors import BindingError, LorryError, NothingAppliedError, ShapeMismatchError, UnknownTargetError
 from lorry.names import DENOISER, Target
 from models import as_adapter, carriers, random_delta, random_deltas, tiny_text_encoder, tiny_unet
 
@@ -123,6 +124,27 @@ def test_a_key_that_the_dialect_could_not_read_is_refused() -> None:
     with pytest.raises(UnknownTargetError, match=r"1 of 4 keys .*0\.mystery"):
         bind(one, {"unet": model()})
     check_sum(bind(one, {"unet": model()}, strict=False).report)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [unet("encoder.layer"), unet("6"), unet("1"), Target("text_encoder", "embeddings.token_embedding")],
+)
+def test_a_layer_of_zeros_that_has_no_place_is_ignored_with_the_reason(target: Target) -> None:
+    idle = LoraDelta(torch.randn(2, 5), torch.zeros(7, 2))
+    plan = bind(adapter((unet("0"), random_delta((7, 5))), (target, idle)), {"unet": model()})
+    assert list(plan.deltas["unet"]) == ["0"]
+    assert [item.reason for item in plan.report.ignored] == [IDLE] * 3
+    check_sum(plan.report)
+    with pytest.raises(NothingAppliedError):
+        bind(adapter((target, idle)), {"unet": model()})
+
+
+@pytest.mark.parametrize("target", [unet("encoder.layer"), unet("1")])
+def test_a_header_does_not_tell_whether_a_layer_is_of_zeros(target: Target) -> None:
+    outline = LoraDelta(torch.empty(2, 5, device="meta"), torch.empty(7, 2, device="meta"))
+    with pytest.raises(LorryError, match=r"no place|does not fit"):
+        bind(adapter((unet("0"), random_delta((7, 5))), (target, outline)), {"unet": model()})
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -19,6 +19,8 @@ from lorry.binding.routes import Models
 from lorry.binding.targets import weight_shape
 from lorry.errors import UnknownTargetError, UnsupportedAdapterError
 
+IDLE = "it adds nothing, and has no place in this model"
+
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,7 +50,7 @@ class Draft:
         """Put an entry where it belongs, in every component that its own is routed to; its keys count once."""
         components = self.routes[entry.target.component]
         if not components:
-            self.unknown.extend(entry.keys)
+            self._leave(entry)
         for number, component in enumerate(components):
             self._place(component, entry if number == 0 else replace(entry, keys=()))
 
@@ -59,7 +61,7 @@ class Draft:
         index = self.indexes[component]
         places = index.find(entry.target)
         if places is None:
-            self.unknown.extend(entry.keys)
+            self._leave(entry)
             return
         parts = self._parts(entry, places, index)
         if parts is not None:
@@ -87,8 +89,21 @@ class Draft:
         if len(found) == len(places):
             return found
         path = " + ".join(place.path for place in places)
-        self.mismatched.append(Mismatch(entry.target, path, entry.keys, entry.delta.shape, whole, reason))
+        self._leave(entry, Mismatch(entry.target, path, entry.keys, entry.delta.shape, whole, reason))
         return None
+
+    def _leave(self, entry: Entry, mismatch: Mismatch | None = None) -> None:
+        """Write down an entry that has no place, or does not fit the one that it has.
+
+        Nothing is lost of one that adds nothing: ComfyUI's extraction writes zeros for each layer of a text encoder,
+        those too that no adapter can be for.
+        """
+        if entry.delta.adds_nothing():
+            self.ignored.extend(Ignored(key, IDLE) for key in entry.keys)
+        elif mismatch is None:
+            self.unknown.extend(entry.keys)
+        else:
+            self.mismatched.append(mismatch)
 
     def _put(self, component: str, entry: Entry, parts: Mapping[Place, Delta]) -> None:
         """Put the parts of an entry where they belong, but those that an earlier entry has put there."""

@@ -73,6 +73,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
     **dict.fromkeys(
+        [f"lora_{side}.scale_weight" for side in ("down", "up", "A", "B")],
+        "LoRA in fp8 with scales of its own (ComfyUI's `scaled_fp8`)",
+    ),
+    **dict.fromkeys(
         [f"lora_time_{part}.{kind}" for part in ("gamma", "beta") for kind in ("weight", "bias")],
         "LoRA that changes with the time step (DiffSynth-Studio's Timestep LoRA)",
     ),
