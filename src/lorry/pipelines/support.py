@@ -81,7 +81,8 @@ class Support:
 def is_supported(file: str | os.PathLike[str] | Mapping[str, Tensor], model: Model) -> Support:
     """Say whether an adapter can be loaded into a model, and what would become of every key.
 
-    No weight of a safetensors file is read, and the model is not changed.
+    No weight of a safetensors file is read, and the model is not changed. So a layer without a place counts as unknown
+    here, which `load_lora_weights` ignores where all of its numbers are zeros.
 
     Args:
         file: a file, a folder, the id of a repository of the Hub, or a state dict.
