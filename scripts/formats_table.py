@@ -88,10 +88,10 @@ SAME = (
 """Models that are published with diffusers' names alone, or have them in ComfyUI too, or in the repository of their
 authors, or whose conversion in diffusers takes off a container alone."""
 OTHERS = {
-    "AudioLDM2UNet2DConditionModel": "several attentions stand in one place of the original's count",
-    "DiTTransformer2DModel": "one embedder of the original is in every block",
+    "AudioLDM2UNet2DConditionModel": "several attentions of a layer stand in one place of the original's count",
+    "DiTTransformer2DModel": "the original's one time embedder is a layer of every block here",
     "Kandinsky3UNet": "the original counts its blocks otherwise",
-    "LuminaNextDiT2DModel": "`attention.wq` is two layers",
+    "LuminaNextDiT2DModel": "all rows of `attention.wq` are those of two layers, of which a table has each row once",
     "PriorTransformer": "the original's fused rows go head by head",
     "Transformer2DModel": "as `DiTTransformer2DModel`",
 }

@@ -6,6 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -116,6 +117,15 @@ FLUX_SIZED = (3072, 3072)
         ({"blocks.0.self_attn.q": (5120, 5120), "vace_blocks.0.self_attn.q": (5120, 5120)}, "Wan VACE 14B"),
         ({"blocks.0.self_attn.q": (1536, 1536), "vace_blocks.0.self_attn.q": (5120, 5120)}, None),
         ({"vace_blocks.0.self_attn.q": (5120, 5120), "clean_x_embedder.proj": (3072, 16)}, None),
+        ({"blocks.0.self_attn.q": (5120, 5120), "patch_short": (5120, 64)}, "Helios"),
+        ({"blocks.0.self_attn.q": (1536, 1536), "patch_short": (5120, 64)}, None),
+        ({"blocks.0.attn1.to_q": (1536, 1536), "fps_projection.net.2": (9216, 1536)}, "SkyReels V2"),
+        ({"transformer_blocks.0.attn1.to_q": (1152, 1152), "proj_out_1": (2304, 1152)}, "DiT"),
+        ({"transformer_blocks.0.ff.net.2": (3072, 12288), "context_embedder": (3072, 3584)}, "LongCat-Image"),
+        (
+            {"double_blocks.0.img_attn.qkv": (9216, 3072), "txt_in": (3072, 3584)},
+            "FLUX.1 or Chroma or HunyuanVideo",
+        ),
         ({"blocks.0.attn.wq": (6144, 6144), "double_blocks.0.img_attn.qkv": (9216, 3072)}, None),
     ],
 )
@@ -233,6 +243,31 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
 def test_one_layer_may_tell(path: str, shape: tuple[int, ...], name: str | None) -> None:
     found = find_base([("some_other_layer", (7, 7)), (path, shape)])
     assert (None if found is None else found.name) == name
+
+
+DERIVED = {
+    "HeliosTransformer3DModel": "helios",
+    "AnyFlowTransformer3DModel": "anyflow",
+    "AnyFlowFARTransformer3DModel": "anyflow",
+    "GlmImageTransformer2DModel": "glm-image",
+    "OvisImageTransformer2DModel": "ovis-image",
+    "LongCatImageTransformer2DModel": "longcat-image",
+    "BriaFiboTransformer2DModel": "bria-fibo",
+    "JoyImageEditTransformer3DModel": "joyimage",
+    "JoyImageEditPlusTransformer3DModel": "joyimage",
+    "DiTTransformer2DModel": "dit",
+    "SD3Transformer2DModel": "sd3-1152",
+    "ChronoEditTransformer3DModel": "wan",  # whose layers are Wan's
+    "BriaTransformer2DModel": "flux",  # an embedder differs, which Mochi has as well
+}
+
+
+@pytest.mark.parametrize("cls", DERIVED)
+def test_a_model_is_told_from_what_it_is_made_of(cls: str) -> None:
+    with torch.device("meta"):
+        found = base_of_models({"transformer": getattr(diffusers, cls)()})
+    assert found is not None
+    assert found.name == DERIVED[cls]
 
 
 def adapter_for(width: int) -> Adapter:

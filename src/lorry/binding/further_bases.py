@@ -192,6 +192,26 @@ FURTHER_BASES = (
         transformer="SanaTransformer2DModel",
         like="pixart",
     ),
+    Base(
+        "dit",
+        "DiT",
+        (
+            mark(r"^transformer_blocks_\d+_norm1_emb_timestep_embedder_linear_\d$", 256, 1152, rows=(1152,)),
+            mark(r"^transformer_blocks_\d+_norm1_linear$", 1152, rows=(6912,)),
+            mark(r"^proj_out_1$", 1152, rows=(2304,)),
+        ),
+        variant_of=("pixart",),
+    ),
+    Base(
+        "sd3-1152",
+        "Stable Diffusion 3 of width 1152",
+        (
+            mark(rf"^{JOINT}\d+_(attn_(to|add)_|ff_context_net_)", 1152, 4608, rows=(1152, 4608)),
+            mark(rf"^{JOINT}\d+_norm1(_context)?_linear$", 1152, rows=(6912,)),
+        ),
+        transformer="SD3Transformer2DModel",
+        variant_of=("pixart",),
+    ),
     Base("latte", "Latte", (mark("^temporal_transformer_blocks_"),), variant_of=("pixart",)),
     Base(
         "easyanimate",
@@ -249,6 +269,53 @@ FURTHER_BASES = (
         "Stable Audio 3 Small",
         (*_stable_audio_3(1024), mark(rf"{_AUDIO}(self|cross)_attn_to_(q|kv|qkv|out)$", 1024)),
         transformer="StableAudio3DiTModel",
+    ),
+    Base("helios", "Helios", (mark("^patch_(short|mid|long)$"),), variant_of=("wan",)),
+    Base(
+        "anyflow",
+        "AnyFlow",
+        (mark("^(far_patch_embedding$|condition_embedder_delta_embedder_)"),),
+        variant_of=("wan", "wan-1.3b"),
+    ),
+    Base("skyreels", "SkyReels V2", (mark("^fps_(embedding|projection)"),), variant_of=("wan", "wan-1.3b")),
+    Base(
+        "glm-image",
+        "GLM-Image",
+        (mark("^(glyph|prior|image)_projector_", 64, 1472, 2560, rows=(2560,)),),
+        variant_of=("cogview3",),
+    ),
+    Base(
+        "ovis-image",
+        "Ovis-Image",
+        (
+            mark(rf"^{JOINT}\d+_(ff|ff_context)_net_0_proj$", 3072, rows=(24576,)),
+            mark(r"^single_transformer_blocks_\d+_proj_mlp$", 3072, rows=(24576,)),
+            mark(r"^double_blocks_\d+_(img|txt)_mlp_(gate|up|down)_proj$", 3072, 12288),
+        ),
+        transformer="OvisImageTransformer2DModel",
+        variant_of=("flux",),
+    ),
+    Base(
+        "longcat-image",
+        "LongCat-Image",
+        (mark("^context_embedder$", 3584, rows=(3072,)),),
+        transformer="LongCatImageTransformer2DModel",
+        variant_of=("flux",),
+    ),
+    Base(
+        "bria-fibo",
+        "Bria Fibo",
+        (mark(r"^caption_projection_\d+_linear$", 2048, rows=(1536,)),),
+        variant_of=("flux",),
+    ),
+    Base(
+        "joyimage",
+        "JoyImage",
+        (
+            mark(r"^double_blocks_\d+_attn_(img|txt)_attn_(qkv|proj)$", 3072),
+            mark(r"^double_blocks_\d+_(img|txt)_mlp_net_", 3072, 12288),
+        ),
+        variant_of=("flux", "hunyuan-video"),
     ),
 )
 """Sources of the sizes: the configurations of the published checkpoints, and diffusers' scripts that convert them."""
