@@ -53,6 +53,12 @@ def whole_file(spelling: str, pipe: Any) -> Tensors:
     return tensors
 
 
+def with_unlike_alphas(tensors: Tensors) -> Tensors:
+    """The file with another alpha for each layer that has one."""
+    alphas = sorted(key for key in tensors if key.endswith(".alpha"))
+    return tensors | {key: torch.tensor(1.0 + number) for number, key in enumerate(alphas)}
+
+
 def renamed(tensors: Tensors, down: str, up: str, alpha: str) -> None:
     tensors[down.replace("mid_block", "mid_blok")] = tensors.pop(down)
 
@@ -131,7 +137,7 @@ def test_what_is_left_of_a_damaged_file_is_applied_on_demand_and_counted(spellin
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_order_of_keys_changes_no_bit(spelling: str) -> None:
     pipe = attach(tiny_sd_pipeline())
-    tensors, found = whole_file(spelling, pipe), []
+    tensors, found = with_unlike_alphas(whole_file(spelling, pipe)), []
     for seed in (None, 1, 2):
         keys = sorted(tensors)
         if seed is not None:
