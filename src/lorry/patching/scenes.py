@@ -50,19 +50,25 @@ class Scene:
     room: int | None
     """The rank of the slots that its factors are written into; None where its own tensors stand in the modules."""
 
-    def held(self) -> Columns:
-        """Return what the modules hold by now where it puts its own in."""
-        return {name: [*map(itemgetter(name), self.buffers.values())] for name in self.columns}
+    @property
+    def is_held(self) -> bool:
+        """Whether the modules hold what it puts into them.
 
-    def is_held(self, held: Columns) -> bool:
-        """Whether that is what it puts into them."""
-        as_put = (all(map(is_, held[name], column)) for name, column in self.columns.items())
-        return all(as_put) and self.strengths.is_whole
+        The factors of a module go elsewhere together, so that one of them is looked at.
+        """
+        held = self.buffers.values()
+        downs = map(itemgetter(DOWN), held)
+        return all(map(is_, downs, self.columns[DOWN])) and self.strengths.are(map(itemgetter(SCALE), held))
+
+    def is_beside(self, other: Scene) -> bool:
+        """Whether it stands in just the modules of another, in the same order."""
+        one, two = self.buffers.values(), other.buffers.values()
+        return len(one) == len(two) and all(map(is_, one, two))
 
     @property
     def fits(self) -> bool:
         """Whether the modules compute where and in what they did when it was made."""
-        return self.places.hold() and self.strengths.is_whole
+        return self.places.hold() and self.strengths.are(self.strengths.pieces.values())
 
     def without_tensors(self) -> Scene:
         """Return what is left to know of it when its tensors are let go: which modules they stand in."""
@@ -119,23 +125,19 @@ def build_scene(
         strengths = StrengthVector.of(joined, places, room, standing.strengths)
         return Scene(standing.buffers, standing.columns, copied, joined, strengths, places, room)
     strengths = StrengthVector.of(joined, places, room)
-    tensors = _join(joined) if room is None else empty_slots(joined, modules, places, room)
+    made = _join(joined) if room is None else empty_slots(joined, modules, places, room)
+    tensors = {path: made[path] for path in strengths.pieces}
     columns = {
         DOWN: [down for down, _ in tensors.values()],
         UP: [up for _, up in tensors.values()],
-        SCALE: [strengths.pieces[path] for path in tensors],
+        SCALE: [*strengths.pieces.values()],
     }
     buffers = {path: modules[path]._buffers for path in tensors}
     return Scene(buffers, columns, copied, joined, strengths, places, room)
 
 
 def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:
-    return (
-        room is not None
-        and standing.room == room
-        and standing.places is places
-        and standing.is_held(standing.held())
-    )
+    return room is not None and standing.room == room and standing.places is places and standing.is_held
 
 
 def _with_room(pairs: Pairs, room: int) -> Pairs:

@@ -15,7 +15,7 @@ from lorry.patching.modes import without_modes
 from lorry.patching.patches import mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
-from lorry.patching.scenes import Columns, Scene, build_scene
+from lorry.patching.scenes import Scene, build_scene
 from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
@@ -183,8 +183,7 @@ class SidePaths:
         for_call = for_call and self.room is None  # strengths keep their addresses there, and are written
         names, strengths = tuple(acting), {name: one.strength for name, one in acting.items()}
         scene, standing = self._scenes.get(names), self._scene
-        held = {} if standing is None else standing.held()
-        unmoved = None if standing is None or not standing.is_held(held) else standing.places
+        unmoved = standing.places if standing is not None and standing.is_held else None
         stands = unmoved is not None and scene is standing
         if scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
@@ -193,7 +192,7 @@ class SidePaths:
         if not for_call:
             scene.strengths.write(strengths, undo)
         if not stands:
-            self._put(scene, held, undo)
+            self._put(scene, undo, is_held=unmoved is not None)
         if for_call:
             pieces = scene.strengths.apart(strengths)
             undo.set_in_all([scene.buffers[path] for path in pieces], SCALE, pieces.values())
@@ -208,16 +207,18 @@ class SidePaths:
         }
         undo.set_attribute(self, "_scenes", {**kept, names: scene})
 
-    def _put(self, scene: Scene, held: Columns, undo: Undo) -> None:
-        """Put a scene in place of the one that stands, whose modules hold `held`."""
+    def _put(self, scene: Scene, undo: Undo, *, is_held: bool) -> None:
+        """Put a scene in place of the one that stands; `is_held`: the modules hold what that one put into them."""
         standing = self._scene
         before = {} if standing is None else standing.buffers
         if scene.room is not None:
             written = standing.joined if standing is not None and before is scene.buffers else {}
             fill_slots(scene.slots(), written, scene.joined, undo)
-        changed = [path for path in before.keys() ^ scene.buffers.keys() if path in self.modules]
+        is_beside = standing is not None and scene.is_beside(standing)
+        others = () if is_beside else before.keys() ^ scene.buffers.keys()
+        changed = [path for path in others if path in self.modules]
         left = [before[path] for path in changed if path in before]
-        known = held if [*before] == [*scene.buffers] else {}
+        known = standing.columns if standing is not None and is_beside and is_held else {}
         for name, column in scene.columns.items():
             undo.set_in_all(left, name, repeat(None))
             undo.set_in_all(scene.buffers.values(), name, column, known.get(name))

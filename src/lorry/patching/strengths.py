@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Self, final
@@ -113,13 +113,15 @@ class StrengthVector:
             {} if room is None else None,
         )
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all pieces are still views of the vector: offloading puts other memory under a module's buffers."""
+    def are(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether tensors are its pieces, in their order, and still views of the vector.
+
+        Offloading puts other memory under a module's buffers, or other buffers into it.
+        """
         starts: list[int] = []
         for vector, offsets in zip(self._vectors, self._offsets, strict=True):
             starts += (offsets + vector.data_ptr()).tolist()
-        return starts == [*map(Tensor.data_ptr, self.pieces.values())]
+        return starts == [*map(Tensor.data_ptr, tensors)]
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
         """Write the strengths of the adapters into the vector, where it has not just these."""
