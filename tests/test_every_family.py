@@ -107,7 +107,7 @@ def test_a_layer_acts_at_a_strength_beside_another_and_is_taken_off_exactly(
 def knows_rows_alone(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file tells nothing of the input channels: what it does to a row it does to all of them."""
     factor = tensors.get("ia3_l", torch.zeros(1))
-    return "oft_blocks" in tensors or tensors.get("on_input") == 0 or len(factor) > 1
+    return "oft_blocks" in tensors or int(tensors.get("on_input", torch.ones(1))) == 0 or len(factor) > 1
 
 
 CONVOLUTIONS = [name for name in LAYERS if LAYERS[name]().shape == (8, 6, 3, 3)]

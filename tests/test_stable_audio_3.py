@@ -66,8 +66,9 @@ def pipeline(differential: bool = True) -> Any:
         for parameter in transformer.parameters():
             parameter.copy_(torch.randn_like(parameter) / 4)  # some are zeros, which have no singular vectors
     embedder = diffusers.pipelines.stable_audio_3.modeling_stable_audio_3.StableAudio3DurationEmbedder(16, 8)
+    absent: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
     pipe = diffusers.StableAudio3Pipeline(
-        **dict.fromkeys(("vae", "text_encoder", "tokenizer")),
+        **absent,
         duration_embedder=embedder,
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),

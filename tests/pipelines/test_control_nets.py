@@ -88,7 +88,7 @@ def test_a_control_net_has_the_unets_weights_with_the_files_changes(kind: str, t
     net: Any = lorry.control_net(source, unet)
     check_same(snapshot(unet), before)
     assert type(net) is ControlNetModel
-    assert net.config.conditioning_embedding_out_channels == WIDTHS
+    assert net.config["conditioning_embedding_out_channels"] == WIDTHS
     assert not hasattr(net, "lorry")
     found = net.state_dict()
     assert found.keys() == expected.keys()
@@ -99,7 +99,8 @@ def test_a_control_net_has_the_unets_weights_with_the_files_changes(kind: str, t
 
 
 def test_it_is_of_the_unets_dtype_and_draws(tmp_path: Path) -> None:
-    unet = tiny_unet().to(torch.bfloat16)
+    unet: Any = tiny_unet()
+    unet.to(torch.bfloat16)
     source = write_safetensors(tmp_path / "in.safetensors", made(unet)[0])
     net: Any = lorry.control_net(source, unet)
     assert {parameter.dtype for parameter in net.parameters()} == {torch.bfloat16}

@@ -44,7 +44,7 @@ def read_control_lora(file: TensorFile) -> Adapter:
         layers.setdefault(path, {})[end] = key
     entries, unknown = list[Entry](), list[str]()
     for path, keys in sorted(layers.items()):
-        if keys.keys() - {"bias"} not in _WEIGHTS:
+        if frozenset(keys) - {"bias"} not in _WEIGHTS:
             unknown += keys.values()
             continue
         try:
