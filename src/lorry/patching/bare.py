@@ -156,7 +156,7 @@ class BareParameters:
             here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
             change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
         undo.set_item(owner._buffers, f"lorry_{name}", change if zeros or parts else None)
-        mark_filled([owner], undo, set(bare_buffers(owner)))
+        mark_filled([owner], undo, frozenset(bare_buffers(owner)))
 
 
 def bare_buffers(module: nn.Module) -> list[str]:

@@ -209,6 +209,13 @@ class FusedWeights:
         self._put(parameter, new, modules, name, undo)
         return FuseLoss.of(base, exact, kind.plain(module, new).float())
 
+    def restore(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
+        """Put back all originals: nothing is fused any more."""
+        names = [*self._originals]
+        undo.set_attribute(self, "_originals", {**self._originals})
+        undo.set_attribute(self, "_spare", {**self._spare})
+        self._restore(names, modules, undo)
+
     def _restore(self, names: Sequence[str], modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put parameters' originals back, which swaps pointers where those are on the device."""
         swapped, fused, originals = list[nn.Parameter](), list[Tensor](), list[Tensor]()

@@ -30,7 +30,10 @@ class Saved:
 
     def found(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """Return it on a device, itself where it is there; None where none was kept."""
-        return None if self.tensor is None else there(self.tensor, device, dtype, copy=self.in_file)
+        tensor = self.tensor
+        if tensor is None or (self.beside and tensor.dtype is dtype and tensor.device == device):
+            return tensor
+        return there(tensor, device, dtype, copy=self.in_file)
 
 
 def there(tensor: Tensor, device: torch.device, dtype: torch.dtype, *, copy: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -46,7 +46,7 @@ def patched_already(path: str) -> StateError:
     )
 
 
-def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: Set[str] = EMPTY.keys()) -> None:
+def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: frozenset[str] = frozenset(BUFFERS)) -> None:
     """Let nn.Module know which buffers of lorry's are filled in each: those, and no others, are not persistent.
 
     accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
@@ -55,11 +55,14 @@ def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: Set[str] = EMPT
     now: list[set[str]] = []
     for module in modules:
         buffers, known = module._buffers, module._non_persistent_buffers_set
-        filled = {name for name in names if buffers[name] is not None}
-        if filled != known.intersection(names):
+        filled = [name for name in names if buffers[name] is not None]
+        wanted = known.difference(names)
+        wanted.update(filled)
+        if wanted != known:
             changed.append(vars(module))
-            now.append(known.difference(names) | filled)
-            forget_tensors(module, names - filled, undo)
+            now.append(wanted)
+            if "_hf_hook" in changed[-1]:
+                forget_tensors(module, names.difference(filled), undo)
     undo.set_in_all(changed, KNOWN, now)
 
 

@@ -453,8 +453,14 @@ class AdapterState:
         lossy: bool = False,
     ) -> dict[str, FuseLoss]:
         """Give the modules that the `changed` adapters reach the weights that `contributing` make of originals."""
-        contributions = self._contributions(changed, contributing)
-        lost = self._weights.rewrite(self._layers(), contributions, undo, safe=safe, keep=keep, lossy=lossy)
+        lost: dict[str, FuseLoss] = {}
+        if contributing:
+            contributions = self._contributions(changed, contributing)
+            lost = self._weights.rewrite(
+                self._layers(), contributions, undo, safe=safe, keep=keep, lossy=lossy
+            )
+        else:
+            self._weights.restore(self._layers(), undo)
         self._sides.forget_copies(undo)
         undo.set_attribute(self, "fused", contributing)
         self._refresh(undo)
