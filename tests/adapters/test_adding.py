@@ -14,6 +14,7 @@ from lorry.algebra import (
     LohaDelta,
     LokrDelta,
     LoraDelta,
+    LoraXsDelta,
     PartsDelta,
 )
 from lorry.errors import ShapeMismatchError, UnsupportedAdapterError
@@ -125,3 +126,9 @@ def test_what_depends_on_the_base_weight_is_kept_alone_and_at_1_or_refused() -> 
 def test_deltas_of_different_shapes_are_refused() -> None:
     with pytest.raises(ShapeMismatchError, match=r"\(24, 36\) and of \(24, 30\)"):
         added([(lora(3), 1.0), (lora(3, into=30), 1.0)], F64)
+
+
+def test_what_depends_on_the_weight_is_named_before_shapes_that_it_cannot_tell() -> None:
+    xs = LoraXsDelta(rand(3, 3))
+    with pytest.raises(UnsupportedAdapterError, match=r"LoRA-XS: what it adds depends on the weight.*bake"):
+        added([(lora(2), 1.0), (xs, 1.0)], F64)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorry.adapters.matrices import Matrix, dense_of, matrix_of, needs_base, shape_of
+from lorry.adapters.matrices import Matrix, check_without_base, dense_of, matrix_of, needs_base, shape_of
 from lorry.adapters.svd import joined
 from lorry.algebra import Delta, FullDelta, LohaDelta, LokrDelta, LoraDelta, LowRank, PartsDelta
 from lorry.errors import ShapeMismatchError, UnsupportedAdapterError
@@ -109,6 +109,8 @@ def _sides(pair: LowRank) -> int:
 
 
 def _sum(terms: Sequence[Term], dtype: torch.dtype) -> Delta:
+    for delta, _ in terms:
+        check_without_base(delta)
     # A LoHa of a convolution does not tell its kernel's axes; whoever has the most axes knows best.
     first = max((delta.shape for delta, _ in terms), key=len)
     fitted = [(delta.fitted(first), factor) for delta, factor in terms]

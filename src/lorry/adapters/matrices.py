@@ -30,15 +30,24 @@ def matrix_of(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix:
     Raises:
         UnsupportedAdapterError: what the delta is depends on the base weight.
     """
+    check_without_base(delta)
+    pair = delta.exact_factors(dtype)
+    if pair is None or pair.rank * (pair.up.shape[0] + pair.down[0].numel()) >= _count(delta.shape):
+        return delta.weight(dtype=dtype)
+    return LowRank(pair.down.to(dtype), pair.up.to(dtype), pair.scale)
+
+
+def check_without_base(delta: Delta) -> None:
+    """Check that what a delta adds is told by the delta alone.
+
+    Raises:
+        UnsupportedAdapterError: it depends on the base weight.
+    """
     if needs_base(delta):
         raise UnsupportedAdapterError(
             f"{delta.family}: what it adds depends on the weight that it is added to. `lorry bake` adds it to a "
             "checkpoint, and `lorry extract` takes the difference from that as a LoRA."
         )
-    pair = delta.exact_factors(dtype)
-    if pair is None or pair.rank * (pair.up.shape[0] + pair.down[0].numel()) >= _count(delta.shape):
-        return delta.weight(dtype=dtype)
-    return LowRank(pair.down.to(dtype), pair.up.to(dtype), pair.scale)
 
 
 def dense_of(matrix: Matrix) -> Tensor:
