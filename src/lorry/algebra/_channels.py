@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
 from torch import Tensor
 
+from lorry.algebra._around import AroundDelta
 from lorry.algebra._shapes import with_more_channels
 from lorry.algebra.base import Delta, LowRank
 
@@ -32,7 +32,7 @@ def pad_channels(delta: Delta, shape: tuple[int, ...]) -> Delta | None:
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class PaddedDelta(Delta):
+class PaddedDelta(AroundDelta):
     """`[inner.weight(W_1), 0]` for `W = [W_1, W_2]` along the input channels: any family but those that pad themselves.
 
     What a family does with the base (a DoRA's norms, rotations, reflections) it does with the channels that it was
@@ -59,20 +59,6 @@ class PaddedDelta(Delta):
     def shape(self) -> tuple[int, ...]:
         rows, _, *kernel = self.inner.shape
         return (rows, self.channels, *kernel)
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.inner.tensors()
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, inner=self.inner.with_tensors(tensors))
 
     def adds_nothing(self) -> bool:
         return self.inner.adds_nothing()

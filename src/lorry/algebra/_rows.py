@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
 from torch import Tensor
 
+from lorry.algebra._around import AroundDelta
 from lorry.algebra._shapes import Spans, count_rows, take_rows, trimmed
 from lorry.algebra.base import Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
@@ -32,10 +32,9 @@ def cut_rows(delta: Delta, spans: Spans) -> Delta:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class PartDelta(Delta):
+class PartDelta(AroundDelta):
     """Some rows of a delta that is fitted to a whole weight."""
 
-    inner: Delta
     spans: Spans
     """The rows, as (first, one past the last), in the order that they are taken in."""
 
@@ -47,20 +46,6 @@ class PartDelta(Delta):
     @property
     def shape(self) -> tuple[int, ...]:
         return (count_rows(self.spans), *self.inner.shape[1:])
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.inner.tensors()
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, inner=self.inner.with_tensors(tensors))
 
 
 @final

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
+from lorry.algebra._around import AroundDelta
 from lorry.algebra._rows import cut_rows
 from lorry.algebra._shapes import UNKNOWN, Spans, are_all, columns, needed, no_meaning, take_rows
 from lorry.algebra.base import Delta, LowRank
@@ -16,7 +16,7 @@ from lorry.algebra.base import Delta, LowRank
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class BoraDelta(Delta):
+class BoraDelta(AroundDelta):
     """`columns * R / norm(R) - W`, where `R = rows * V / norm(V)` and V is W plus the whole inner delta.
 
     The norm of V is of each row, that of R of each column. A row or column of zeros stays zero. It is linear in the
@@ -35,6 +35,7 @@ class BoraDelta(Delta):
 
     family: ClassVar[str] = "BoRA"
     needs_base: ClassVar[bool] = True
+    own_tensors: ClassVar[tuple[str, ...]] = ("row_magnitude", "column_magnitude")
 
     def __post_init__(self) -> None:
         sizes = (self.inner.shape[0], columns(self.inner.shape))
@@ -48,29 +49,6 @@ class BoraDelta(Delta):
             raise no_meaning(
                 f"a BoRA over {self.inner.family}", magnitudes, f"expected vectors for {self.inner.shape}"
             )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        own = {"row_magnitude": self.row_magnitude, "column_magnitude": self.column_magnitude}
-        return {**self.inner.tensors(), **own}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        others = {name: tensor for name, tensor in tensors.items() if name in self.inner.tensors()}
-        rows, of_columns = tensors["row_magnitude"], tensors["column_magnitude"]
-        return replace(
-            self, inner=self.inner.with_tensors(others), row_magnitude=rows, column_magnitude=of_columns
-        )
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

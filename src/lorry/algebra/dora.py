@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
+from lorry.algebra._around import AroundDelta
 from lorry.algebra._rows import cut_rows
 from lorry.algebra._shapes import UNKNOWN, Spans, are_all, needed, no_meaning, take_rows
 from lorry.algebra.base import Delta, LowRank
@@ -16,7 +16,7 @@ from lorry.algebra.base import Delta, LowRank
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class DoraDelta(Delta):
+class DoraDelta(AroundDelta):
     """`magnitude / norm(V) * V - W`, where V is W plus the whole inner delta, and the norm is of each row of V.
 
     With `on_input` it is of each column. Norms run over all other axes, kernels too. A row of zeros stays zero.
@@ -36,6 +36,7 @@ class DoraDelta(Delta):
 
     family: ClassVar[str] = "DoRA"
     needs_base: ClassVar[bool] = True
+    own_tensors: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     def __post_init__(self) -> None:
         size = self.inner.shape[self.on_input]
@@ -54,25 +55,6 @@ class DoraDelta(Delta):
     def _may_divide(self, size: int) -> bool:
         """Whether the inner delta, not yet fitted, may count in * kh * kw columns where there are fewer."""
         return self.on_input and len(self.inner.shape) == 2 and size % self.magnitude.numel() == 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {**self.inner.tensors(), "magnitude": self.magnitude}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        others = {name: tensor for name, tensor in tensors.items() if name != "magnitude"}
-        return replace(self, inner=self.inner.with_tensors(others), magnitude=tensors["magnitude"])
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

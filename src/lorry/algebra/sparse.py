@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
+from lorry.algebra._around import AroundDelta
 from lorry.algebra._shapes import columns, no_meaning
 from lorry.algebra.base import Delta, LowRank
 
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class SparseDelta(Delta):
+class SparseDelta(AroundDelta):
     """`inner + scale * sparse`, with `values` at `indices` of the sparse matrix and zeros elsewhere.
 
     `scale` is that of the inner delta. It is as linear in the strength as the inner delta is.
@@ -25,6 +25,7 @@ class SparseDelta(Delta):
     """
 
     inner: Delta
+    """What it corrects."""
     values: Tensor
     """(count)."""
     indices: Tensor
@@ -32,6 +33,7 @@ class SparseDelta(Delta):
     floating point that may be moved and cast."""
 
     family: ClassVar[str] = "LoRA with a sparse difference"
+    own_tensors: ClassVar[tuple[str, ...]] = ("values",)
 
     def __post_init__(self) -> None:
         problem = None
@@ -50,25 +52,6 @@ class SparseDelta(Delta):
     def needs_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the inner delta does."""
         return self.inner.needs_base
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    @property
-    def rank(self) -> int | None:
-        return self.inner.rank
-
-    @property
-    def rank_scale(self) -> float:
-        return self.inner.rank_scale
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {**self.inner.tensors(), "values": self.values}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        inner = {name: tensor for name, tensor in tensors.items() if name != "values"}
-        return replace(self, inner=self.inner.with_tensors(inner), values=tensors["values"])
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0

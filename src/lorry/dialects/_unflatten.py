@@ -24,8 +24,8 @@ _TRANSFORMERS = (
 )
 _CONNECTORS = (
     "audio_connector audio_text_proj_in learnable_registers text_proj_in to_gate_logits video_connector "
+    "video_text_proj_in"
 )
-_CONNECTORS += "video_text_proj_in"
 SEGMENTS = frozenset(f"{_UNETS} {_TEXT_ENCODERS} {_DECODERS} {_TRANSFORMERS} {_CONNECTORS}".split())
 """The segments of module paths that hold an underscore themselves. A test holds them against the models."""
 _LONGEST = max(segment.count("_") for segment in SEGMENTS) + 1

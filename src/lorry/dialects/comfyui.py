@@ -63,8 +63,14 @@ _CLIPS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 """By width: HunyuanVideo's second text encoder is a CLIP-L, that of SDXL a CLIP-G, the only one of Stable Diffusion 2
 a CLIP-H."""
 _DECODER_ROOTS = ("layers.", "model.layers.")
-_DECODERS = {1024: "qwen3_06b", 2304: "gemma2_2b", 2560: "qwen3_4b", 3584: "qwen25_7b"}
-_DECODERS |= {3840: "gemma3_12b", 5120: "mistral3_24b"}
+_DECODERS = {
+    1024: "qwen3_06b",
+    2304: "gemma2_2b",
+    2560: "qwen3_4b",
+    3584: "qwen25_7b",
+    3840: "gemma3_12b",
+    5120: "mistral3_24b",
+}
 """Language models by their width. One of 4096 is a Llama or a Qwen 3 8B, whose attentions have the same sizes."""
 _LLAMA = (4096, 14336)
 """Its width, and that of its feed-forward."""
