@@ -88,9 +88,7 @@ SAME = (
 """Models that are published with diffusers' names alone, or have them in ComfyUI too, or in the repository of their
 authors, or whose conversion in diffusers takes off a container alone."""
 OTHERS = {
-    "AudioLDM2UNet2DConditionModel": "several attentions of a layer stand in one place of the original's count",
     "DiTTransformer2DModel": "the original's one time embedder is a layer of every block here",
-    "Kandinsky3UNet": "the original counts its blocks otherwise",
     "LuminaNextDiT2DModel": "all rows of `attention.wq` are those of two layers, of which a table has each row once",
     "PriorTransformer": "the original's fused rows go head by head",
     "Transformer2DModel": "as `DiTTransformer2DModel`",
@@ -105,8 +103,11 @@ UNETS = (
     "UNetMotionModel",
 )
 """Models whose original names `binding/original_names.py` works out, as far as their layers are those of a UNet."""
-VIDEO_UNETS = ("I2VGenXLUNet", "UNet3DConditionModel", "UNetSpatioTemporalConditionModel")
-"""Models of which it works out the names of the layers for time too."""
+WHOLE_UNETS = (
+    *("AudioLDM2UNet2DConditionModel", "I2VGenXLUNet", "Kandinsky3UNet", "UNet3DConditionModel"),
+    "UNetSpatioTemporalConditionModel",
+)
+"""Models of which it works out every name, of layers for time too."""
 SHORT = {
     "lycoris": "lycoris",
     "onetrainer": "onetrainer",
@@ -224,8 +225,8 @@ def others() -> str:
     text = (
         "Every other denoiser that a pipeline of diffusers 0.42 has is read by the names of diffusers. The original "
         f"has those too for {_listed(SAME)}. The names of {_listed(UNETS)} are worked out, as far as they are those of "
-        f"Stable Diffusion or Stable Cascade; those of {_listed(VIDEO_UNETS)} are worked out in whole. Other names "
-        "than diffusers' are unknown keys for these models, for which nobody but Stable Audio 3's trainer is known "
+        f"Stable Diffusion or Stable Cascade; those of {_listed(WHOLE_UNETS)} are worked out in whole. Other names "
+        "than diffusers' are unknown keys for these models, for which nobody is known "
         f"to write adapters with them: {reasons}. No adapter files at all are known of {_listed(NONE)}."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)

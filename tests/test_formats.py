@@ -21,7 +21,7 @@ from scripts.formats_table import (
     ROWS,
     TABLES,
     UNETS,
-    VIDEO_UNETS,
+    WHOLE_UNETS,
     WRITTEN,
     families,
     page,
@@ -143,7 +143,7 @@ def test_the_page_tells_of_every_denoiser_that_a_pipeline_has() -> None:
         and not re.search(r"ControlNetModel|MultiControlNet|Vae$", name)
     }
     tables = {path.stem for path in TABLES.glob("*.json")}
-    named = [*SAME_NAMES, *OTHERS, *NONE, *UNETS, *VIDEO_UNETS]
+    named = [*SAME_NAMES, *OTHERS, *NONE, *UNETS, *WHOLE_UNETS]
     assert len(set(named)) == len(named)
     assert not set(named) & tables
     assert used <= {*named, *tables}

@@ -145,10 +145,12 @@ def test_the_unets_of_video_models_have_the_names_of_their_checkpoints(cls: str)
     assert {path.split(".")[0] for path in layers - named} <= {"context_embedding", "fps_embedding"}
 
 
-def test_a_unet_with_several_attentions_a_layer_has_no_names_of_stable_diffusion() -> None:
-    paths = ["conv_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.norm"]
-    assert len(sgm_names(paths)) == 3
-    assert sgm_names([*paths, "down_blocks.0.attentions.1.norm"]) == {}
+def test_a_unet_whose_attentions_do_not_stand_by_its_layers_has_no_names_of_stable_diffusion() -> None:
+    blocks = ("resnets.0.conv1", "resnets.1.conv1", "attentions.0.norm", "attentions.1.norm")
+    paths = ["conv_in", *(f"down_blocks.0.{path}" for path in blocks)]
+    assert len(sgm_names(paths)) == 5
+    assert sgm_names([*paths, "down_blocks.0.attentions.2.norm"]) == {}
+    assert sgm_names(["conv_in", "down_blocks.0.attentions.0.norm"]) == {}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -20,8 +20,6 @@ OUTSIDE_BLOCKS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
 }
 OUTSIDE_MODELSCOPE = {
     "transformer_in": "input_blocks.0.1",
@@ -64,6 +62,26 @@ _I2VGEN_ENCODER = {
     "ff.net.2": "1.net.2",
 }
 
+_KANDINSKY = {
+    "time_embedding.linear_1": "to_time_embed.1",
+    "time_embedding.linear_2": "to_time_embed.3",
+    "encoder_hid_proj.projection_linear": "projection_lin",
+    "encoder_hid_proj.projection_norm": "projection_ln",
+    "conv_in": "in_layer",
+    "conv_norm_out": "out_layer.0",
+    "conv_out": "out_layer.2",
+}
+_KANDINSKY_LAYERS = {
+    "add_time_condition": "feature_pooling",
+    "to_q": "to_query",
+    "to_k": "to_key",
+    "to_v": "to_value",
+    "to_out.0": "output_layer",
+}
+_KANDINSKY_BLOCK = re.compile(
+    r"(?P<side>down|up)_blocks\.(?P<block>\d+)\.(?P<kind>resnets_in|attentions|resnets_out)\.(?P<layer>\d+)\."
+)
+
 _UNIT = re.compile(
     r"(?:(?:down|up)_blocks\.\d+|mid_block)\."
     r"(?:resnets|attentions|temp_convs|temp_attentions|downsamplers|upsamplers)\.\d+"
@@ -71,11 +89,14 @@ _UNIT = re.compile(
 
 
 def unet_names(paths: Iterable[str]) -> Names:
-    """Return the original name of each module path of a UNet of Stable Diffusion or Stable Cascade, and its pieces.
+    """Return the original name of each module path of a UNet of Stable Diffusion, Stable Cascade or Kandinsky 3, and
+    its pieces.
 
-    Where a model is neither, nothing is left.
+    Where a model is none of them, nothing is left.
     """
     paths = list(paths)
+    if any(path.startswith("add_time_condition.") for path in paths):
+        return kandinsky_names(paths)
     found = {name: (Piece(path),) for name, path in sgm_names(paths).items()}
     return {**found, **i2vgen_names(paths), **controlnet_names(paths)} if found else cascade_names(paths)
 
@@ -96,6 +117,31 @@ def i2vgen_names(paths: Iterable[str]) -> Names:
             parts = tuple(Piece(f"{path}.to_{part}") for part in "qkv")
             names["local_temporal_encoder.layers.0.0.fn.to_qkv"] = parts
     return names
+
+
+def kandinsky_names(paths: Iterable[str]) -> Names:
+    """Return the original name of each module path of Kandinsky 3's UNet that the original calls otherwise.
+
+    Its blocks hold triples of a layer, an attention and a layer; the attention of the block itself, which is the first
+    one here, stands beside them.
+
+    Source: huggingface/diffusers, `scripts/convert_kandinsky3_unet.py`.
+    """
+    names = {}
+    for path in paths:
+        name = _KANDINSKY.get(path) or _KANDINSKY_BLOCK.sub(_in_triple, path)
+        for own, original in _KANDINSKY_LAYERS.items():
+            name = re.sub(rf"(?<![^.]){re.escape(own)}(?![^.])", original, name)
+        if name != path:
+            names[name] = (Piece(path),)
+    return names
+
+
+def _in_triple(found: re.Match[str]) -> str:
+    block, layer = f"{found['side']}_samples.{found['block']}", int(found["layer"])
+    if found["kind"] == "attentions":
+        return f"{block}.resnet_attn_blocks.{layer - 1}.1." if layer else f"{block}.self_attention_block."
+    return f"{block}.resnet_attn_blocks.{layer}.{0 if found['kind'] == 'resnets_in' else 2}."
 
 
 def controlnet_names(paths: Iterable[str]) -> Names:
@@ -146,15 +192,17 @@ def cascade_names(paths: Iterable[str]) -> Names:
 def sgm_names(paths: Iterable[str]) -> dict[str, str]:
     """Return the original name of each module path of a UNet, as {original name: path}.
 
-    Paths that the original checkpoint has no name for are left out; on a model that is no UNet, or has several
-    attentions a layer as AudioLDM 2 has, nothing is left.
+    AudioLDM 2 has several attentions a layer, one behind the other. Paths that the original checkpoint has no name for
+    are left out; on a model that is no UNet nothing is left.
+
+    Source for AudioLDM 2: huggingface/diffusers, `scripts/convert_original_audioldm2_to_diffusers.py`.
     """
     paths = list(paths)
     units = {match[0] for path in paths if (match := _UNIT.match(path))}
-    if not _has_one_attention_a_layer(units):
+    if not _attentions_stand_by_layers(units):
         return {}
     modelscope = OUTSIDE_MODELSCOPE if "mid_block.temp_attentions.0" in units else {}
-    originals = OUTSIDE_BLOCKS | modelscope | dict(_numbered_units(units))
+    originals = OUTSIDE_BLOCKS | dict(_middle(units)) | modelscope | dict(_numbered_units(units))
     names = {}
     for path in paths:
         unit, rest = _split(path, originals)
@@ -166,12 +214,10 @@ def sgm_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _has_one_attention_a_layer(units: Iterable[str]) -> bool:
-    units = list(units)
-    blocks = {unit.rpartition(".attentions.")[0] for unit in units if ".attentions." in unit}
-    return all(
-        _count(units, f"{block}.attentions.") <= _count(units, f"{block}.resnets.") for block in blocks
-    )
+def _attentions_stand_by_layers(units: set[str]) -> bool:
+    blocks = {unit.rpartition(".attentions.")[0] for unit in units if ".attentions." in unit} - {"mid_block"}
+    counts = [(_count(units, f"{block}.attentions."), _count(units, f"{block}.resnets.")) for block in blocks]
+    return all(count <= layers or (layers and count % layers == 0) for count, layers in counts)
 
 
 def _count(units: Iterable[str], prefix: str) -> int:
@@ -197,12 +243,20 @@ def _inside(unit: str, rest: str) -> str:
     return ".".join(part for part in (INSIDE_VIDEO.get(part, part) for part in parts) if part)
 
 
+def _middle(units: set[str]) -> Iterator[tuple[str, str]]:
+    attentions = max(1, _count(units, "mid_block.attentions."))
+    for number in range(attentions):
+        yield f"mid_block.attentions.{number}", f"middle_block.{1 + number}"
+    yield "mid_block.resnets.1", f"middle_block.{1 + attentions}"
+
+
 def _numbered_units(units: set[str]) -> Iterator[tuple[str, str]]:
     timed = "mid_block.temp_attentions.0" in units
     number = 1
     for block in range(count_blocks(units, "down_blocks")):
+        attentions = _attentions_a_layer(units, f"down_blocks.{block}")
         for layer in range(_count(units, f"down_blocks.{block}.resnets.")):
-            yield from _layer(f"down_blocks.{block}", layer, f"input_blocks.{number}")
+            yield from _layer(f"down_blocks.{block}", layer, attentions, f"input_blocks.{number}")
             number += 1
         if _count(units, f"down_blocks.{block}.downsamplers."):
             original = f"input_blocks.{number}.op" if timed else f"input_blocks.{number}.0.op"
@@ -210,18 +264,24 @@ def _numbered_units(units: set[str]) -> Iterator[tuple[str, str]]:
             number += 1
     number = 0
     for block in range(count_blocks(units, "up_blocks")):
-        attentions = _count(units, f"up_blocks.{block}.attentions.")
+        attentions = _attentions_a_layer(units, f"up_blocks.{block}")
         for layer in range(_count(units, f"up_blocks.{block}.resnets.")):
-            yield from _layer(f"up_blocks.{block}", layer, f"output_blocks.{number}")
+            yield from _layer(f"up_blocks.{block}", layer, attentions, f"output_blocks.{number}")
             number += 1
-        position = 1 + bool(attentions) * (2 if timed else 1)
+        position = 1 + attentions * (2 if timed else 1)
         yield f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{position}.conv"
 
 
-def _layer(block: str, layer: int, original: str) -> Iterator[tuple[str, str]]:
+def _attentions_a_layer(units: set[str], block: str) -> int:
+    attentions, layers = _count(units, f"{block}.attentions."), _count(units, f"{block}.resnets.")
+    return min(attentions, max(1, attentions // max(1, layers)))
+
+
+def _layer(block: str, layer: int, attentions: int, original: str) -> Iterator[tuple[str, str]]:
     yield f"{block}.resnets.{layer}", f"{original}.0"
     yield f"{block}.temp_convs.{layer}", f"{original}.0.temopral_conv"
-    yield f"{block}.attentions.{layer}", f"{original}.1"
+    for number in range(attentions):
+        yield f"{block}.attentions.{layer * attentions + number}", f"{original}.{1 + number}"
     yield f"{block}.temp_attentions.{layer}", f"{original}.2"
 
 
