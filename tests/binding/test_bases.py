@@ -79,6 +79,9 @@ def test_no_layer_of_a_base_is_said_to_be_of_others_alone(name: str) -> None:
     assert not wrong
 
 
+SAME_LAYERS = {"wan-i2v": ["wan-i2v", "wan-animate", "chronoedit", "skyreels"]}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_all_layers_of_a_base_are_told_from_every_other_in_each_spelling(name: str) -> None:
     this = find_base_called(name)
@@ -87,7 +90,7 @@ def test_all_layers_of_a_base_are_told_from_every_other_in_each_spelling(name: s
         if spelling != "diffusers, text" and any(find_bases([layer]) for layer in layers):
             names = [base.name for base in find_bases(layers)]
             shared = spelling != "diffusers" and names in [[base] for base in this.variant_of]
-            assert names == [name] or shared, spelling
+            assert names == SAME_LAYERS.get(name, [name]) or shared, spelling
 
 
 FLUX_SIZED = (3072, 3072)
@@ -257,8 +260,9 @@ DERIVED = {
     "JoyImageEditPlusTransformer3DModel": "joyimage",
     "DiTTransformer2DModel": "dit",
     "SD3Transformer2DModel": "sd3-1152",
-    "ChronoEditTransformer3DModel": "wan",  # whose layers are Wan's
-    "BriaTransformer2DModel": "flux",  # an embedder differs, which Mochi has as well
+    "ChronoEditTransformer3DModel": "chronoedit",  # whose layers are Wan's
+    "SkyReelsV2Transformer3DModel": None,  # of a width that no checkpoint has
+    "BriaTransformer2DModel": "bria",  # an embedder differs, which Mochi has as well
 }
 
 
@@ -266,8 +270,62 @@ DERIVED = {
 def test_a_model_is_told_from_what_it_is_made_of(cls: str) -> None:
     with torch.device("meta"):
         found = base_of_models({"transformer": getattr(diffusers, cls)()})
+    assert (None if found is None else found.name) == DERIVED[cls]
+
+
+WITH_PICTURE = {"num_layers": 1, "image_dim": 1280, "added_kv_proj_dim": 5120}
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "name"),
+    [
+        ("WanTransformer3DModel", {"num_layers": 1}, "wan"),
+        ("WanTransformer3DModel", WITH_PICTURE, "wan-i2v"),
+        (
+            "WanTransformer3DModel",
+            {**WITH_PICTURE, "num_attention_heads": 12, "ffn_dim": 8960, "added_kv_proj_dim": 1536},
+            "wan-fun-1.3b",
+        ),
+        ("ChronoEditTransformer3DModel", WITH_PICTURE, "chronoedit"),
+        ("SkyReelsV2Transformer3DModel", {**WITH_PICTURE, "num_attention_heads": 40}, "skyreels"),
+        ("WanAnimateTransformer3DModel", {"num_layers": 1, "added_kv_proj_dim": 5120}, "wan-animate"),
+    ],
+)
+def test_a_live_wan_is_told_by_its_layers_for_a_picture_and_by_its_class(
+    cls: str, config: dict[str, int], name: str
+) -> None:
+    with torch.device("meta"):
+        found = base_of_models({"transformer": getattr(diffusers, cls)(**config)})
     assert found is not None
-    assert found.name == DERIVED[cls]
+    assert found.name == name
+
+
+def for_a_picture(width: int, *layers: str) -> Adapter:
+    delta = LoraDelta(torch.ones(2, width), torch.ones(width, 2))
+    entries = [Entry(Target(DENOISER, path), delta, (path,)) for path in ("blocks.0.self_attn.q", *layers)]
+    return Adapter(tuple(entries), "diffusers", source="x.safetensors")
+
+
+PICTURES = "Wan 2.1 I2V or Wan 2.2 Animate or ChronoEdit or SkyReels V2"
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.cross_attn.k_img", "blocks.0.attn2.add_v_proj"])
+def test_a_file_for_a_wan_with_a_picture_says_so_on_a_wan_without(layer: str) -> None:
+    said = rf"made for another base model: it is for {PICTURES}, and this is Wan 14B\."
+    with pytest.raises(BindingError, match=said):
+        bind(for_a_picture(5120, layer), {"transformer": skeleton("wan")["transformer"]})
+    small = r"it is for Wan 2\.1 Fun 1\.3B InP or SkyReels V2, and this is Wan 2\.1 1\.3B\."
+    with pytest.raises(BindingError, match=small):
+        bind(for_a_picture(1536, layer), {"transformer": skeleton("wan-1.3b")["transformer"]})
+
+
+def test_what_a_picture_s_layers_do_not_tell_is_not_claimed() -> None:
+    face = for_a_picture(5120, "blocks.0.cross_attn.k_img", "face_adapter.fuser_blocks.0.linear1_q")
+    assert titles_of_adapter(face) == "Wan 2.2 Animate"
+    assert titles_of_adapter(for_a_picture(5120)) == "Wan 14B"
+    picture = {"transformer": skeleton("wan-i2v")["transformer"]}
+    with pytest.raises(BindingError, match=r"Was the adapter made for another base model\?"):
+        bind(for_a_picture(5120, "blocks.0.cross_attn.k_img", "blocks.99.self_attn.q"), picture)
 
 
 def adapter_for(width: int) -> Adapter:

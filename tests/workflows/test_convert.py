@@ -479,6 +479,23 @@ def test_a_file_that_may_be_of_bases_alike_gets_the_names_of_the_likeliest_which
 
 
 @pytest.mark.parametrize("to", ["kohya", "comfyui"])
+def test_layers_for_wans_picture_come_back_bit_for_bit_where_nobody_says_the_base(
+    to: str, tmp_path: Path
+) -> None:
+    keys = ("blocks.0.attn2.add_k_proj", "blocks.0.attn2.to_k", "blocks.1.attn1.to_q")
+    tensors = {f"transformer.{key}.lora_A.weight": torch.randn(1, 5120) for key in keys}
+    tensors |= {f"transformer.{key}.lora_B.weight": torch.randn(5120, 1) for key in keys}
+    source = write_safetensors(tmp_path / "a.safetensors", tensors, {})
+    report = lorry.convert(source, tmp_path / "x.safetensors", to)
+    assert report.named_as == "Wan 2.1 I2V"
+    assert any(
+        re.search(r"cross_attn.k_img", key) for key in read_safetensors(tmp_path / "x.safetensors").tensors
+    )
+    lorry.convert(tmp_path / "x.safetensors", tmp_path / "again.safetensors", "diffusers")
+    assert_same_file(source, tmp_path / "again.safetensors")
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfyui"])
 def test_where_names_depend_on_a_base_that_layers_do_not_tell_the_user_is_asked(
     to: str, tmp_path: Path
 ) -> None:

@@ -52,7 +52,8 @@ class Base:
     diffusers_names: bool = False
     """Whether kohya's trainers name its blocks as diffusers does, and not as its original checkpoint."""
     transformer: str | None = None
-    """The class of its transformer in diffusers, where its original checkpoint has other names for the modules."""
+    """The class of its transformer in diffusers, where its original checkpoint has other names for the modules, or
+    where nothing else tells a live model from another base."""
     singles: int | None = None
     """How many single blocks it has: a file for all of them is of this base, or of one with as many."""
     like: str | None = None

@@ -91,14 +91,22 @@ def _layers(adapter: Adapter) -> Iterator[Layer]:
 
 
 def base_of_models(models: Mapping[str, nn.Module | None]) -> Base | None:
-    """Return the base that live models are, as far as their names and shapes tell."""
-    return find_base(
+    """Return the base that live models are, as far as their names, shapes and classes tell."""
+    there = [model for model in models.values() if model is not None]
+    found = find_base(
         (path.replace(".", "_"), shape)
-        for model in models.values()
-        if model is not None
+        for model in there
         for path, module in model.named_modules()
         if (shape := weight_shape(module)) is not None
     )
+    classes = {type(model).__name__ for model in there}
+    if found is None or found.transformer in classes:
+        return found
+    return next((base for base in BASES if base.transformer in classes and _is_kin(base, found)), found)
+
+
+def _is_kin(base: Base, other: Base) -> bool:
+    return _is_made_of(base, [other]) or (base.like is not None and base.like == other.like)
 
 
 def find_base_called(name: str) -> Base | None:

@@ -28,6 +28,14 @@ def _wan(width: int, hidden: int) -> Mark:
     return mark(r"^blocks_\d+_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv]|ffn_\w+)$", width, hidden)
 
 
+def _wan_picture(*widths: int) -> tuple[Mark, ...]:
+    """Of a Wan that takes a picture by layers of its own."""
+    return (
+        mark(r"^blocks_\d+_(cross_attn_[kv]_img|attn2_add_[kv]_proj)$", *widths),
+        mark("^(img_emb_proj|condition_embedder_image_embedder)_"),
+    )
+
+
 def _pixart(width: int) -> tuple[Mark, ...]:
     return (
         mark(r"^transformer_blocks_\d+_attn[12]_to_([qkv]|out_0)$", width),
@@ -114,11 +122,36 @@ FURTHER_BASES = (
         variant_of=("wan",),
     ),
     Base(
+        "wan-i2v",
+        "Wan 2.1 I2V",
+        _wan_picture(5120),
+        transformer="WanTransformer3DModel",
+        like="wan-i2v",
+        variant_of=("wan",),
+    ),
+    Base(
         "wan-animate",
         "Wan 2.2 Animate",
-        (mark("^(face_adapter|face_encoder|motion_encoder|pose_patch_embedding)_"),),
+        (mark("^(face_adapter|face_encoder|motion_encoder|pose_patch_embedding)"), *_wan_picture(5120)),
         transformer="WanAnimateTransformer3DModel",
+        like="wan-i2v",
         variant_of=("wan",),
+    ),
+    Base(
+        "chronoedit",
+        "ChronoEdit",
+        _wan_picture(5120),
+        transformer="ChronoEditTransformer3DModel",
+        like="wan-i2v",
+        variant_of=("wan",),
+    ),
+    Base(
+        "wan-fun-1.3b",
+        "Wan 2.1 Fun 1.3B InP",
+        _wan_picture(1536),
+        transformer="WanTransformer3DModel",
+        like="wan-i2v",
+        variant_of=("wan-1.3b",),
     ),
     Base(
         "sana-video",
@@ -277,7 +310,14 @@ FURTHER_BASES = (
         (mark("^(far_patch_embedding$|condition_embedder_delta_embedder_)"),),
         variant_of=("wan", "wan-1.3b"),
     ),
-    Base("skyreels", "SkyReels V2", (mark("^fps_(embedding|projection)"),), variant_of=("wan", "wan-1.3b")),
+    Base(
+        "skyreels",
+        "SkyReels V2",
+        (mark("^fps_(embedding|projection)"), *_wan_picture(1536, 5120)),
+        transformer="SkyReelsV2Transformer3DModel",
+        like="wan-i2v",
+        variant_of=("wan", "wan-1.3b"),
+    ),
     Base(
         "glm-image",
         "GLM-Image",
@@ -308,6 +348,7 @@ FURTHER_BASES = (
         (mark(r"^caption_projection_\d+_linear$", 2048, rows=(1536,)),),
         variant_of=("flux",),
     ),
+    Base("bria", "Bria 3", (), transformer="BriaTransformer2DModel", variant_of=("flux",)),
     Base(
         "joyimage",
         "JoyImage",

@@ -61,6 +61,7 @@ HIDREAM: Config = {"patch_size": 2, "in_channels": 16, "caption_channels": [4096
     "llama_layers": list(range(48)),
 }
 WAN_1_3B: Config = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+WAN_I2V: Config = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
 WAN_5B: Config = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30} | {
     "in_channels": 48,
     "out_channels": 48,
@@ -208,6 +209,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
         "transformer": Part("WanVACETransformer3DModel", WAN_VACE_1_3B),
         "text_encoder": _UMT5,
     },
+    "wan-i2v": {"transformer": Part("WanTransformer3DModel", WAN_I2V), "text_encoder": _UMT5},
     "wan-animate": {
         "transformer": Part("WanAnimateTransformer3DModel", {"added_kv_proj_dim": 5120}),
         "text_encoder": _UMT5,
