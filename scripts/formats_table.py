@@ -285,6 +285,12 @@ A full difference, a whole value or factors may also be for a parameter that is 
 `modulation` (`scale_shift_table` in diffusers; `diff_m` in the files of its distilled LoRAs) and what other models have
 of such. diffusers leaves them out with a line in its log.
 
+A LoRA or a full difference may be for an embedding too (`token_embedding` of a CLIP, `shared` of a T5). PEFT's LoRA of
+one, whose tensors are `lora_embedding_A` and `lora_embedding_B`, is written as such in PEFT's dialect, and as a LoRA of
+the same matrix in kohya's and ComfyUI's; diffusers' loader applies none, and `diffusers` is refused by name. The base's
+own embedding, which PEFT saves beside it, is ignored. A DoRA of one is refused, and so are tokens that are to be
+learned while such a layer is loaded.
+
 ## Families, dialects and architectures
 
 On how many of {count} architectures files of a family go into a dialect and back, with shuffled keys, bit for bit. Of

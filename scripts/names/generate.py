@@ -21,6 +21,7 @@ from scripts.names import flux, further, image, typed, video
 from scripts.names.checkpoint import Checkpoint
 from scripts.names.patterns import patterns
 from scripts.names.recording import Landed, record, record_lora
+from torch import nn
 
 from lorry.binding.tables import FOLDER, Piece
 from lorry.binding.targets import bare_parameters, carriers, weight_shape
@@ -48,9 +49,11 @@ def table_of(checkpoint: Checkpoint) -> dict[str, Any]:
         path for _, row in _rows(checkpoint.spelt) for path in _expanded(_paths(row), checkpoint.blocks)
     }
     reached |= {path for row in rows.values() for path in _expanded(_paths(row), checkpoint.blocks)}
-    there = {path for path, module in carriers(model).items() if weight_shape(module) is not None}
+    modules = carriers(model)
+    there = {path for path, module in modules.items() if weight_shape(module) is not None}
+    embeddings = {path for path, module in modules.items() if isinstance(module, nn.Embedding)}
     bare = bare_parameters(model).keys()
-    left = [p for p in sorted(there - bare - reached) if not re.match(checkpoint.same or "$", p)]
+    left = [p for p in sorted(there - bare - embeddings - reached) if not re.match(checkpoint.same or "$", p)]
     if left:
         raise ValueError(f"{checkpoint.model}: no original name reaches {left}")
     if (reached | spelt_paths) - there:

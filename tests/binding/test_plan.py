@@ -294,7 +294,10 @@ def test_the_shape_of_a_weight_is_told_by_the_module_and_not_by_its_parameter() 
     assert weight_shape(nn.LayerNorm(4)) == (4,)
     assert weight_shape(nn.Conv1d(4, 6, 3)) == (6, 4, 3)
     assert weight_shape(nn.SiLU()) is None
-    assert weight_shape(nn.Embedding(4, 6)) is None
+    assert weight_shape(nn.Embedding(4, 6)) == (4, 6)
+    packed_tokens = nn.Embedding(4, 6)
+    packed_tokens.weight = nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
+    assert weight_shape(packed_tokens) is None
 
 
 def test_every_weight_of_a_unet_that_carries_has_the_shape_that_is_told() -> None:

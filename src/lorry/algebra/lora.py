@@ -33,6 +33,8 @@ class LoraDelta(Delta):
     """(rank, rank, kh, kw), or None."""
     alpha: float | None = None
     rank_stabilised: bool = False
+    of_embedding: bool = False
+    """Whether it is known to be for an `nn.Embedding`, whose rows are its tokens: PEFT writes those otherwise."""
 
     family: ClassVar[str] = "LoRA"
     vanishes_with: ClassVar[tuple[str, ...]] = ("up", "down", "mid")
@@ -82,7 +84,7 @@ class LoraDelta(Delta):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
-        return type(self)(down, up, mid, self.alpha, self.rank_stabilised)
+        return type(self)(down, up, mid, self.alpha, self.rank_stabilised, self.of_embedding)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank:
         """The two factors; a Tucker core is multiplied into `down`, which keeps the rank."""

@@ -141,7 +141,7 @@ class ModuleIndex:
             (spelling for spelling in _with_and_without_root(path, ".") if spelling in self.modules), None
         )
         if own is not None and self._carries(own):
-            return (Piece(own),)
+            return (Piece(self._called(own)),)
         return (
             self._spelt.get(path)
             or self._usual.get(path)
@@ -156,6 +156,18 @@ class ModuleIndex:
         """
         return weight_shape(self.modules[path]) is not None
 
+    def _called(self, path: str) -> str:
+        """Return the module that the model calls, of several with one weight: the last embedding.
+
+        A T5 has `shared`, and calls `encoder.embed_tokens`.
+        """
+        module = self.modules[path]
+        if not isinstance(module, nn.Embedding):
+            return path
+        weight = module._parameters["weight"]
+        alike = (p for p, other in reversed(self.modules.items()) if isinstance(other, nn.Embedding))
+        return next(p for p in alike if self.modules[p]._parameters["weight"] is weight)
+
     def _find_part(self, path: str) -> tuple[Piece, ...] | None:
         """Find parts of a fused module by their numbers: `img_attn.qkv.0` (OneTrainer), `linear1.0-2` (XLabs)."""
         whole, _, numbers = path.rpartition(".")
@@ -169,7 +181,7 @@ class ModuleIndex:
         for spelling in _with_and_without_root(name, "_"):
             own = _only(name, self._flat.get(spelling))
             if own is not None and self._carries(own):
-                return (Piece(own),)
+                return (Piece(self._called(own)),)
             original = _only(name, self._flat_original.get(spelling))
             if original is not None:
                 return self._spelt[original]

@@ -71,11 +71,19 @@ def _shape_of(cls: type[nn.Module]) -> Callable[[Any], tuple[int, ...] | None]:
         return attrgetter("out_features", "in_features")
     if issubclass(cls, nn.Conv2d):
         return _of_convolution
+    if issubclass(cls, nn.Embedding):
+        return _of_embedding
     return _of_weight if issubclass(cls, (BareParameter, *_OTHER_CONVOLUTIONS)) else _of_norm
 
 
 def _of_convolution(module: nn.Conv2d) -> tuple[int, ...]:
     return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+
+
+def _of_embedding(module: nn.Embedding) -> tuple[int, ...] | None:
+    """The shape of an embedding that is not packed: the forward of one that is would not take another weight."""
+    shape, weight = (module.num_embeddings, module.embedding_dim), module.weight
+    return shape if weight.is_floating_point() and tuple(weight.shape) == shape else None
 
 
 def _of_weight(module: nn.Module) -> tuple[int, ...] | None:

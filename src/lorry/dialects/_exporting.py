@@ -66,6 +66,8 @@ WORDS: Mapping[Role, str] = {
     "boft_R": "a BOFT of the input side",
     "LoRA-XS": "a LoRA-XS, between singular vectors of the weight",
     "BoRA": "magnitudes of rows and of columns",
+    "embedding_A": "of an embedding",
+    "embedding_B": "of an embedding",
     "hra_u": "reflections of the input side",
     "ia3_l": "an (IA)^3 that holds factors",
     "ia3_weight": "an (IA)^3 that holds differences",

@@ -19,6 +19,7 @@ from lorry.dialects._direct_builders import (
 )
 from lorry.dialects._low_rank_builders import (
     SPARSE,
+    build_embedding,
     build_glora,
     build_loha,
     build_lokr,
@@ -71,6 +72,7 @@ _LOKR = "|".join(
 
 FAMILIES = (
     _family("LoRA", build_lora, "down up", DIRECTION | SPARSE | {"mid", "lora_bias", "reshape"}),
+    _family("LoRA of an embedding", build_embedding, "embedding_A embedding_B", SCALE | {"magnitude"}),
     _family(
         "LoHa", build_loha, "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", DIRECTION | {"hada_t1", "hada_t2"}
     ),

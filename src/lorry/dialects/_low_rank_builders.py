@@ -10,7 +10,7 @@ from torch import Tensor
 from lorry.algebra import GloraDelta, LohaDelta, LokrDelta, LoraDelta, SparseDelta, VeraDelta
 from lorry.dialects._alphas import read_number
 from lorry.dialects._parts import Built, LayerParts
-from lorry.errors import FormatError
+from lorry.errors import FormatError, UnsupportedAdapterError
 
 SPARSE = frozenset({"bias_indices", "bias_values", "bias_size"})
 """What LyCORIS calls a sparse difference of the weight."""
@@ -23,6 +23,29 @@ def build_lora(parts: LayerParts) -> Built:
     alpha = parts.alpha(down.shape[0], kernel.shape[2:].numel() > 1)
     delta = LoraDelta(down, up, mid, alpha.value, alpha.rank_stabilised)
     return Built(_with_sparse(delta, parts) if SPARSE & parts.tensors.keys() else delta, alpha.source)
+
+
+def build_embedding(parts: LayerParts) -> Built:
+    """Build PEFT's LoRA of an `nn.Embedding`, whose factors make the transposed weight.
+
+    Source: huggingface/peft, `tuners/lora/layer.py` (`Embedding.get_delta_weight`).
+
+    Raises:
+        UnsupportedAdapterError: it has a magnitude.
+    """
+    a, b = parts.tensors["embedding_A"], parts.tensors["embedding_B"]
+    if "magnitude" in parts.tensors:
+        raise UnsupportedAdapterError(
+            f"`{parts.keys['magnitude']}`: a DoRA of an embedding, which lorry cannot apply. Train that layer without "
+            "DoRA, or merge it into the text encoder with PEFT (`merge_and_unload`)."
+        )
+    if a.ndim != 2 or b.ndim != 2:
+        raise FormatError(
+            f"an embedding's LoRA of {tuple(a.shape)} and {tuple(b.shape)}: expected two matrices."
+        )
+    alpha = parts.alpha(a.shape[0])
+    delta = LoraDelta(b.t(), a.t(), None, alpha.value, alpha.rank_stabilised, of_embedding=True)
+    return Built(delta, alpha.source)
 
 
 def _with_sparse(delta: LoraDelta, parts: LayerParts) -> SparseDelta:

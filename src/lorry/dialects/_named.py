@@ -73,7 +73,7 @@ def _entry(file: TensorFile, target: Target, layer: Layer, rules: Rules, found: 
         _leave_out(layer, family, found)
         built = build(family, LayerParts(target, keys, {r: file.tensors[k] for r, k in keys.items()}, rules))
     except FormatError as error:
-        raise FormatError(f"{file.source}: {target} (`{first}`): {error}") from error
+        raise type(error)(f"{file.source}: {target} (`{first}`): {error}") from error
     return Entry(target, built.delta, tuple(sorted(keys.values())), built.source)
 
 
@@ -82,6 +82,9 @@ def _leave_out(layer: Layer, family: Family, found: Sorted) -> None:
     for role, keys in layer.items():
         if role in SCALE and role not in family.taken:
             reason = f"an alpha, which means nothing in a layer of {family.name}"
+            found.ignored.extend(Ignored(key, reason) for key in keys)
+        elif role == "base_weight" and "embedding_A" in layer:
+            reason = "the base model's own embedding, which PEFT saves along"
             found.ignored.extend(Ignored(key, reason) for key in keys)
         elif role not in family.taken:
             found.unknown.extend(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from lorry.dialects._unflatten import unflatten
@@ -19,6 +20,16 @@ UNET_ROOTS = (
 )
 SGM_ROOTS = ("input_blocks_", "middle_block_", "output_blocks_")
 CLIP_ROOT = "text_model"
+_EMBEDDINGS = re.compile(
+    r"(?:.*[._])?(?:token_embedding|position_embedding|embed_tokens|shared|relative_attention_bias|embed_positions|"
+    r"(?:word|position|token_type)_embeddings)"
+)
+"""The embeddings of text encoders, which are layers of nothing else by these names."""
+
+
+def is_embedding(target: Target) -> bool:
+    """Whether a layer is an embedding of a text encoder, by its name."""
+    return _EMBEDDINGS.fullmatch(target.path) is not None
 
 
 def dotted(target: Target) -> Target:

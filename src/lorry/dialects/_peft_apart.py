@@ -27,6 +27,8 @@ PEFT_SUFFIXES: Mapping[Role, str] = {
     "hra_u": "hra_u",
     "vera_lambda_b": "vera_lambda_b",
     "vera_lambda_d": "vera_lambda_d",
+    "embedding_A": "lora_embedding_A",
+    "embedding_B": "lora_embedding_B",
     "saved_weight": "weight",
     "saved_bias": "bias",
     "saved_bias_of_base": "base_layer.bias",
@@ -47,6 +49,9 @@ def take_apart_for_peft(delta: Delta) -> Roles:
         roles["oft_R_of_any_layer" if on_weight.back_on_kernels else "oft_R"] = on_weight.blocks
     if "saved_bias" in roles and isinstance(delta, PartsDelta) and not is_saved(delta):
         roles["saved_bias_of_base"] = roles.pop("saved_bias")
+    inner = on_weight.inner if isinstance(on_weight, DoraDelta) else on_weight
+    if isinstance(inner, LoraDelta) and inner.of_embedding:
+        roles |= {"embedding_A": roles.pop("up").t(), "embedding_B": roles.pop("down").t()}
     return _with_bias_of_peft(delta, _with_magnitude_of_peft(delta, roles))
 
 
@@ -60,6 +65,8 @@ def _with_magnitude_of_peft(delta: Delta, roles: Roles) -> Roles:
     """PEFT's magnitude is of the rows of a LoRA: (out), or (1, out, 1, 1) for a convolution."""
     inner = delta.on_weight if isinstance(delta, PartsDelta) else delta
     if not isinstance(inner, DoraDelta) or inner.on_input or not isinstance(inner.inner, LoraDelta):
+        return roles
+    if inner.inner.of_embedding:
         return roles
     ones = [1] * (len(inner.shape) - 2)
     magnitude = roles.pop("dora_scale")

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import Delta, VeraDelta
+from lorry.algebra import Delta, LoraDelta, VeraDelta
 from lorry.dialects import _peft_config
 from lorry.dialects._exporting import find_obstacles
 from lorry.dialects._headers import kept_configs
-from lorry.dialects._naming import dotted
+from lorry.dialects._naming import dotted, is_embedding
 from lorry.dialects._peft_apart import take_apart_for_peft
 from lorry.dialects._suffixes import Role
 
 
+def with_embeddings(adapter: Adapter) -> Adapter:
+    """Return an adapter whose LoRAs of embeddings are marked as such: another dialect does not tell them from others.
+
+    PEFT spells them by keys of their own, transposed.
+    """
+    return replace(adapter, entries=tuple(map(_marked, adapter.entries)))
+
+
+def _marked(entry: Entry) -> Entry:
+    delta = entry.delta
+    is_plain = isinstance(delta, LoraDelta) and len(delta.shape) == 2
+    return (
+        replace(entry, delta=replace(delta, of_embedding=True))
+        if is_plain and is_embedding(entry.target)
+        else entry
+    )
+
+
 def find_peft_obstacles(adapter: Adapter, suffixes: Mapping[Role, str]) -> dict[str, str]:
     """Return, by target, what of an adapter has no name among these suffixes or no place in its component's config."""
+    adapter = with_embeddings(adapter)
     found = find_obstacles(adapter, suffixes, take_apart_for_peft)
     for entries in _by_component(adapter).values():
         named = {str(entry.target): entry.delta for entry in entries if str(entry.target) not in found}

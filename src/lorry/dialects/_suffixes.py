@@ -50,6 +50,9 @@ OTHERS: dict[str, Role] = {
     **{name: name for name in ("bias_indices", "bias_values", "bias_size")},
     **{name: name for name in ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")},
     "hra_u": "hra_u",
+    "lora_embedding_A": "embedding_A",  # PEFT's, of an `nn.Embedding`: (rank, tokens) and (width, rank)
+    "lora_embedding_B": "embedding_B",
+    "base_layer.weight": "base_weight",  # PEFT saves the embedding that it tunes along with that
     # Whole tensors, in place of the base's: PEFT's of `bias="all"` and `modules_to_save`, and ComfyUI's.
     "base_layer.bias": "saved_bias",
     "modules_to_save.weight": "saved_weight",
@@ -71,7 +74,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("lora_A.bias", "lora_down.bias"), "LoRA with a bias between its factors"),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
-    **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "LoRA of an embedding"),
     **dict.fromkeys(
         [f"lora_{side}.scale_weight" for side in ("down", "up", "A", "B")],
         "LoRA in fp8 with scales of its own (ComfyUI's `scaled_fp8`)",

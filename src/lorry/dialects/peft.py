@@ -21,7 +21,7 @@ from lorry.dialects._headers import config_header
 from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted
 from lorry.dialects._peft_apart import PEFT_SUFFIXES, take_apart_for_peft
-from lorry.dialects._peft_writing import find_peft_obstacles, make_configs, shared_matrices
+from lorry.dialects._peft_writing import find_peft_obstacles, make_configs, shared_matrices, with_embeddings
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 
@@ -60,9 +60,8 @@ class Peft(Dialect):
                 flattened names whose meaning only a model can tell.
         """
         check_writable(adapter, self.obstacles(adapter), self.name)
-        tensors = spelled(adapter.entries, PEFT_SUFFIXES, _name, take_apart_for_peft) | shared_matrices(
-            adapter
-        )
+        entries = with_embeddings(adapter).entries
+        tensors = spelled(entries, PEFT_SUFFIXES, _name, take_apart_for_peft) | shared_matrices(adapter)
         return TensorFile(tensors, config_header(adapter, make_configs(adapter)), adapter.source)
 
 

@@ -110,7 +110,8 @@ def build_scene(
     for name, resident in residents.items():
         for path in resident.deltas:
             device, dtype, *_ = places[path]
-            factors[path][name] = resident.factors(path, device, dtype)
+            takes = modules[path].lorry_takes_factors
+            factors[path][name] = resident.factors(path, device, dtype) if takes else None
     joined: dict[str, Pairs] = {p: {} for p, m in here.items() if room and isinstance(m, LinearSidePath)}
     copied: dict[str, tuple[str, ...]] = {}
     for path, found in factors.items():

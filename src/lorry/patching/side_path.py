@@ -32,6 +32,8 @@ BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lor
 class SidePath(nn.Module):
     """What the subclass of a patched module adds to it."""
 
+    lorry_takes_factors: ClassVar[bool] = False
+    """Whether `forward` adds what the factors make of its input; where not, every delta acts through a copy."""
     lorry_class: ClassVar[type[nn.Module]]
     """The module's own class."""
     lorry_down: Tensor | None
@@ -138,6 +140,8 @@ class SidePath(nn.Module):
 class LinearSidePath(SidePath):
     """For `nn.Linear` and its subclasses."""
 
+    lorry_takes_factors = True
+
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         out = super().forward(input, *args, **kwargs)
         if self.lorry_down is None and not self.lorry_trained:
@@ -175,6 +179,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvSidePath(SidePath):
     """For convolutions over one to three axes; stride, padding, dilation and groups are the module's own."""
 
+    lorry_takes_factors = True
+
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         out = super().forward(input, *args, **kwargs)
         if self.lorry_down is None and not self.lorry_trained:
@@ -191,6 +197,20 @@ class ConvSidePath(SidePath):
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(kernel) - 1]
         side = convolve(hidden, up[(..., *kernel)], groups=groups).to(out.dtype)
         return out + side if torch.is_grad_enabled() else out.add_(side)
+
+
+class EmbeddingSidePath(SidePath):
+    """For `nn.Embedding`: a token's row of `up`, times `down`."""
+
+    lorry_takes_factors = True
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        out = super().forward(input)
+        return out if self.lorry_down is None else self._with_side_output(input, out)
+
+    def _add(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+        hidden = functional.embedding(x, up) * scale
+        return out + (hidden.to(down.dtype) @ down).to(out.dtype)
 
 
 @final
@@ -230,6 +250,8 @@ def side_path_class(cls: type[nn.Module]) -> type[SidePath]:
     """Return the subclass of a module's class that adds the side path; only copies, where no low-rank one is known."""
     if issubclass(cls, nn.Linear):
         return _subclass(cls, PackedLinearSidePath if computes_from_packed(cls) else LinearSidePath)
+    if cls.forward is nn.Embedding.forward:  # not Gemma's, which multiplies what it has looked up
+        return _subclass(cls, EmbeddingSidePath)
     return _subclass(cls, ConvSidePath if issubclass(cls, CONVOLUTIONS) else SidePath)
 
 

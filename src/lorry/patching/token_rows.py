@@ -8,7 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lorry.binding import modules_at
 from lorry.errors import StateError
+from lorry.patching.side_path import SidePath, shares
+from lorry.patching.state import find_state
 from lorry.patching.undo import Undo
 
 
@@ -50,6 +53,7 @@ def add_rows(model: Any, first: int, vectors: Tensor, undo: Undo) -> TokenRows:
     """
     layer = model.get_input_embeddings()
     weight = _plain_weight(layer)
+    _check_free(model, layer)
     rows = TokenRows(
         model,
         layer,
@@ -84,14 +88,35 @@ def remove_rows(rows: TokenRows, undo: Undo) -> None:
     _set_rows(rows, own, rows.vocab_size, undo)
 
 
+def _check_free(model: nn.Module, layer: nn.Embedding) -> None:
+    """Raise where an adapter has a delta for the rows that are there.
+
+    Raises:
+        StateError: names the adapter.
+    """
+    weight, state = layer._parameters["weight"], find_state(model)
+    for name, resident in ({} if state is None else state.adapters).items():
+        layers = modules_at(model, resident.deltas)
+        if any(one._parameters.get("weight") is weight for one in layers.values()):
+            raise StateError(
+                f"The adapter {name!r} has a layer on the text encoder's embedding, of {layer.num_embeddings} rows, "
+                "which cannot get more for tokens meanwhile. Delete that adapter, or load the file without the layer."
+            )
+
+
 def _set_rows(rows: TokenRows, weight: Tensor, vocab_size: int, undo: Undo) -> None:
-    undo.set_attribute(rows.layer.weight, "data", weight)
+    parameter = rows.layer._parameters["weight"]
+    layers = [one for one in rows.model.modules() if one._parameters.get("weight") is parameter]
+    prepared = [one for one in layers if isinstance(one, SidePath) and shares(one, "weight")]
+    undo.set_attribute(parameter, "data", weight)
+    for one in prepared:
+        undo.set_item(one._buffers, "lorry_weight", weight)
     undo.set_attribute(rows.layer, "num_embeddings", weight.shape[0])
     undo.set_attribute(rows.model.config.get_text_config(), "vocab_size", vocab_size)
 
 
 def _plain_weight(layer: object) -> Tensor:
-    weight = layer.weight if isinstance(layer, nn.Embedding) else None
+    weight = layer._parameters["weight"] if isinstance(layer, nn.Embedding) else None
     if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
         raise StateError(
             f"The text encoder's embedding ({type(layer).__name__}) is quantized, or offloaded and not at hand: it "

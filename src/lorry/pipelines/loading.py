@@ -117,8 +117,6 @@ def load_adapter(
     wrong = begun(_not_finite, plan)
     owned = owned and can_be_kept(_tensors(plan))
     with Undo() as undo:
-        if pipeline is not None:
-            put_tokens(pipeline, name, plan.embeddings, undo)
         if hotswap:
             _swap(plan.deltas, models, name, undo, owned=owned)
         else:
@@ -130,6 +128,8 @@ def load_adapter(
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
                     state.set_enabled(False, undo)
+        if pipeline is not None:  # behind the layers: an embedding that carries one gets no rows
+            put_tokens(pipeline, name, plan.embeddings, undo)
         _check_finite(wrong.result(), strict)
     _log(plan.report, name, models)
     return plan.report

@@ -78,7 +78,7 @@ def matching(model: nn.Module, targets: Targets) -> Iterator[tuple[str, nn.Modul
     return (
         (path, module)
         for path, module in model.named_modules()
-        if len(weight_shape(module) or ()) > 1 and matches(path)
+        if len(weight_shape(module) or ()) > 1 and not isinstance(module, nn.Embedding) and matches(path)
     )
 
 
