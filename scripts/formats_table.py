@@ -291,6 +291,10 @@ the same matrix in kohya's and ComfyUI's; diffusers' loader applies none, and `d
 own embedding, which PEFT saves beside it, is ignored. A DoRA of one is refused, and so are tokens that are to be
 learned while such a layer is loaded.
 
+A number that stands alone beside the layers is read by its name: `lora_alpha`, `network_alpha` or `alpha` is the alpha
+of all layers without one, over the root of the rank beside `use_rslora`; `step`, `epoch`, `rank` and ComfyUI's
+`scaled_fp8` carry no weights, and are ignored with the reason. Any other is an unknown key.
+
 ## Families, dialects and architectures
 
 On how many of {count} architectures files of a family go into a dialect and back, with shuffled keys, bit for bit. Of

@@ -12,6 +12,7 @@ from lorry.dialects._building import build
 from lorry.dialects._embeddings import read_bundle
 from lorry.dialects._families import SCALE, Family, find_family
 from lorry.dialects._layers import Layer, Sorted, sort_keys
+from lorry.dialects._lone import alpha_keys, sort_lone, with_lone_alpha
 from lorry.dialects._metadata import find_rules
 from lorry.dialects._parts import LayerParts
 from lorry.dialects._rules import Rules
@@ -19,6 +20,8 @@ from lorry.dialects._suffixes import SHARED
 from lorry.errors import FormatError
 from lorry.files import TensorFile
 from lorry.names import Target
+
+_OWN_SCALE = (".alpha", ".scale")
 
 
 def read_named(file: TensorFile, dialect: str) -> Adapter:
@@ -37,6 +40,7 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
     """
     found = sort_keys(file.tensors, file.source)
     rules = find_rules(file, any("alpha" in layer for layer in found.layers.values()))
+    rules = with_lone_alpha(file, rules)
     entries = []
     for target, layer in sorted(found.layers.items(), key=lambda item: _order(item[0])):
         entry = _entry(file, target, layer, rules, found)
@@ -44,12 +48,16 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
             entries.append(entry)
     if any(not SHARED.isdisjoint(layer) for layer in found.layers.values()):
         entries = _counted_once(entries)
+    entries, lone = _with_lone_alpha(entries, alpha_keys(file))
+    found.ignored.extend(lone)
+    left = [key for key in found.unknown if key not in alpha_keys(file)]
+    numbers, left = sort_lone(file, left)
     embeddings, bookkeeping, unknown = read_bundle(file, found.bundled)
     return Adapter(
         tuple(entries),
         dialect,
-        tuple(sorted((*found.ignored, *bookkeeping), key=lambda ignored: ignored.key)),
-        tuple(sorted((*found.unknown, *unknown))),
+        tuple(sorted((*found.ignored, *numbers, *bookkeeping), key=lambda ignored: ignored.key)),
+        tuple(sorted((*left, *unknown))),
         file.metadata,
         file.source,
         tuple(embeddings),
@@ -119,6 +127,18 @@ def _counted_once(entries: Iterable[Entry]) -> list[Entry]:
         counted.append(replace(entry, keys=tuple(key for key in entry.keys if key not in seen)))
         seen.update(entry.keys)
     return counted
+
+
+def _with_lone_alpha(entries: list[Entry], keys: tuple[str, ...]) -> tuple[list[Entry], list[Ignored]]:
+    """Count an alpha for all layers with the first that has none of its own; where each has, it says nothing."""
+    takers = (i for i, entry in enumerate(entries) if entry.scale_source == "alpha tensor")
+    first = next((i for i in takers if not any(key.endswith(_OWN_SCALE) for key in entries[i].keys)), None)
+    if not keys or first is None:
+        return entries, [
+            Ignored(key, "an alpha for layers without one, of which there are none") for key in keys
+        ]
+    taker = replace(entries[first], keys=(*entries[first].keys, *keys))
+    return [*entries[:first], taker, *entries[first + 1 :]], []
 
 
 def _order(target: Target) -> tuple[str, str, bool]:
