@@ -332,6 +332,9 @@ model has not, or keeps as no layer.
 What later versions of ComfyUI (up to 0.38.1) take was read in its source: ACE-Step 1.5's `decoder.…` is written
 too; JoyImage and ERNIE-Image have diffusers' names; LTX-2.3, Krea 2, Ideogram 4, Qwen-Image 2.1 and MiniMax-H3
 have those of their checkpoints. The UNets of Stable Diffusion and Stable Cascade are tried by tests of their own.
+Text encoders are written under its names for them (`t5xxl`, `umt5xxl`, `pile_t5xl`, `mt5xl`, `t5base`, `byt5_small`,
+`hydit_clip`, `clip_l`, `clip_h`, `clip_g`, `llama`, `qwen3_4b`, …), by their width and, where two have one width, by
+the class of the base's; what has none there is refused.
 OmniGen 2, ACE-Step 1, Chroma Radiance and Hunyuan3D are in ComfyUI and not in diffusers.
 
 {comfyui_names()}

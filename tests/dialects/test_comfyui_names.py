@@ -153,6 +153,8 @@ def test_every_module_of_ace_step_is_written_under_its_decoder() -> None:
 
 TRANSFORMER = "text_encoders.{}.transformer.{}"
 CLIP, T5 = "text_model.encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"
+T5_OUT = "encoder.block.0.layer.1.DenseReluDense.wo"
+BERT = "encoder.layer.0.attention.self.query"
 UP, DOWN, QUERY = (
     "model.layers.0.mlp.up_proj",
     "model.layers.0.mlp.down_proj",
@@ -166,6 +168,16 @@ TEXT_ENCODERS: list[tuple[str, str, tuple[int, int], str | None]] = [
     ("text_encoder_2", CLIP, (128, 32), TRANSFORMER.format("clip_g", CLIP)),
     ("text_encoder_3", CLIP, (128, 32), None),
     ("text_encoder_2", T5, (4096, 4096), TRANSFORMER.format("t5xxl", T5)),
+    ("text_encoder", T5, (2048, 2048), TRANSFORMER.format("pile_t5xl", T5)),
+    ("text_encoder_2", T5, (2048, 2048), TRANSFORMER.format("mt5xl", T5)),
+    ("text_encoder", T5_OUT, (2048, 5120), TRANSFORMER.format("pile_t5xl", T5_OUT)),
+    ("text_encoder", T5, (768, 768), TRANSFORMER.format("t5base", T5)),
+    ("text_encoder_2", T5, (384, 1472), TRANSFORMER.format("byt5_small", T5)),
+    ("text_encoder", T5, (16384, 1024), TRANSFORMER.format("t5xxl", T5)),
+    ("text_encoder", T5, (1024, 1024), None),
+    ("text_encoder", BERT, (1024, 1024), TRANSFORMER.format("hydit_clip", f"bert.{BERT}")),
+    ("text_encoder_2", BERT, (1024, 1024), None),
+    ("text_encoder", BERT, (768, 768), None),
     ("text_encoder", UP.removeprefix("model."), (14336, 4096), TRANSFORMER.format("llama", UP)),
     ("text_encoder", DOWN, (4096, 14336), TRANSFORMER.format("llama", DOWN)),
     ("text_encoder_4", QUERY, (4096, 4096), TRANSFORMER.format("llama", QUERY)),
@@ -190,8 +202,59 @@ def test_a_text_encoder_is_named_by_what_it_is(
         with pytest.raises(UnsupportedAdapterError, match="no name for this component"):
             get_dialect("comfyui").write(adapter)
         return
-    keys = get_dialect("comfyui").write(adapter).tensors
-    assert {key.rpartition(".lora_")[0] for key in keys if "lora_" in key} == {stem}
+    written = get_dialect("comfyui").write(adapter)
+    assert {key.rpartition(".lora_")[0] for key in written.tensors if "lora_" in key} == {stem}
+    again = read_adapter(written)
+    assert get_dialect("comfyui").write(again).tensors.keys() == written.tensors.keys()
+
+
+ALIKE = [
+    ("UMT5EncoderModel", T5, (4096, 4096), "umt5xxl"),
+    ("T5EncoderModel", T5, (4096, 4096), "t5xxl"),
+    ("UMT5EncoderModel", T5_OUT, (2048, 5120), "pile_t5xl"),
+    ("T5EncoderModel", T5, (2048, 2048), "mt5xl"),
+    ("UMT5EncoderModel", T5, (768, 768), "umt5base"),
+    ("T5EncoderModel", T5, (768, 768), "t5base"),
+    ("Qwen3ForCausalLM", QUERY, (4096, 4096), "qwen3_8b"),
+    ("Qwen3Model", QUERY, (2048, 2048), "qwen3_2b"),
+    ("LlamaModel", QUERY, (4096, 4096), "llama"),
+    ("SmolLM3ForCausalLM", QUERY, (2048, 2048), None),
+]
+
+
+@pytest.mark.parametrize(("cls", "path", "shape", "name"), ALIKE)
+def test_text_encoders_of_one_size_are_named_by_their_class(
+    cls: str, path: str, shape: tuple[int, int], name: str | None
+) -> None:
+    entry = Entry(Target("text_encoder", path), random_delta(shape, 0, 2), ())
+    adapter = Adapter((entry,), "test", text_encoders={"text_encoder": cls})
+    if name is None:
+        with pytest.raises(UnsupportedAdapterError, match="no name for this component"):
+            get_dialect("comfyui").write(adapter)
+        return
+    written = get_dialect("comfyui").write(adapter)
+    assert all(key.startswith(f"text_encoders.{name}.transformer.") for key in written.tensors)
+    again = get_dialect("comfyui").write(read_adapter(written))
+    assert again.tensors.keys() == written.tensors.keys()
+    assert all(torch.equal(tensor, written.tensors[key]) for key, tensor in again.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("blocks.3.cross_attn.k_img", "umt5xxl"),
+        ("blocks.3.ffn.0", "umt5xxl"),
+        ("blocks.3.cross_attn.q_linear", "t5xxl"),  # PixArt's
+        ("double_blocks.3.img_attn.qkv", "t5xxl"),
+    ],
+)
+def test_wans_text_encoder_is_told_by_what_stands_beside_it(layer: str, name: str) -> None:
+    entries = (
+        Entry(Target("transformer", layer), random_delta((8, 8), 0, 2), ()),
+        Entry(Target("text_encoder", T5), random_delta((4096, 4096), 0, 2), ()),
+    )
+    keys = get_dialect("comfyui").write(Adapter(entries, "test")).tensors
+    assert {key.split(".")[1] for key in keys if key.startswith("text_encoders.")} == {name}
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,9 @@ def test_what_cannot_be_a_lora_at_all_is_refused_even_then(tmp_path: Path) -> No
         )
 
 
+T5_Q = "encoder.block.0.layer.0.SelfAttention.q"
+
+
 def of_flux_or_of_others(folder: Path) -> Path:
     """A file of a layer that FLUX.1, Chroma and HunyuanVideo all have."""
     key = "transformer.transformer_blocks.0.ff_context.net.2"
@@ -492,6 +495,34 @@ def test_layers_for_wans_picture_come_back_bit_for_bit_where_nobody_says_the_bas
         re.search(r"cross_attn.k_img", key) for key in read_safetensors(tmp_path / "x.safetensors").tensors
     )
     lorry.convert(tmp_path / "x.safetensors", tmp_path / "again.safetensors", "diffusers")
+    assert_same_file(source, tmp_path / "again.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("base", "component", "stem", "shape", "name"),
+    [
+        ("wan", "text_encoder", T5_Q, (4096, 4096), "umt5xxl"),
+        ("chroma", "text_encoder", T5_Q, (4096, 4096), "t5xxl"),
+        ("auraflow", "text_encoder", T5_Q, (2048, 2048), "pile_t5xl"),
+        ("hunyuan-dit", "text_encoder_2", T5_Q, (2048, 2048), "mt5xl"),
+        ("hunyuan-dit", "text_encoder", "encoder.layer.0.attention.self.query", (1024, 1024), "hydit_clip"),
+        ("stable-audio", "text_encoder", T5_Q, (768, 768), "t5base"),
+    ],
+)
+def test_comfyui_has_a_name_for_each_text_encoder_and_it_comes_back_bit_for_bit(
+    base: str, component: str, stem: str, shape: tuple[int, int], name: str, tmp_path: Path
+) -> None:
+    key = f"{component}.{stem}"
+    tensors = {
+        f"{key}.lora_A.weight": torch.randn(2, shape[1]),
+        f"{key}.lora_B.weight": torch.randn(shape[0], 2),
+    }
+    source = write_safetensors(tmp_path / "a.safetensors", tensors, {})
+    lorry.convert(source, tmp_path / "x.safetensors", "comfyui", base)
+    keys = read_safetensors(tmp_path / "x.safetensors").tensors
+    assert all(key.startswith(f"text_encoders.{name}.transformer.") for key in keys)
+    assert lorry.is_supported(tmp_path / "x.safetensors", base)
+    lorry.convert(tmp_path / "x.safetensors", tmp_path / "again.safetensors", "diffusers", base)
     assert_same_file(source, tmp_path / "again.safetensors")
 
 

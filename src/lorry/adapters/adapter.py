@@ -73,6 +73,8 @@ class Adapter:
     block_names: BlockNames = "diffusers"
     """Whose names its targets have where a name means one module in diffusers and another in the original checkpoint,
     and no other name in it tells."""
+    text_encoders: Mapping[str, str] = field(default_factory=dict)
+    """By component, the class of a text encoder's model, where the file or its base says it and layers may not."""
 
     @property
     def components(self) -> tuple[str, ...]:

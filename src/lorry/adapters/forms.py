@@ -21,6 +21,8 @@ class Form:
     dialect: str
     block_names: BlockNames
     """What the adapter says of its targets' names."""
+    text_encoders: Mapping[str, str]
+    """What it says of its text encoders."""
     entries: tuple[tuple[Entry, tuple[tuple[str, str], ...]], ...]
     """Each over tensors on the meta device, with (name of a tensor, key of the file)."""
 
@@ -43,7 +45,7 @@ class Form:
             hollow = {name: _outline(tensor, outlines) for name, tensor in own.items()}
             filled_from = tuple((name, keys[id(tensor)]) for name, tensor in own.items())
             entries.append((replace(entry, delta=entry.delta.with_tensors(hollow)), filled_from))
-        form = cls(adapter.dialect, adapter.block_names, tuple(entries))
+        form = cls(adapter.dialect, adapter.block_names, adapter.text_encoders, tuple(entries))
         _forms[adapter] = form
         return form
 
@@ -59,7 +61,12 @@ class Form:
             for entry, names in self.entries
         )
         adapter = Adapter(
-            entries, self.dialect, metadata=metadata, source=source, block_names=self.block_names
+            entries,
+            self.dialect,
+            metadata=metadata,
+            source=source,
+            block_names=self.block_names,
+            text_encoders=self.text_encoders,
         )
         _forms[adapter] = self
         return adapter

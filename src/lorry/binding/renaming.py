@@ -21,7 +21,7 @@ from lorry.binding.routes import routes
 from lorry.binding.tables import Names, Piece
 from lorry.binding.targets import weight_shape
 from lorry.errors import UnsupportedAdapterError
-from lorry.names import Target
+from lorry.names import TEXT_ENCODERS, Target
 
 Models = Mapping[str, nn.Module]
 Join = Callable[[str, Sequence[Delta | None], Rows], Delta]
@@ -47,6 +47,7 @@ def in_names_of_model(adapter: Adapter, models: Models) -> Adapter:
         adapter,
         entries=tuple(sorted(entries, key=lambda entry: entry.target)),
         block_names="diffusers",
+        text_encoders=_encoders(models),
     )
 
 
@@ -75,7 +76,12 @@ def in_original_names(
         adapter,
         entries=tuple(sorted(entries, key=lambda entry: entry.target)),
         block_names="original",
+        text_encoders=_encoders(models),
     )
+
+
+def _encoders(models: Models) -> dict[str, str]:
+    return {name: type(model).__name__ for name, model in models.items() if name in TEXT_ENCODERS}
 
 
 def join_exactly(name: str, deltas: Sequence[Delta | None], rows: Rows) -> Delta:

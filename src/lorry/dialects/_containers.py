@@ -51,7 +51,13 @@ DOTTED = {
 """First parts of dotted names. Source: Comfy-Org/ComfyUI, `comfy/lora.py`; the Open Model Initiative's names as in
 Nerogar/OneTrainer, `modules/util/convert/lora`."""
 
-COMFY_TEXT_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3", "llama": "text_encoder_4"}
+COMFY_TEXT_ENCODERS = {
+    "clip_g": "text_encoder_2",
+    "mt5xl": "text_encoder_2",  # HunyuanDiT
+    "byt5_small": "text_encoder_2",  # HunyuanImage
+    "t5xxl": "text_encoder_3",
+    "llama": "text_encoder_4",
+}
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
 T5 or a Llama has differs between pipelines, and is settled where the model is: SD3 has a T5 beside a CLIP-G."""
 
@@ -115,6 +121,7 @@ def _without_container(path: str, component: str | None) -> tuple[str, str | Non
     first, _, rest = path.partition(".")
     if first == "text_encoders":
         name, _, rest = rest.partition(".")
-        return rest.removeprefix("transformer."), COMFY_TEXT_ENCODERS.get(name, "text_encoder")
+        rest = rest.removeprefix("transformer.").removeprefix("bert.")  # HunyuanDiT's `hydit_clip`
+        return rest, COMFY_TEXT_ENCODERS.get(name, "text_encoder")
     found = DOTTED.get(first)
     return (rest, found) if found and rest else None

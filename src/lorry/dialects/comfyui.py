@@ -10,14 +10,15 @@ module's dotted path, most often under the original checkpoint's name, and the s
 for LoRA, `.diff`, `.diff_b` and `.set_weight` for what is no LoRA. Written are kohya's and LyCORIS's suffixes, but
 `.diff` and `.diff_b` for norm layers, and `img_in.reshape_weight` for the layer that Flux's control LoRAs widen.
 
-Source: Comfy-Org/ComfyUI, `comfy/lora.py` (`model_lora_keys_unet`, `model_lora_keys_clip`), `comfy/weight_adapter/`,
-`comfy/text_encoders/*.py` and `comfy/sd1_clip.py` for the names of text encoders.
+Source: Comfy-Org/ComfyUI, `comfy/lora.py` (`model_lora_keys_unet`, `model_lora_keys_clip`), `comfy/weight_adapter/`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import ReplaceDelta
+from lorry.dialects._comfyui_encoders import classes_in, encoder_stem
 from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import plain_header
 from lorry.dialects._named import read_named
@@ -57,25 +59,6 @@ _LIVE_NAMES = (
 """What ComfyUI calls modules of HunyuanVideo otherwise than its checkpoints do: it renames them when it loads one, and
 knows some under both names."""
 CONTAINERS = ("diffusion_model.", "text_encoders.")
-T5_ROOT = "encoder.block."
-_CLIP_ROOTS = ("encoder.layers.", "text.model.", "text.projection")
-_CLIPS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
-"""By width: HunyuanVideo's second text encoder is a CLIP-L, that of SDXL a CLIP-G, the only one of Stable Diffusion 2
-a CLIP-H."""
-_DECODER_ROOTS = ("layers.", "model.layers.")
-_DECODERS = {
-    1024: "qwen3_06b",
-    2304: "gemma2_2b",
-    2560: "qwen3_4b",
-    3584: "qwen25_7b",
-    3840: "gemma3_12b",
-    5120: "mistral3_24b",
-}
-"""Language models by their width. One of 4096 is a Llama or a Qwen 3 8B, whose attentions have the same sizes."""
-_LLAMA = (4096, 14336)
-"""Its width, and that of its feed-forward."""
-_CLIP_PLACES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-"""Of others, by their place."""
 
 
 @final
@@ -90,11 +73,13 @@ class Comfyui(Dialect):
         return any(key.startswith(CONTAINERS) and split_suffix(key) is not None for key in file.tensors)
 
     def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
+        return replace(read_named(file, self.name), text_encoders=classes_in(file.tensors))
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         without = {
-            str(e.target): "no name for this component" for e in adapter.entries if _container(e) is None
+            str(entry.target): "no name for this component"
+            for entry in adapter.entries
+            if _container(adapter, entry) is None
         }
         return without | find_obstacles(adapter, SUFFIXES)
 
@@ -106,47 +91,33 @@ class Comfyui(Dialect):
                 only a model can tell.
         """
         check_writable(adapter, self.obstacles(adapter), self.name)
-        tensors = spelled(adapter.entries, SUFFIXES, _name) | _wider_shapes(adapter)
+        tensors = spelled(adapter.entries, SUFFIXES, partial(_name, adapter)) | _wider_shapes(adapter)
         return TensorFile(tensors, plain_header(adapter), adapter.source)
 
 
-def _name(entry: Entry) -> str:
+def _name(adapter: Adapter, entry: Entry) -> str:
     target = with_clip_root(dotted(entry.target))
     path = target.path
     if target.component == CONNECTORS:
         path = connectors_name(path)
     elif not target.component.startswith("text_encoder"):
         path = live_name(path)
-    elif path.startswith(_DECODER_ROOTS[0]):
+    elif path.startswith("layers."):
         path = f"model.{path}"
-    return f"{_container(entry)}{path}"
+    return f"{_container(adapter, entry)}{path}"
 
 
-def _container(entry: Entry) -> str | None:
+def _container(adapter: Adapter, entry: Entry) -> str | None:
     """Return what stands in front of a path; None where ComfyUI has no name for the component."""
-    component, path = entry.target.component, entry.target.path.replace("_", ".")
+    component = entry.target.component
     if component in (DENOISER, *DENOISERS[:2], "prior"):
         return "diffusion_model."
     if component == CONDITIONER:
         return "diffusion_model.llm_adapter."
     if component == CONNECTORS:
-        return "" if path.endswith("text.proj.in") else "diffusion_model."
-    if path.startswith(T5_ROOT):
-        return "text_encoders.t5xxl.transformer."
-    name = _text_encoder(component, path, tuple(entry.delta.shape))
-    return None if name is None else f"text_encoders.{name}.transformer."
-
-
-def _text_encoder(component: str, path: str, shape: tuple[int, ...]) -> str | None:
-    """Return ComfyUI's name of a text encoder, which is told by what it is and not by its place."""
-    if path.startswith(_CLIP_ROOTS):
-        return _CLIPS.get(min(shape[:2], default=0), _CLIP_PLACES.get(component))
-    if not path.startswith(_DECODER_ROOTS) or len(shape) != 2:
-        return None
-    width = shape[0] if path.endswith((".o.proj", ".down.proj")) else shape[1]
-    name = _DECODERS.get(width)
-    is_llama = component == "text_encoder_4" or _LLAMA[1] in shape
-    return name or ("llama" if width == _LLAMA[0] and is_llama else None)
+        return "" if entry.target.path.replace("_", ".").endswith("text.proj.in") else "diffusion_model."
+    stem = encoder_stem(adapter, entry)
+    return None if stem is None else f"text_encoders.{stem}"
 
 
 def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:
@@ -157,7 +128,7 @@ def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:
     if not any(isinstance(entry.delta, ReplaceDelta) for entry in adapter.entries):
         return {}
     return {
-        f"{_name(entry)}.reshape_weight": torch.tensor(entry.delta.shape)
+        f"{_name(adapter, entry)}.reshape_weight": torch.tensor(entry.delta.shape)
         for entry in adapter.entries
         if entry.target.path == "img_in" and entry.delta.part("weight") is not None
     }

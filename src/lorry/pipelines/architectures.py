@@ -108,6 +108,14 @@ T5_XXL: Config = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
+BERT_LARGE: Config = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+T5_XL: Config = {**T5_XXL, "d_model": 2048, "d_ff": 5120, "num_heads": 32}
+T5_BASE: Config = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
 GEMMA2_2B: Config = {"head_dim": 256, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
 QWEN3_4B: Config = {
     "head_dim": 128,
@@ -176,7 +184,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
         "text_encoder_3": _T5,
         "text_encoder_4": Part("LlamaForCausalLM", LLAMA3_8B),
     },
-    "auraflow": {"transformer": Part("AuraFlowTransformer2DModel")},
+    "auraflow": {
+        "transformer": Part("AuraFlowTransformer2DModel"),
+        "text_encoder": Part("UMT5EncoderModel", T5_XL),
+    },
     "sana": {
         "transformer": Part("SanaTransformer2DModel"),
         "text_encoder": Part("Gemma2Model", GEMMA2_2B),
@@ -226,7 +237,11 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     },
     "hunyuan-video-1.5": {"transformer": Part("HunyuanVideo15Transformer3DModel")},
     "hunyuan-image": {"transformer": Part("HunyuanImageTransformer2DModel")},
-    "hunyuan-dit": {"transformer": Part("HunyuanDiT2DModel", HUNYUAN_DIT)},
+    "hunyuan-dit": {
+        "transformer": Part("HunyuanDiT2DModel", HUNYUAN_DIT),
+        "text_encoder": Part("BertModel", BERT_LARGE),
+        "text_encoder_2": Part("T5EncoderModel", T5_XL),
+    },
     "pixart": {
         "transformer": Part("PixArtTransformer2DModel", {"caption_channels": 4096}),
         "text_encoder": _T5,
@@ -241,7 +256,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
     "cogview4": {"transformer": Part("CogView4Transformer2DModel", COGVIEW4)},
     "cogview3": {"transformer": Part("CogView3PlusTransformer2DModel"), "text_encoder": _T5},
     "mochi": {"transformer": Part("MochiTransformer3DModel"), "text_encoder": _T5},
-    "stable-audio": {"transformer": Part("StableAudioDiTModel")},
+    "stable-audio": {
+        "transformer": Part("StableAudioDiTModel"),
+        "text_encoder": Part("T5EncoderModel", T5_BASE),
+    },
     "stable-audio-3": {
         "transformer": Part("StableAudio3DiTModel"),
         "duration_embedder": Part("StableAudio3DurationEmbedder"),

@@ -124,6 +124,7 @@ def combine_files(
         metadata=_metadata(adapters, named, recipe),
         source="the combination",
         embeddings=tuple(one for adapter in adapters for one in adapter.embeddings),
+        text_encoders={name: cls for adapter in adapters for name, cls in adapter.text_encoders.items()},
     )
     path = None if out is None else write_adapter(result, out, dialect)
     return CombineReport(
