@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorry
-from lorry.errors import DuplicateAdapterError, NothingAppliedError, StateError
+from lorry.errors import DuplicateAdapterError, NothingAppliedError, StateError, UnknownAdapterError
 from pipelines import oracle
 from pipelines.conftest import Files
 from pipelines.oracle import check_changed, check_close, outputs
@@ -399,6 +399,13 @@ def test_hotswap_arguments_are_checked() -> None:
     for wrong in ({"target_rank": 0}, {"check_compiled": "perhaps"}):
         with pytest.raises(ValueError, match="Expected a rank of at least 1"):
             pipe.enable_lora_hotswap(**wrong)
+
+
+def test_a_hotswap_that_does_not_say_of_what_is_refused(files: Files) -> None:
+    pipe = oracle.ours("sd")
+    pipe.load_lora_weights(files.get("sd"), adapter_name="toy")
+    with pytest.raises(UnknownAdapterError, match=r"say which by `adapter_name` \(loaded: 'toy'\)"):
+        pipe.load_lora_weights(files.get("sd", "b"), hotswap=True)
 
 
 # --- state dicts into models --------------------------------------------------------------------------------------

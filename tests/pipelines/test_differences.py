@@ -465,6 +465,51 @@ def test_text_encoders_can_be_hotswapped_and_without_preparation(files: Files) -
     check_close(oracle.outputs(mine), oracle.outputs(plain), 0.0)
 
 
+def test_a_swapped_adapter_keeps_the_strength_that_was_set(files: Files) -> None:
+    theirs, mine = pair()
+    drawn = []
+    for pipe in (theirs, mine):
+        pipe.load_lora_weights(str(files.get("sd", text=False)), adapter_name="a")
+        pipe.set_adapters("a", 0.5)
+        pipe.load_lora_weights(str(files.get("sd", text=False, seed=9)), adapter_name="a", hotswap=True)
+        drawn.append(oracle.denoised(pipe))
+        pipe.set_adapters("a", 0.5)
+    check_close({"mine": drawn[1]}, {"mine": oracle.denoised(theirs)})
+    check_close({"mine": drawn[1]}, {"mine": oracle.denoised(mine)}, 0.0)
+    theirs.set_adapters("a", 1.0)
+    check_close({"theirs": drawn[0]}, {"theirs": oracle.denoised(theirs)})
+    assert distance(*drawn) > 1e-3
+
+
+def test_what_is_loaded_last_is_what_acts_in_every_component(files: Files) -> None:
+    theirs, mine = pair()
+    for pipe in (theirs, mine):
+        pipe.load_lora_weights(str(files.get("sd")), adapter_name="a")
+        pipe.load_lora_weights(str(files.get("sd", "b", text=False)), adapter_name="b")
+    assert (theirs.unet.active_adapters(), theirs.text_encoder.active_adapters()) == (["b"], ["a"])
+    assert mine.get_active_adapters() == ["b"]
+    check_close(oracle.encoded(mine), oracle.encoded(oracle.ours("sd")), 0.0)
+    check_close({"unet": oracle.denoised(mine)}, {"unet": oracle.denoised(theirs)})
+    for pipe in (theirs, mine):
+        pipe.set_adapters(["a", "b"])
+    check_close(oracle.outputs(mine), oracle.outputs(theirs))
+
+
+@pytest.mark.parametrize("call", ["delete_adapters", "set_lora_device", "fuse_lora"])
+def test_a_name_that_is_not_loaded_is_an_error(call: str, files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    arguments: dict[str, Any] = {
+        "delete_adapters": {"adapter_names": ["b"]},
+        "set_lora_device": {"adapter_names": ["b"], "device": "cpu"},
+        "fuse_lora": {"adapter_names": ["b"]},
+    }[call]
+    before = oracle.outputs(theirs)
+    getattr(theirs, call)(**arguments)
+    check_close(oracle.outputs(theirs), before, 0.0)
+    with pytest.raises(errors.UnknownAdapterError, match="No adapter named 'b'"):
+        getattr(mine, call)(**arguments)
+
+
 def test_numbered_names_are_never_taken_twice(files: Files) -> None:
     theirs, mine = pair()
     for pipe in (theirs, mine):
@@ -516,6 +561,18 @@ def test_an_adapter_for_fewer_input_channels_leaves_the_others_alone() -> None:
 
 
 # --- what lorry does not do yet ---------------------------------------------------------------------------------
+
+
+def test_methods_of_a_model_do_not_see_lorrys_adapters(files: Files) -> None:
+    theirs, mine = with_both(files, names="a")
+    acting, base = oracle.denoised(mine), oracle.denoised(oracle.ours("sd"))
+    for pipe, expected in ((theirs, base), (mine, acting)):
+        pipe.unet.disable_lora()
+        check_close({"unet": oracle.denoised(pipe)}, {"unet": expected})
+    assert theirs.unet.active_adapters() == ["a"]
+    with pytest.raises(ValueError, match="No adapter loaded"):
+        mine.unet.active_adapters()
+    assert distance(acting, base) > 1e-3
 
 
 def test_whole_weights_of_norm_layers_are_refused() -> None:

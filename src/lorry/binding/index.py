@@ -39,7 +39,8 @@ class ModuleIndex:
         if any(path.endswith(".base_layer") for path in self.modules):
             raise StateError(
                 f"This {type(model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
-                "`base_layer`). Unload them first: `pipe.unload_lora_weights()` of diffusers, before lorry is used."
+                "`base_layer`), which lorry's methods do not see. Take them out first: `pipe.unet.unload_lora()`, "
+                "and of a text encoder `diffusers.utils.recurse_remove_peft_layers(pipe.text_encoder)`."
             )
 
     @property

@@ -104,6 +104,11 @@ def load_adapter(
         BindingError: the adapter does not fit, or (strict) holds a NaN or an infinity; nothing was changed.
     """
     loaded = loaded_names(models)
+    if hotswap and name is None:
+        raise UnknownAdapterError(
+            "`hotswap=True` puts a file in the place of an adapter that is loaded: say which by `adapter_name` "
+            f"(loaded: {', '.join(map(repr, loaded)) or 'none'})."
+        )
     name = check_adapter_name(_default_name(loaded) if name is None else name)
     if hotswap and name not in loaded:
         raise unknown_adapter(name, loaded)
