@@ -291,6 +291,10 @@ the same matrix in kohya's and ComfyUI's; diffusers' loader applies none, and `d
 own embedding, which PEFT saves beside it, is ignored. A DoRA of one is refused, and so are tokens that are to be
 learned while such a layer is loaded.
 
+MLX's LoRAs (`lora_a` and `lora_b`, transposed) and mflux's names of a feed-forward (`ff.linear1`) are read, of FLUX.1;
+the LoRA in a checkpoint of LongLive's kind (`generator_lora` in a pickle); `generator.` and `velocity_model.` in front
+of a denoiser's names, and its component twice or flattened (`unet.unet.…`, `transformer_transformer_blocks_0_…`).
+
 A number that stands alone beside the layers is read by its name: `lora_alpha`, `network_alpha` or `alpha` is the alpha
 of all layers without one, over the root of the rank beside `use_rslora`; `step`, `epoch`, `rank` and ComfyUI's
 `scaled_fp8` carry no weights, and are ignored with the reason. Any other is an unknown key.

@@ -61,9 +61,10 @@ COMFY_TEXT_ENCODERS = {
 """What ComfyUI calls text encoders that are not a pipeline's first: `text_encoders.clip_g.transformer.…`. Which place a
 T5 or a Llama has differs between pipelines, and is settled where the model is: SD3 has a T5 beside a CLIP-G."""
 
-WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pipe.", "qwen3.")
-"""Prefixes of wrapping modules, which may stand in any number before and after the component's; the last is what
-sd-scripts' converter puts after `text_encoder.` for Anima, the one before it DiffSynth-Studio's."""
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pipe.", "qwen3.", "generator.", "velocity_model.")
+"""Prefixes of wrapping modules, which may stand in any number before and after the component's. `pipe.` is
+DiffSynth-Studio's, `qwen3.` what sd-scripts' converter puts after `text_encoder.` for Anima, `generator.` that of
+distillations (Self-Forcing, LongLive), `velocity_model.` LTX-2's."""
 TRANSPARENT = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Wrappers of a single layer, in the middle of a path."""
 
@@ -80,6 +81,8 @@ def find_flat_target(stem: str) -> Target | None:
     path = stem.removeprefix(prefix).replace(".", "_").strip("_")
     if path.startswith("llm_adapter_"):
         return Target(CONDITIONER, path.removeprefix("llm_adapter_"), flat=True)
+    if path.startswith("text_model_") and FLAT[prefix] == DENOISER:  # LyCORIS has one prefix for all models
+        return Target("text_encoder", path, flat=True)
     if (of_connectors := connectors_path(path)) is not None:
         return Target(CONNECTORS, of_connectors, flat=True)
     return Target(FLAT[prefix], path, flat=True) if path else None

@@ -24,6 +24,7 @@ from lorry.dialects._low_rank_builders import (
     build_loha,
     build_lokr,
     build_lora,
+    build_mlx,
     build_vera,
 )
 from lorry.dialects._parts import Built, LayerParts
@@ -73,6 +74,7 @@ _LOKR = "|".join(
 FAMILIES = (
     _family("LoRA", build_lora, "down up", DIRECTION | SPARSE | {"mid", "lora_bias", "reshape"}),
     _family("LoRA of an embedding", build_embedding, "embedding_A embedding_B", SCALE | {"magnitude"}),
+    _family("LoRA of MLX", build_mlx, "mlx_a mlx_b", SCALE),
     _family(
         "LoHa", build_loha, "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", DIRECTION | {"hada_t1", "hada_t2"}
     ),

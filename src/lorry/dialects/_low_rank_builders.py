@@ -48,6 +48,18 @@ def build_embedding(parts: LayerParts) -> Built:
     return Built(delta, alpha.source)
 
 
+def build_mlx(parts: LayerParts) -> Built:
+    """Build MLX's LoRA, which multiplies rows from the right.
+
+    Source: ml-explore/mlx-examples, `flux/flux/lora.py`.
+    """
+    a, b = parts.tensors["mlx_a"], parts.tensors["mlx_b"]
+    if a.ndim != 2 or b.ndim != 2:
+        raise FormatError(f"MLX's LoRA of {tuple(a.shape)} and {tuple(b.shape)}: expected two matrices.")
+    alpha = parts.alpha(a.shape[1])
+    return Built(LoraDelta(a.t(), b.t(), None, alpha.value, alpha.rank_stabilised), alpha.source)
+
+
 def _with_sparse(delta: LoraDelta, parts: LayerParts) -> SparseDelta:
     """Put the sparse difference of a LoRA that LyCORIS extracted beside it.
 

@@ -43,8 +43,23 @@ _RESPELT = (
     (re.compile(r"\.to\.(?=[qkv]$)"), ".to_"),  # Z-Image files whose every underscore became a dot
     (re.compile(r"^sformer_blocks\."), "transformer_blocks."),  # exports of Flux.2
     (re.compile(r"^img_in\.proj$"), "img_in"),  # OMI
+    (re.compile(r"(?<=mlp|ion)\.layers(?=\.\d$)"), ""),  # MLX, whose sequences have a level more
+    (re.compile(r"\b(ff(?:_context)?)\.linear1$"), r"\1.net.0.proj"),  # mflux
+    (re.compile(r"\b(ff(?:_context)?)\.linear2$"), r"\1.net.2"),
+    (re.compile(r"^(?:transformer|unet)[._](?=(?:(?:single_)?transformer|down|up)_blocks|mid_block)"), ""),
 )
-_SIGNS = ("attention_blocks.", "temporal_transformer.", ".to.", "sformer_blocks.", "img_in.proj")
+_SIGNS = (
+    *("attention_blocks.", "temporal_transformer.", ".to.", "sformer_blocks.", "img_in.proj"),
+    *("mlp.layers.", "modulation.layers.", ".linear1", ".linear2"),
+    *(
+        f"{component}{dot}{blocks}"
+        for dot in "._"
+        for component, blocks in (
+            *(("transformer", "transformer_blocks"), ("transformer", "single_transformer_blocks")),
+            *(("unet", "down_blocks"), ("unet", "mid_block"), ("unet", "up_blocks")),
+        )
+    ),
+)
 """One of these is in every path that is spelt in another way."""
 _OMI = (
     (re.compile(r"img_in"), "img_in.proj"),

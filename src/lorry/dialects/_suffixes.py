@@ -52,6 +52,10 @@ OTHERS: dict[str, Role] = {
     "hra_u": "hra_u",
     "lora_embedding_A": "embedding_A",  # PEFT's, of an `nn.Embedding`: (rank, tokens) and (width, rank)
     "lora_embedding_B": "embedding_B",
+    "lora_a": "mlx_a",  # MLX's, transposed: (in, rank) and (rank, out)
+    "lora_b": "mlx_b",
+    "lora_a.weight": "down",  # of layers of torch by the same names
+    "lora_b.weight": "up",
     "base_layer.weight": "base_weight",  # PEFT saves the embedding that it tunes along with that
     # Whole tensors, in place of the base's: PEFT's of `bias="all"` and `modules_to_save`, and ComfyUI's.
     "base_layer.bias": "saved_bias",

@@ -17,7 +17,7 @@ from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files.replacing import replace_file
 from lorry.files.tensor_file import TensorFile
 
-NESTS = ("state_dict", "lora_state_dict", "weights", "module")
+NESTS = ("state_dict", "lora_state_dict", "weights", "module", "generator_lora")
 """Keys under which training frameworks hide the weights of a checkpoint."""
 TEXTS = ("lora_config",)
 """What stands beside the weights and says how strong they are: Stable Audio 3's trainer has it in a header too."""
