@@ -11,12 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
 
 import lorry
 from lorry import errors
+from lorry.files import write_safetensors
 from models import tiny_unet
 from pipelines import every, oracle
 from pipelines.conftest import Files
@@ -602,6 +604,42 @@ def test_an_adapter_that_is_not_finite_is_refused(
     mine.load_lora_weights(tensors, strict=False)
     assert "holds a NaN or an infinity" in caplog.text
     theirs.load_lora_weights(dict(tensors))
+
+
+def control_lora(net: diffusers.ControlNetModel) -> dict[str, Tensor]:
+    """A Control-LoRA with pairs for two layers, their biases, and all that no UNet has."""
+    blocks = range(len(net.controlnet_down_blocks))
+    hints = [f"blocks.{n}" for n in range(len(net.controlnet_cond_embedding.blocks))]
+    new = {f"zero_convs.{n}.0": f"controlnet_down_blocks.{n}" for n in blocks} | {
+        f"input_hint_block.{2 * n}": f"controlnet_cond_embedding.{name}"
+        for n, name in enumerate(["conv_in", *hints, "conv_out"])
+    }
+    tensors = {"lora_controlnet": torch.zeros(())}
+    for original, own in (new | {"middle_block_out.0": "controlnet_mid_block"}).items():
+        for end in ("weight", "bias"):
+            tensors[f"{original}.{end}"] = torch.randn_like(net.get_parameter(f"{own}.{end}"))
+    for original, own in PAIRS.items():
+        out, inside, *kernel = net.get_parameter(f"{own}.weight").shape
+        tensors[f"{original}.down"] = torch.randn(2, inside, *kernel)
+        tensors[f"{original}.up"] = torch.randn(out, 2, *(1 for _ in kernel))
+        tensors[f"{original}.bias"] = torch.randn(out)
+    return tensors
+
+
+PAIRS = {"input_blocks.0.0": "conv_in", "time_embed.2": "time_embedding.linear_2"}
+
+
+def test_the_biases_of_a_control_lora_are_those_of_its_file(tmp_path: Path) -> None:
+    unet: Any = tiny_unet()
+    theirs: Any = diffusers.ControlNetModel.from_unet(unet)
+    tensors = control_lora(theirs)
+    mine: Any = lorry.control_net(write_safetensors(tmp_path / "in.safetensors", tensors), unet)
+    theirs.load_lora_adapter(dict(tensors), prefix=None)
+    for original, own in PAIRS.items():
+        layer = theirs.get_submodule(own)
+        assert torch.equal(layer.base_layer.bias, unet.get_submodule(own).bias)
+        assert torch.equal(layer.lora_B["default_0"].weight, tensors[f"{original}.up"])
+        torch.testing.assert_close(mine.get_submodule(own).bias.data, tensors[f"{original}.bias"])
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
