@@ -20,6 +20,8 @@ from lorry.workflows.convert import convert_file
 from rows import Changes
 
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
+CARRY = {"kohya", "onetrainer", "diffusers", "peft", "comfyui", "dotted-kohya", "lycoris"}
+"""The dialects that have names for the LoRAs of any layer."""
 Weights = dict[str, dict[str, Tensor]]
 Models = Mapping[str, nn.Module]
 

@@ -17,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
-from scripts.names import flux, further, image, typed, video
+from scripts.names import flux, further, image, typed, video, wan
 from scripts.names.checkpoint import Checkpoint
 from scripts.names.patterns import patterns
 from scripts.names.recording import Landed, record, record_lora
@@ -29,6 +29,7 @@ from lorry.binding.targets import bare_parameters, carriers, weight_shape
 CHECKPOINTS = (
     *flux.CHECKPOINTS,
     *image.CHECKPOINTS,
+    *wan.CHECKPOINTS,
     *video.CHECKPOINTS,
     *typed.CHECKPOINTS,
     *further.CHECKPOINTS,
