@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, dtype, float32
 
@@ -51,22 +51,23 @@ class Delta(ABC):
         """The shape of the weight it is for: (out, in), or (out, in / groups, *kernel)."""
 
     @property
-    @abstractmethod
     def rank(self) -> int | None:
         """The rank, or None where the family has none."""
+        return None
 
     @property
-    @abstractmethod
     def rank_scale(self) -> float:
         """The factor that the file itself puts on the delta (alpha / rank for LoRA; 1.0 where there is none)."""
+        return 1.0
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors it is made of, by field name."""
 
-    @abstractmethod
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same delta over other tensors (moved, cast), given under the names that `tensors` uses."""
+        own: Any = self
+        return replace(own, **tensors)
 
     @abstractmethod
     def weight(self, base: Tensor | None = None, dtype: dtype = float32, strength: float = 1.0) -> Tensor:
@@ -82,13 +83,13 @@ class Delta(ABC):
             A new tensor of `shape`, on the device of the factors. It shares no memory with them.
         """
 
-    @abstractmethod
     def low_rank(self, dtype: dtype = float32) -> LowRank | None:
         """The delta as two factors, or None where the family has no such form.
 
         Args:
             dtype: of factors that have to be computed; those that the file holds are returned as they are.
         """
+        return None
 
     def exact_factors(self, dtype: dtype = float32) -> LowRank | None:
         """The delta as two factors whatever their rank, or None where the family has none without the base weight.

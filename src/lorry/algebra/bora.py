@@ -11,7 +11,7 @@ from torch import Tensor
 from lorry.algebra._around import AroundDelta
 from lorry.algebra._rows import cut_rows
 from lorry.algebra._shapes import UNKNOWN, Spans, are_all, columns, needed, no_meaning, take_rows
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -72,9 +72,6 @@ class BoraDelta(AroundDelta):
         direction = direction.to(wide)
         by_row = _by_norm(self.row_magnitude.to(wide)[:, None], direction, 1)
         return by_row * _by_norm(self.column_magnitude.to(wide)[None], direction * by_row, 0)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         inner = self.inner.fitted(shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lorry.algebra._around import AroundDelta
 from lorry.algebra._rows import cut_rows
 from lorry.algebra._shapes import UNKNOWN, Spans, are_all, needed, no_meaning, take_rows
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -79,9 +79,6 @@ class DoraDelta(AroundDelta):
         norm = torch.linalg.vector_norm(weight.to(wide) + change.to(wide), dim=axes, keepdim=True)
         ratio = self.magnitude.to(wide).flatten().reshape(norm.shape) / norm
         return torch.where(norm == 0, 1, ratio)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         inner = self.inner.fitted(shape)

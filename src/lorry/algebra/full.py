@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._shapes import Spans, take_rows, trimmed, with_fewer_channels, with_more_channels
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -35,26 +35,16 @@ class FullDelta(Delta):
         return tuple(self.diff.shape)
 
     @property
-    def rank(self) -> None:
-        return None
-
-    @property
     def rank_scale(self) -> float:
         return self.scale
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"diff": self.diff}
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
-
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
     ) -> Tensor:
         return self.diff.to(dtype) * (strength * self.scale)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.shape == shape:

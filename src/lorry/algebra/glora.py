@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._shapes import Spans, needed, no_meaning, take_rows, trimmed
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -77,9 +77,6 @@ class GloraDelta(Delta):
     def tensors(self) -> Mapping[str, Tensor]:
         return {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
-
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
     ) -> Tensor:
@@ -94,9 +91,6 @@ class GloraDelta(Delta):
         scaled = weight.movedim(1, -1) @ left.flatten(1) @ right.flatten(1)
         added = (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
         return (added + scaled.movedim(-1, 1)).mul_(strength * self.rank_scale)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.shape == shape:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._shapes import UNKNOWN, Spans, columns, count_rows, needed, no_meaning, trimmed
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -56,15 +56,8 @@ class HraDelta(Delta):
     def rank(self) -> int:
         return self.u.shape[1]
 
-    @property
-    def rank_scale(self) -> float:
-        return 1.0
-
     def tensors(self) -> Mapping[str, Tensor]:
         return {"u": self.u}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
@@ -92,9 +85,6 @@ class HraDelta(Delta):
                 column = column - (earlier @ column) * earlier
             units.append(column / column.norm())
         return units
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where `u` is as long as its rows."""

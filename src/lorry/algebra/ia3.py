@@ -19,7 +19,7 @@ from lorry.algebra._shapes import (
     take_rows,
     trimmed,
 )
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -70,19 +70,8 @@ class Ia3Delta(Delta):
         count = self.vector.numel()
         return (UNKNOWN, count) if self.on_input else (count, UNKNOWN)
 
-    @property
-    def rank(self) -> None:
-        return None
-
-    @property
-    def rank_scale(self) -> float:
-        return 1.0
-
     def tensors(self) -> Mapping[str, Tensor]:
         return {"vector": self.vector}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
@@ -101,9 +90,6 @@ class Ia3Delta(Delta):
 
     def adds_nothing(self) -> bool:
         return all_equal(self.vector, self.neutral)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where the vector is as long as its rows or columns are many."""

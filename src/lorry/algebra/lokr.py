@@ -109,9 +109,6 @@ class LokrDelta(Delta):
         one = present(w1=self.w1, w1_a=self.w1_a, w1_b=self.w1_b)
         return one | present(w2=self.w2, w2_a=self.w2_a, w2_b=self.w2_b, t2=self.t2)
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
-
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
     ) -> Tensor:
@@ -119,9 +116,6 @@ class LokrDelta(Delta):
         two = _matrix(self.w2, self.w2_a, self.w2_b, self.t2, dtype)
         # The columns of `two` are (in2, kh, kw), those of the product (in1, in2, kh, kw): no kernel axis is crossed.
         return torch.kron(one, two.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def exact_factors(self, dtype: torch.dtype = torch.float32) -> LowRank:
         """The Kronecker products of both matrices' factors: `(A B) x (C D) = (A x C)(B x D)`, of rank r1 * r2.

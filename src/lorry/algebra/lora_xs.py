@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._shapes import UNKNOWN, Spans, are_all, columns, needed, no_meaning, trimmed
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -70,9 +70,6 @@ class LoraXsDelta(Delta):
         left, right = _bases(whole.flatten(1), self.rank)
         product = left @ self.core.to(left.device, left.dtype) @ right.T
         return product.mul_(strength * self.rank_scale).to(self.core.device, dtype).reshape(whole.shape)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.target_shape == shape:

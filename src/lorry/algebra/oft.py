@@ -24,7 +24,7 @@ from lorry.algebra._shapes import (
     take_rows,
     trimmed,
 )
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -118,19 +118,8 @@ class OftDelta(Delta):
         turned = UNKNOWN if self._shared else self._turned
         return (UNKNOWN, turned) if self.on_input else (turned, UNKNOWN)
 
-    @property
-    def rank(self) -> None:
-        return None
-
-    @property
-    def rank_scale(self) -> float:
-        return 1.0
-
     def tensors(self) -> Mapping[str, Tensor]:
         return present(blocks=self.blocks, rescale=self.rescale)
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
@@ -184,9 +173,6 @@ class OftDelta(Delta):
 
     def adds_nothing(self) -> bool:
         return self.rescale is None and all_equal(self.blocks, 0.0)
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, where the blocks make up its rows or columns."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.algebra._shapes import Spans, needed, take_rows, trimmed
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -34,19 +34,8 @@ class ReplaceDelta(Delta):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape)
 
-    @property
-    def rank(self) -> None:
-        return None
-
-    @property
-    def rank_scale(self) -> float:
-        return 1.0
-
     def tensors(self) -> Mapping[str, Tensor]:
         return {"value": self.value}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
@@ -60,9 +49,6 @@ class ReplaceDelta(Delta):
         base = needed(base, "a replacement", fits).to(self.value.device, dtype)
         change = self.value.to(dtype).reshape(base.shape) - base
         return change if strength else change.zero_()
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         if self.shape == shape:

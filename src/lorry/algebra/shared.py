@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorry.algebra._rows import PartDelta
 from lorry.algebra._shapes import Span, Spans, take_rows
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 from lorry.errors import UnsupportedAdapterError
 
 
@@ -71,9 +71,6 @@ class SharedDelta(PartDelta):
         device = next(iter(self.tensors().values())).device
         full = self.inner.weight(self.whole.to(device), dtype, strength)
         return take_rows(full, self.spans).reshape(self.shape).clone()
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         return self if self.shape == shape else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorry.algebra._around import AroundDelta
 from lorry.algebra._shapes import columns, no_meaning
-from lorry.algebra.base import Delta, LowRank
+from lorry.algebra.base import Delta
 
 
 @final
@@ -61,9 +61,6 @@ class SparseDelta(AroundDelta):
         values = self.values.to(dtype) * (strength * self.rank_scale)
         whole.flatten(1).index_put_((row, column), values, accumulate=True)
         return whole
-
-    def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
-        return None
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         inner = self.inner.fitted(shape)

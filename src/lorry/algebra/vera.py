@@ -66,10 +66,6 @@ class VeraDelta(Delta):
     def rank(self) -> int:
         return self.lambda_d.shape[0]
 
-    @property
-    def rank_scale(self) -> float:
-        return 1.0
-
     def tensors(self) -> Mapping[str, Tensor]:
         return {
             "lambda_b": self.lambda_b,
@@ -77,9 +73,6 @@ class VeraDelta(Delta):
             "shared_a": self.shared_a,
             "shared_b": self.shared_b,
         }
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        return replace(self, **tensors)
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank | None:
         """The layer's own part of the shared factors, times its vectors; None before the delta is fitted."""
