@@ -84,11 +84,16 @@ def tiny(name: str) -> Models:
 def loras(
     models: Models, component: str, alpha: float | None = 1.5, skip: str = "nothing", only: str = ".*"
 ) -> dict[str, Tensor]:
-    """LoRAs in diffusers' names with kohya's suffixes, on every layer with a weight of two axes or four."""
+    """LoRAs in diffusers' names with kohya's suffixes, on every layer with a weight of two axes or four.
+
+    Those of embeddings go into fewer dialects, and a T5 has one embedding in two places.
+    """
     tensors: dict[str, Tensor] = {}
     for path, module in models[component].named_modules():
         shape = weight_shape(module) or ()
         if len(shape) not in (2, 4) or skip in path or not re.fullmatch(only, path):
+            continue
+        if isinstance(module, nn.Embedding):
             continue
         parts, _ = lora_parts(shape, rank=2)
         if alpha is None:
