@@ -28,12 +28,9 @@ def with_embeddings(adapter: Adapter) -> Adapter:
 
 def _marked(entry: Entry) -> Entry:
     delta = entry.delta
-    is_plain = isinstance(delta, LoraDelta) and len(delta.shape) == 2
-    return (
-        replace(entry, delta=replace(delta, of_embedding=True))
-        if is_plain and is_embedding(entry.target)
-        else entry
-    )
+    if isinstance(delta, LoraDelta) and len(delta.shape) == 2 and is_embedding(entry.target):
+        return replace(entry, delta=replace(delta, of_embedding=True))
+    return entry
 
 
 def find_peft_obstacles(adapter: Adapter, suffixes: Mapping[Role, str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects._paths import is_processor_key, processor_path
 from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
@@ -32,9 +31,6 @@ class AttentionProcessors(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(map(is_processor_key, file.tensors))
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return find_plain_obstacles(adapter, _name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from lorry.adapters import Adapter
+from lorry.dialects._named import read_named
 from lorry.errors import UnsupportedAdapterError
 from lorry.files import TensorFile
 
@@ -36,9 +37,8 @@ class Dialect(ABC):
     def claims(self, file: TensorFile) -> bool:
         """Whether a file is of this dialect, by its keys, shapes and metadata; never raises."""
 
-    @abstractmethod
     def read(self, file: TensorFile) -> Adapter:
-        """Return the adapter that a file of this dialect holds.
+        """Return the adapter that a file of this dialect holds: by default one whose keys name its modules.
 
         Every key of the file ends in an entry, in `ignored` or in `unknown`. The deltas share the file's tensors.
 
@@ -46,6 +46,7 @@ class Dialect(ABC):
             UnsupportedAdapterError: it holds tensors of a family that lorry cannot apply.
             FormatError: its tensors contradict each other.
         """
+        return read_named(file, self.name)
 
     @property
     def is_written(self) -> bool:

@@ -18,7 +18,6 @@ from lorry.adapters import Adapter, Entry
 from lorry.dialects._apart import take_apart
 from lorry.dialects._exporting import check_writable, spelled
 from lorry.dialects._headers import config_header, kept_configs
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects._peft_apart import LORA_SUFFIXES, take_apart_for_peft
 from lorry.dialects._peft_writing import find_peft_obstacles, make_configs
@@ -35,9 +34,6 @@ class Diffusers(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(".lora_A" in key or _is_of_a_family(key) for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return find_peft_obstacles(adapter, LORA_SUFFIXES)

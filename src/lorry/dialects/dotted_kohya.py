@@ -16,7 +16,6 @@ from typing import ClassVar, final
 from lorry.adapters import Adapter, Entry
 from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import plain_header
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
@@ -33,9 +32,6 @@ class DottedKohya(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(".lora_down." in key for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return find_obstacles(adapter, SUFFIXES)

@@ -29,7 +29,6 @@ from lorry.dialects._exporting import (
     spelled,
 )
 from lorry.dialects._headers import kohya_header
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import with_clip_root
 from lorry.dialects._paths import connectors_name
 from lorry.dialects._text_encoders import has_two_text_encoders
@@ -61,9 +60,6 @@ class Kohya(Dialect):
     def claims(self, file: TensorFile) -> bool:
         prefixes = tuple(FLAT)
         return any(key.startswith(prefixes) and is_flat(key) for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return nameless(adapter, lambda target: target.component in _prefixes()) | find_obstacles(

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
 from lorry.dialects.base import Dialect
@@ -30,9 +29,6 @@ class LoraLayers(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(".lora.down" in key or ".lora_linear_layer.down." in key for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return find_plain_obstacles(adapter, _name)

@@ -16,7 +16,6 @@ from lorry.adapters import Adapter, Entry
 from lorry.dialects._containers import is_flat
 from lorry.dialects._exporting import LYCORIS_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import kohya_header
-from lorry.dialects._named import read_named
 from lorry.dialects.base import Dialect
 from lorry.files import TensorFile
 from lorry.names import DENOISER
@@ -43,9 +42,6 @@ class Lycoris(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(key.startswith(PREFIX) and is_flat(key) for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         nameless = {

@@ -24,7 +24,6 @@ from lorry.adapters import Adapter, Entry
 from lorry.dialects._embeddings import bundled
 from lorry.dialects._exporting import ONETRAINER_SUFFIXES, check_writable, find_obstacles, spelled
 from lorry.dialects._headers import plain_header
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import CLIP_ROOT, dotted, with_clip_root
 from lorry.dialects._paths import omi_path
 from lorry.dialects.base import BlockNames, Dialect
@@ -95,9 +94,6 @@ class Omi(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(map(_KEY.fullmatch, file.tensors))
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         nameless = {str(e.target): "no name for this layer" for e in adapter.entries if _find_name(e) is None}

@@ -28,7 +28,6 @@ from lorry.dialects._exporting import (
     spelled,
 )
 from lorry.dialects._headers import plain_header
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted, with_clip_root
 from lorry.dialects._text_encoders import has_two_text_encoders
 from lorry.dialects.base import Dialect
@@ -65,9 +64,6 @@ class Onetrainer(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(key.startswith(PREFIX) and is_flat(key) for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         named = (DENOISER, *PREFIXES)

@@ -18,7 +18,6 @@ from typing import ClassVar, final
 from lorry.adapters import Adapter, Entry
 from lorry.dialects._exporting import check_writable, spelled
 from lorry.dialects._headers import config_header
-from lorry.dialects._named import read_named
 from lorry.dialects._naming import dotted
 from lorry.dialects._peft_apart import PEFT_SUFFIXES, take_apart_for_peft
 from lorry.dialects._peft_writing import find_peft_obstacles, make_configs, shared_matrices, with_embeddings
@@ -43,9 +42,6 @@ class Peft(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any("base_model.model." in key for key in file.tensors)
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         return find_peft_obstacles(adapter, PEFT_SUFFIXES)

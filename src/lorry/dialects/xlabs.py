@@ -23,7 +23,6 @@ from typing import ClassVar, final
 
 from lorry.adapters import Adapter, Entry
 from lorry.algebra import LoraDelta
-from lorry.dialects._named import read_named
 from lorry.dialects._paths import ATTENTION_ROWS, is_xlabs_key, xlabs_path
 from lorry.dialects._plain_loras import find_plain_obstacles, write_plain
 from lorry.dialects.base import BlockNames, Dialect
@@ -56,9 +55,6 @@ class Xlabs(Dialect):
 
     def claims(self, file: TensorFile) -> bool:
         return any(map(is_xlabs_key, file.tensors))
-
-    def read(self, file: TensorFile) -> Adapter:
-        return read_named(file, self.name)
 
     def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
         adapter = _of_attention(adapter)
