@@ -56,6 +56,8 @@ def test_names_are_unique_and_orders_name_dialects_that_exist() -> None:
 def test_an_unknown_name_is_corrected() -> None:
     with pytest.raises(UnknownDialectError, match=r"no dialect 'khoya'. Did you mean 'kohya'\?"):
         get_dialect("khoya")
+    with pytest.raises(UnknownDialectError, match=r"Written: .*kohya, .*; read only: .*cloneofsimo"):
+        get_dialect("khoya")
 
 
 def test_an_empty_file_belongs_to_nobody() -> None:

@@ -289,6 +289,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_read_only_file_system_is_told_with_the_file_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(Path, "unlink", fails)  # such a system refuses this of a file that is not there, too
+    with pytest.raises(FileError, match=r"x\.safetensors: cannot be written: Read-only file system\.$"):
+        write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+
+
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"`x`: torch\.float32 on meta cannot be written"):
         write_safetensors(tmp_path / "x", {"x": torch.zeros(2, device="meta")})

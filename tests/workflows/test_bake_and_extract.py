@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import lorry
 from cli.runs import write_lora
 from lorry.binding import weight_shape
 from lorry.binding.renaming import in_original_names
-from lorry.errors import FileError, LorryError, ShapeMismatchError, StateError
+from lorry.errors import FileError, FormatError, LorryError, ShapeMismatchError, StateError
 from lorry.files import read_header, read_safetensors, write_safetensors
 from lorry.workflows.bake import bake_files
 from lorry.workflows.checkpoints import open_checkpoint
@@ -190,6 +193,36 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(base: Path, tmp_path
     with pytest.raises(ShapeMismatchError):
         bake_files(base, [(path, 1.0)], tmp_path / "out")
     assert [found.name for found in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_nothing_is_left(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: os.PathLike[str], *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", os.fspath(source))
+
+    lora = write_lora(tmp_path / "a.safetensors", 1)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(
+        FileError, match=r"out: cannot be written: \[Errno 28\] No space left on device: '[^']+'\.$"
+    ):
+        bake_files(base, [(lora, 1.0)], tmp_path / "out")
+    assert [found.name for found in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_an_adapter_in_the_place_of_a_checkpoint_is_named(base: Path, tmp_path: Path, suffix: str) -> None:
+    adapter = write_lora(tmp_path / "lora.safetensors", 1)
+    given = adapter if suffix == ".safetensors" else tmp_path / "lora.pt"
+    if given is not adapter:
+        torch.save(dict(read_safetensors(adapter).tensors), given)
+    said = rf"lora{re.escape(suffix)} is an adapter \(diffusers\), expected a checkpoint"
+    with pytest.raises(FormatError, match=said):
+        bake_files(given, [(adapter, 1.0)], tmp_path / "out.safetensors")
+    for pair in ((given, base), (base, given)):
+        with pytest.raises(FormatError, match=said):
+            extract_files(*pair, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_nothing_is_written_over(base: Path, baked: Path, tmp_path: Path) -> None:

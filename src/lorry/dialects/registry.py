@@ -90,8 +90,10 @@ def get_dialect(name: str) -> Dialect:
     """
     known = {dialect.name: dialect for dialect in DIALECTS}
     if name not in known:
+        written = ", ".join(dialect.name for dialect in DIALECTS if dialect.is_written)
+        read_only = ", ".join(dialect.name for dialect in DIALECTS if not dialect.is_written)
         raise UnknownDialectError(
-            f"There is no dialect {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            f"There is no dialect {name!r}.{did_you_mean(name, known)} Written: {written}; read only: {read_only}."
         )
     return known[name]
 

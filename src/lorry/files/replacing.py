@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +44,8 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror}.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system says so of files that are not there, too
+            draft.unlink(missing_ok=True)
     return path
 
 

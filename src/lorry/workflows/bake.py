@@ -240,7 +240,8 @@ def _copy_folder(
             write(file, draft / file.relative_to(source))
         draft.replace(out)
     except OSError as error:
-        raise FileError(f"{out}: cannot be written: {error}.") from error
+        why = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # of many files, the first
+        raise FileError(f"{out}: cannot be written: {why}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lorry.errors import AdapterNotFoundError, some
-from lorry.files import PickleReader, TensorReader
+from lorry.dialects import find_dialect
+from lorry.errors import AdapterNotFoundError, FormatError, some
+from lorry.files import PickleReader, TensorFile, TensorReader
 from lorry.names import DENOISERS, TEXT_ENCODERS
 from lorry.workflows.checkpoints.checkpoint import CLIP_ROOT, Checkpoint, Place
 from lorry.workflows.checkpoints.single_file import sort_single_file
@@ -29,6 +30,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         AdapterNotFoundError: there is no such file or folder, or no weights in it.
         BrokenFileError: a header does not describe its file, or a pickle holds more than tensors and numbers.
+        FormatError: the file is an adapter.
     """
     source = Path(path).expanduser()
     if source.is_dir():
@@ -37,9 +39,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise AdapterNotFoundError(f"{source}: there is no such checkpoint: expected a folder or a file.")
     with ExitStack() as stack:
         reader = stack.enter_context(TensorReader(source) if source.suffix == SAFE else PickleReader(source))
+        _check_is_no_adapter(reader.outline)
         components, classes = sort_single_file(source, reader.outline.tensors)
         stack.pop_all()
     return Checkpoint(source, components, classes, {source: reader})
+
+
+def _check_is_no_adapter(file: TensorFile) -> None:
+    dialect = find_dialect(file)
+    if dialect is not None:
+        raise FormatError(
+            f"{file.source} is an adapter ({dialect.name}), expected a checkpoint: a base model, as file or folder."
+        )
 
 
 def _open_folder(source: Path) -> Checkpoint:
