@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorry.adapters import Adapter
 from lorry.dialects import read_adapter
-from lorry.errors import FormatError
+from lorry.errors import FormatError, UnsupportedAdapterError
 from lorry.files import TensorFile, read_safetensors
 
 PATH, RANK = "transformer.transformer_blocks.0.attn", 4
@@ -99,3 +99,17 @@ def test_comfyuis_mark_of_float8_is_ignored(name: str, count: int, tmp_path: Pat
 def test_what_may_carry_weights_or_strength_stays_unknown(name: str, value: Tensor) -> None:
     adapter = read({**layer("to_q"), name: value})
     assert (adapter.ignored, adapter.unknown) == ((), (name,))
+
+
+def test_the_parts_of_a_fused_layer_by_number_are_no_adapters() -> None:
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    parts = {f"{stem}.lora_{side}.{i}.weight": torch.randn(4, 4) for side in ("down", "up") for i in range(3)}
+    with pytest.raises(FormatError, match="has the parts of layers by number"):
+        read(parts)
+
+
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
+def test_factors_in_float8_with_scales_of_their_own_are_refused_by_name(name: str) -> None:
+    scale = {f"{PATH}.to_q.lora_A.{name}": torch.tensor(0.5)}
+    with pytest.raises(UnsupportedAdapterError, match="LoRA in fp8 with scales of its own"):
+        read({**layer("to_q"), **scale})

@@ -63,6 +63,11 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
                 names.setdefault(ending.adapter, key)
             layers.setdefault(ending.stem, {}).setdefault(ROLES[ending.suffix], []).append(key)
     refuse_families(families, source)
+    if len(names) > 1 and all(map(str.isdecimal, names)):
+        raise FormatError(
+            f"{source} has the parts of layers by number ({some(map(repr, names.values()), 3)}), as a trainer has "
+            "those of fused layers in memory. Save it with the trainer's own function, which joins them."
+        )
     if len(names) > 1:
         raise FormatError(
             f"{source} holds {len(names)} adapters at once: {some(map(repr, names))}. Save each to a file of its own."

@@ -79,7 +79,11 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
     **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
     **dict.fromkeys(
-        [f"lora_{side}.scale_weight" for side in ("down", "up", "A", "B")],
+        [
+            f"lora_{side}.{name}"
+            for side in ("down", "up", "A", "B")
+            for name in ("scale_weight", "weight_scale")
+        ],
         "LoRA in fp8 with scales of its own (ComfyUI's `scaled_fp8`)",
     ),
     **dict.fromkeys(
