@@ -93,23 +93,18 @@ class Machine:
     """Bytes, from memory in use to memory in use."""
     copied_fresh: float
     """Bytes, to memory that is new to the process."""
-    copied_first: float
-    """Bytes, to memory that was not in use for long: a virtual machine has to get it from its host first."""
     flops: float
     """Of a product of the shape that fusing a LoRA of rank 16 has, sums included, in the faster of two dtypes."""
 
     @classmethod
     def measured(cls) -> Machine:
         """Measure the best of some tries."""
-        many = torch.ones(1 << 29, dtype=torch.float32)
-        first = many.nbytes / timed(many.clone)
-        del many
         size = 1 << 26
         source, target = torch.ones(size, dtype=torch.float32), torch.ones(size, dtype=torch.float32)
         again = min(timed(lambda: target.copy_(source)) for _ in range(5))
         fresh = min(timed(source.clone) for _ in range(3))
         product = min(_seconds_of_a_product(dtype) for dtype in (torch.bfloat16, torch.float32))
-        return cls(4 * size / again, 4 * size / fresh, first, 2 * 16 * 1280**2 / product)
+        return cls(4 * size / again, 4 * size / fresh, 2 * 16 * 1280**2 / product)
 
 
 def _seconds_of_a_product(dtype: torch.dtype) -> float:

@@ -149,7 +149,10 @@ def measure(
     """Measure all operations on one model; return its section of the page, and its rows for the plot."""
     dtype = next(model.parameters()).dtype
     files = [write_adapter(model, folder / f"{i}.safetensors", 16, dtype, seed=i) for i in range(4)]
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    before = dict(model.state_dict())
+    given = sum(value.nbytes for value in before.values()) / timed(
+        lambda: before.update({key: value.clone() for key, value in before.items()})
+    )
     journeys = {cls: Journey(cls(model), files) for cls in (Lorry, Diffusers)}
     shares = {}
     for number in range(rounds):
@@ -164,7 +167,7 @@ def measure(
         journey.measure_peaks()
         model.load_state_dict(before)
     ours, theirs = journeys[Lorry], journeys[Diffusers]
-    floors = _floors(model, files[0].stat().st_size, machine)
+    floors = _floors(model, files[0].stat().st_size, machine, given)
     rows = [Row(o, ours.seconds[o], theirs.seconds[o], floors.get(o)) for o in ours.seconds]
     count = sum(p.numel() for p in model.parameters()) / 1e9
     size = files[0].stat().st_size
@@ -172,7 +175,7 @@ def measure(
         f"## {name}: {count:.2f} G parameters, {str(dtype).removeprefix('torch.')}",
         "",
         f"LoRA of rank 16 on every attention projection, {size / 1e6:.0f} MB; {rounds} rounds, of diffusers + PEFT "
-        f"{min(rounds, THEIR_ROUNDS)}.",
+        f"{min(rounds, THEIR_ROUNDS)}. The model was copied into new memory at {given / 1e9:.2g} GB/s.",
         "",
         *HEAD,
         *(row.markdown() for row in rows),
@@ -191,8 +194,11 @@ def measure(
     return page, rows
 
 
-def _floors(model: nn.Module, file_bytes: int, machine: Machine) -> dict[str, float]:
-    """Return the seconds that bytes and sums take on this machine if nothing else is done."""
+def _floors(model: nn.Module, file_bytes: int, machine: Machine, given: float) -> dict[str, float]:
+    """Return the seconds that bytes and sums take on this machine if nothing else is done.
+
+    `given`: the bytes a second at which the model was copied into new memory.
+    """
     touched = [module.weight for module in attention_layers(model).values()]
     nbytes, numbers = sum(w.nbytes for w in touched), sum(w.numel() for w in touched)
     product = 2 * 16 * numbers / machine.flops
@@ -202,7 +208,7 @@ def _floors(model: nn.Module, file_bytes: int, machine: Machine) -> dict[str, fl
         "load": file_bytes / machine.copied,
         "load a second": file_bytes / machine.copied_fresh,
         "two active, first time": 2 * file_bytes / machine.copied_fresh,
-        "fuse one, new memory": nbytes / machine.copied_fresh - nbytes / machine.copied + product,
+        "fuse one, new memory": nbytes / given - nbytes / machine.copied + product,
         "fuse one, again": product,
         "fuse two": product,
         "fuse four": product,

@@ -51,8 +51,9 @@ done. A thread of lorry's that still gives memory back is waited for between two
 [performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
 
 Machine: {machine}
-It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, {first:.1f} GB/s into memory that
-was not in use for long; and multiplies at {flops:.0f} Gflop/s where it fuses.
+It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, and multiplies at {flops:.0f}
+Gflop/s where it fuses. Gigabytes of new memory may come slower: a virtual machine has to get them from its host. How
+fast they came is measured by a copy of each model, and makes the floor of "fuse one, new memory".
 
 GPU: {gpu}
 """
@@ -133,7 +134,6 @@ def main() -> None:
             machine=machine_name(),
             copied=machine.copied / 1e9,
             fresh=machine.copied_fresh / 1e9,
-            first=machine.copied_first / 1e9,
             flops=machine.flops / 1e9,
             gpu=f"{gpu}; see the sections that name it."
             if gpu

@@ -25,7 +25,7 @@ from lorry.patching.following import Home, kept_in, say_moved
 from lorry.patching.fused import FusedWeights
 from lorry.patching.layer_kinds import COMPUTE_DTYPES
 from lorry.patching.modes import without_modes
-from lorry.patching.patches import check_own_class, mark_filled, patched_already, take_out
+from lorry.patching.patches import check_own_class, mark_empty, mark_filled, patched_already, take_out
 from lorry.patching.placement import device_with
 from lorry.patching.resident import Resident
 from lorry.patching.sharded import is_sharded
@@ -155,8 +155,10 @@ class BareParameters:
             base = _base(full, parameter, weights).to(device) if delta.needs_base else None
             here = delta.with_tensors({key: tensor.to(device) for key, tensor in delta.tensors().items()})
             change = here.weight(base, wide, strength).reshape(parameter.shape).add_(change)
-        undo.set_item(owner._buffers, f"lorry_{name}", change if zeros or parts else None)
-        mark_filled([owner], undo, frozenset(bare_buffers(owner)))
+        buffer, is_filled = f"lorry_{name}", bool(zeros or parts)
+        undo.set_item(owner._buffers, buffer, change if is_filled else None)
+        mark = mark_filled if is_filled else mark_empty
+        mark([owner], [buffer], undo)
 
 
 def bare_buffers(module: nn.Module) -> list[str]:

@@ -15,7 +15,7 @@ from lorry.patching.fused import FusedWeights
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.layer_kinds import PARAMETERS, plain_parameter
 from lorry.patching.modes import without_modes
-from lorry.patching.patches import mark_filled
+from lorry.patching.patches import mark_empty, mark_filled
 from lorry.patching.placement import module_device, module_dtype
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene
@@ -84,7 +84,10 @@ class Copies:
                     )
                     undo.set_item(modules[path]._buffers, f"lorry_{key}", copy)
             undo.set_attribute(self, "_made", made)
-            mark_filled([modules[path] for path in (*gone, *made)], undo)
+            reached = [modules[path] for path in (*gone, *made)]
+            for name in COPIES:
+                mark_filled([m for m in reached if m._buffers[name] is not None], [name], undo)
+                mark_empty([m for m in reached if m._buffers[name] is None], [name], undo)
 
 
 def _copy(

@@ -19,7 +19,7 @@ from lorry.patching.fusing import fused_parameter
 from lorry.patching.grouped import Grouped
 from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind, plain_parameter
 from lorry.patching.memory import is_held_once
-from lorry.patching.originals import Keeper, Originals, Saved, there
+from lorry.patching.originals import Keeper, Originals, Saved, no_originals, there
 from lorry.patching.undo import Undo
 
 Contributions = Sequence[tuple[Delta, float]]
@@ -93,10 +93,7 @@ class FusedWeights:
         """Return what is to be put back where a parameter is: what is there, where it is not fused."""
         if name not in self._originals:
             return _contents(parameter)
-        original = self._originals[name].found(parameter.device, parameter.dtype)
-        if original is None:
-            raise _no_originals(name)
-        return original
+        return self._originals[name].found(parameter, name)
 
     def follow(self, path: str, before: torch.device, now: torch.device) -> None:
         """Move what is kept beside a module's parameters from the device they were on to where they are."""
@@ -220,8 +217,9 @@ class FusedWeights:
         """Put parameters' originals back, which swaps pointers where those are on the device."""
         swapped, fused, originals = list[nn.Parameter](), list[Tensor](), list[Tensor]()
         for name in names:
-            parameter, saved = _parameter(modules, name), self._originals[name]
-            contents, original = _taken(parameter, modules, name, undo), self._original(name, parameter)
+            parameter, saved = _parameter(modules, name), self._originals.pop(name)
+            contents = _taken(parameter, modules, name, undo)
+            original = saved.found(contents, name)
             if type(original) is Tensor:
                 swapped.append(parameter)
                 fused.append(contents)
@@ -230,7 +228,6 @@ class FusedWeights:
                     self._spare[name] = contents
             else:
                 self._put(parameter, original, modules, name, undo)
-            del self._originals[name]
         undo.set_data(swapped, originals, fused)
         self._written += swapped
 
@@ -277,7 +274,7 @@ class FusedWeights:
         """
         for name, saved in self._originals.items():
             if saved.tensor is None:
-                raise _no_originals(name)
+                raise no_originals(name)
 
     def _put(
         self,
@@ -338,10 +335,3 @@ def _reusable(spare: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     fits = spare.dtype is like.dtype and spare.device == like.device
     return spare if fits and is_held_once(spare) else None
-
-
-def _no_originals(name: str) -> FuseError:
-    return FuseError(
-        f'`{name}` was fused with `originals="none"`: there are no saved bits to go back to. Load the base model '
-        "again, or keep the fused weights for good with `unload_lora_weights(keep_fused=True)`."
-    )

@@ -28,12 +28,26 @@ class Saved:
     beside: bool = False
     """It is where its parameter is, and goes where that goes."""
 
-    def found(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """Return it on a device, itself where it is there; None where none was kept."""
+    def found(self, like: Tensor, name: str) -> Tensor:
+        """Return it where `like` is and in its dtype, itself where it is so.
+
+        Raises:
+            FuseError: none was kept of this parameter, named `name`.
+        """
         tensor = self.tensor
-        if tensor is None or (self.beside and tensor.dtype is dtype and tensor.device == device):
+        if tensor is None:
+            raise no_originals(name)
+        if self.beside and tensor.dtype is like.dtype and tensor.device == like.device:
             return tensor
-        return there(tensor, device, dtype, copy=self.in_file)
+        return there(tensor, like.device, like.dtype, copy=self.in_file)
+
+
+def no_originals(name: str) -> FuseError:
+    """Make the error for a fused parameter, named `name`, of which no original was kept."""
+    return FuseError(
+        f'`{name}` was fused with `originals="none"`: there are no saved bits to go back to. Load the base model '
+        "again, or keep the fused weights for good with `unload_lora_weights(keep_fused=True)`."
+    )
 
 
 def there(tensor: Tensor, device: torch.device, dtype: torch.dtype, *, copy: bool = False) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
+from typing import cast
 
 from torch import nn
 
@@ -46,24 +47,22 @@ def patched_already(path: str) -> StateError:
     )
 
 
-def mark_filled(modules: Iterable[nn.Module], undo: Undo, names: frozenset[str] = frozenset(BUFFERS)) -> None:
-    """Let nn.Module know which buffers of lorry's are filled in each: those, and no others, are not persistent.
+def mark_filled(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
+    """Let nn.Module know that buffers of these names are filled now: they are not persistent."""
+    attributes = [*map(vars, modules)]
+    undo.set_in_all(attributes, KNOWN, [known.union(names) for known in map(itemgetter(KNOWN), attributes)])
 
-    accelerate's offloading looks up every name that it finds there, and remembers the devices of what it saw filled.
+
+def mark_empty(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
+    """Let nn.Module know of these names no more.
+
+    accelerate's offloading looks up every name that it knows, and remembers the devices of what it saw filled.
     """
-    changed: list[dict[str, Any]] = []
-    now: list[set[str]] = []
-    for module in modules:
-        buffers, known = module._buffers, module._non_persistent_buffers_set
-        filled = [name for name in names if buffers[name] is not None]
-        wanted = known.difference(names)
-        wanted.update(filled)
-        if wanted != known:
-            changed.append(vars(module))
-            now.append(wanted)
-            if "_hf_hook" in changed[-1]:
-                forget_tensors(module, names.difference(filled), undo)
-    undo.set_in_all(changed, KNOWN, now)
+    attributes = [*map(vars, modules)]
+    undo.set_in_all(attributes, KNOWN, [known.difference(names) for known in map(itemgetter(KNOWN), attributes)])
+    for module, holder in zip(modules, attributes, strict=True):
+        if "_hf_hook" in holder:
+            forget_tensors(module, names, undo)
 
 
 def unpatch(modules: Sequence[SidePath], undo: Undo) -> None:
@@ -79,10 +78,8 @@ def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo)
     attributes = [*map(vars, modules)]
     own = [{n: one for n, one in holder["_buffers"].items() if n not in names} for holder in attributes]
     undo.set_in_all(attributes, "_buffers", own)
-    undo.set_in_all(attributes, KNOWN, [holder[KNOWN].difference(names) for holder in attributes])
+    mark_empty(modules, names, undo)
     undo.delete_in_all(attributes, "lorry_home")
-    for module in modules:
-        forget_tensors(module, names, undo)
 
 
 def check_own_class(module: nn.Module, given: type[nn.Module]) -> None:

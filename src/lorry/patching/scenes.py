@@ -54,7 +54,8 @@ class Scene:
     def is_held(self) -> bool:
         """Whether the modules hold what it puts into them.
 
-        The factors of a module go elsewhere together, so that one of them is looked at.
+        The factors of a module go elsewhere together, so that one of them is looked at. Where they are cast, the scale
+        stays.
         """
         held = self.buffers.values()
         downs = map(itemgetter(DOWN), held)

@@ -26,7 +26,8 @@ from lorry.patching.layer_kinds import computes_from_packed
 from lorry.patching.placement import layer_hooks
 from lorry.patching.sharded import add_sharded, is_sharded
 
-BUFFERS = DOWN, UP, SCALE, _, _ = ("lorry_down", "lorry_up", "lorry_scale", "lorry_weight", "lorry_bias")
+FACTORS = DOWN, UP, SCALE = ("lorry_down", "lorry_up", "lorry_scale")
+BUFFERS = (*FACTORS, "lorry_weight", "lorry_bias")
 
 
 class SidePath(nn.Module):

@@ -12,11 +12,11 @@ from lorry.binding import named_modules, weight_shape
 from lorry.patching.copies import COPIES, Acting, Copies
 from lorry.patching.fused import FusedWeights
 from lorry.patching.modes import without_modes
-from lorry.patching.patches import mark_filled, patch, unpatch
+from lorry.patching.patches import mark_empty, mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
-from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
+from lorry.patching.side_path import BUFFERS, DOWN, FACTORS, SCALE, UP, SidePath
 from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
@@ -216,14 +216,15 @@ class SidePaths:
             fill_slots(scene.slots(), written, scene.joined, undo)
         is_beside = standing is not None and scene.is_beside(standing)
         others = () if is_beside else before.keys() ^ scene.buffers.keys()
-        changed = [path for path in others if path in self.modules]
-        left = [before[path] for path in changed if path in before]
+        left = [path for path in others if path in before and path in self.modules]
+        entered = [path for path in others if path not in before]
         known = standing.columns if standing is not None and is_beside and is_held else {}
         for name, column in scene.columns.items():
-            undo.set_in_all(left, name, repeat(None))
+            undo.set_in_all([before[path] for path in left], name, repeat(None))
             undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
         undo.set_attribute(self, "_scene", scene)
-        mark_filled([self.modules[path] for path in changed], undo)
+        mark_empty([self.modules[path] for path in left], FACTORS, undo)
+        mark_filled([self.modules[path] for path in entered], FACTORS, undo)
 
     @without_modes()
     def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:

@@ -512,7 +512,8 @@ class AdapterState:
 
     def _layers(self) -> dict[str, nn.Module]:
         """Return what adapters are fused into: the patched modules, and what stands for bare parameters."""
-        return {**self._sides.modules, **self._bare.stand_ins(self.model)}
+        bare = self._bare.stand_ins(self.model)
+        return {**self._sides.modules, **bare} if bare else self._sides.modules
 
     def _acting(self) -> dict[str, Acting]:
         """Return who acts through the side path, and how strongly now."""

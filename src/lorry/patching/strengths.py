@@ -33,8 +33,8 @@ class StrengthVector:
     """The vector, cut by the devices that it lies on."""
     _sizes: Sequence[Sequence[int]]
     """The lengths of the pieces, by device."""
-    _offsets: Sequence[NDArray[np.int64]]
-    """Where the pieces begin, by device, in bytes from the vector's own beginning."""
+    _addresses: Sequence[int]
+    """Where the pieces begin."""
     _modules: Mapping[str, Sequence[str]]
     """By adapter: the paths of its modules. Counted through, they number the strengths."""
     _numbers: NDArray[np.int64]
@@ -98,15 +98,11 @@ class StrengthVector:
                 pieces.update(zip(paths, vector.split(lengths), strict=True))
         else:
             vectors, pieces = standing._vectors, standing.pieces
-        offsets = [
-            (np.cumsum([0, *lengths[:-1]]) * vector.itemsize).astype(np.int64)
-            for lengths, vector in zip(sizes, vectors, strict=True)
-        ]
         return cls(
             pieces,
             vectors,
             sizes,
-            offsets,
+            [*map(Tensor.data_ptr, pieces.values())],
             modules,
             np.array(number, dtype=np.int64).repeat(rank),
             np.array(scale, dtype=np.float64).repeat(rank),
@@ -118,10 +114,7 @@ class StrengthVector:
 
         Offloading puts other memory under a module's buffers, or other buffers into it.
         """
-        starts: list[int] = []
-        for vector, offsets in zip(self._vectors, self._offsets, strict=True):
-            starts += (offsets + vector.data_ptr()).tolist()
-        return starts == [*map(Tensor.data_ptr, tensors)]
+        return self._addresses == [*map(Tensor.data_ptr, tensors)]
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
         """Write the strengths of the adapters into the vector, where it has not just these."""
