@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -130,6 +131,24 @@ def test_other_file_formats_are_written(shipped: Path, tmp_path: Path) -> None:
     drawn(tmp_path, name="x.JPG")
     with Image.open(tmp_path / "x.JPG") as picture:
         assert picture.format == "JPEG"
+
+
+def test_a_picture_is_written_whole_or_not_at_all(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "pictures"
+    for name in ("x.png", "x.jpg"):
+        drawn(folder, name=name)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    for name in before:
+        result = lorry_says("generate", "a dog", *QUICK, "--out", folder / name)
+        assert result.exit_code == 1
+        assert f"{name}: cannot be written: No space left on device." in " ".join(result.output.split())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_base_of_ones_own_may_be_a_folder(shipped: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lorry.cli.drawing import SHIPPED, Loaded
 from lorry.cli.generate.order import Job, Order
 from lorry.cli.options import find_adapter, parse_size
 from lorry.errors import AdapterNotFoundError, FileError, PromptError
-from lorry.files import find_weights, weights_hash
+from lorry.files import find_weights, replace_file, weights_hash
 from lorry.prompts import Parameters, parse_parameters
 from lorry.prompts.tags import number
 
@@ -107,17 +107,22 @@ def program() -> str:
 
 
 def save_picture(picture: Image.Image, path: Path, parameters: Parameters) -> None:
-    """Write a picture with its parameters, where A1111 looks for them: a PNG's text, or the Exif comment."""
+    """Write a picture with its parameters, where A1111 looks for them: a PNG's text, or the Exif comment.
+
+    Raises:
+        FileError: it cannot be written; nothing of it is left.
+    """
+    kind = Image.registered_extensions()[path.suffix.lower()]
     if path.suffix.lower() == ".png":
         info = PngInfo()
         text = str(parameters)
         add = info.add_text if text.isascii() else info.add_itxt
         add(CHUNK, text)
-        picture.save(path, pnginfo=info)
+        replace_file(path, lambda file: picture.save(file, kind, pnginfo=info))
         return
     exif = Image.Exif()
     exif.get_ifd(_EXIF)[_COMMENT] = _ENCODING + str(parameters).encode("utf-16-be")
-    picture.save(path, exif=exif)
+    replace_file(path, lambda file: picture.save(file, kind, exif=exif))
 
 
 def read_picture(path: Path) -> Parameters:
