@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -29,13 +31,14 @@ AUDIOLDM2 = {
 
 
 def test_audioldm2_has_several_attentions_a_layer_in_the_running_count() -> None:
+    options: dict[str, Any] = {
+        "block_out_channels": (32, 64, 96, 160),
+        "cross_attention_dim": ((None, 64, 48),) * 4,
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+    }
     with torch.device("meta"):
-        model = diffusers.AudioLDM2UNet2DConditionModel(
-            block_out_channels=(32, 64, 96, 160),
-            cross_attention_dim=((None, 64, 48),) * 4,
-            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
-        )
+        model = diffusers.AudioLDM2UNet2DConditionModel(**options)
     index = ModuleIndex(model)
     for original, path in AUDIOLDM2.items():
         assert path in index.modules

@@ -22,7 +22,7 @@ from lorry.files import TensorFile
 from models import tiny_flux_pipeline, tiny_sd_pipeline
 from snapshots import check_same, snapshot
 
-RANK, ALPHA = 3, 6.0
+RANK, ALPHA = 3, 6
 IDS = torch.tensor([[0, 3, 3, 7, 1]])
 
 
@@ -35,7 +35,7 @@ def folder_of_peft(model: nn.Module, folder: Path, targets: list[str], **options
         for name, parameter in tuned.named_parameters():
             if "lora_" in name and "magnitude" not in name:
                 nn.init.normal_(parameter, std=0.3)
-        tuned.save_pretrained(folder)
+        tuned.save_pretrained(str(folder))
         return tuned.merge_and_unload()
 
 

@@ -59,7 +59,9 @@ def mark_empty(modules: Collection[nn.Module], names: Collection[str], undo: Und
     accelerate's offloading looks up every name that it knows, and remembers the devices of what it saw filled.
     """
     attributes = [*map(vars, modules)]
-    undo.set_in_all(attributes, KNOWN, [known.difference(names) for known in map(itemgetter(KNOWN), attributes)])
+    undo.set_in_all(
+        attributes, KNOWN, [known.difference(names) for known in map(itemgetter(KNOWN), attributes)]
+    )
     for module, holder in zip(modules, attributes, strict=True):
         if "_hf_hook" in holder:
             forget_tensors(module, names, undo)

@@ -510,7 +510,7 @@ class AdapterState:
             all_of_them=prepared,
         )
 
-    def _layers(self) -> dict[str, nn.Module]:
+    def _layers(self) -> Mapping[str, nn.Module]:
         """Return what adapters are fused into: the patched modules, and what stands for bare parameters."""
         bare = self._bare.stand_ins(self.model)
         return {**self._sides.modules, **bare} if bare else self._sides.modules
