@@ -53,7 +53,8 @@ done. A thread of lorry's that still gives memory back is waited for between two
 Machine: {machine}
 It copies {copied:.1f} GB/s, {fresh:.1f} GB/s into memory that is new to the process, and multiplies at {flops:.0f}
 Gflop/s where it fuses. Gigabytes of new memory may come slower: a virtual machine has to get them from its host. How
-fast they came is measured by a copy of each model, and makes the floor of "fuse one, new memory".
+fast they came is measured by a copy of each model, and makes the floor of the first "fuse one, new memory"; the rounds
+after it may find memory that was in use a moment before.
 
 GPU: {gpu}
 """
