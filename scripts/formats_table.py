@@ -38,6 +38,7 @@ PATHS = {
     "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
     "omi": "transformer.double_blocks.0.img_attn.proj",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
+    "stable-audio": "transformer.layers.0.self_attn.to_out",
 }
 """Of dialects that have names for some layers alone, or are told by some."""
 WRITTEN = [dialect.name for dialect in DIALECTS if dialect.is_written]
@@ -114,6 +115,7 @@ SHORT = {
     "kohya": "kohya",
     "peft": "peft",
     "xlabs": "xlabs",
+    "stable-audio": "audio",
     "attention-processors": "att.-proc.",
     "comfyui": "comfyui",
     "lora-layers": "lora-layers",
@@ -254,11 +256,13 @@ the base is known, by `--base` or by other layers.
 
 What is only read has a reason: `cloneofsimo` and its pickles count the layers of a diffusers of 2023 and name none,
 `diffsynth-h3` is MiniMax-H3's `diffusers` with its rows in another order, `sat`, of CogVideoX's trainer, has no alpha
-but 1, and `stable-audio` is read by Stable Audio 3's own trainer alone, which has one rank and kind for all layers. It
-has two families that no other dialect has: LoRA-XS, a small matrix between the singular vectors of the base weight, and
-BoRA, a DoRA of rows and of columns. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it
-calls legacy; of a UNet such a file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's
-where they have layers besides those of attentions.
+but 1. `onetrainer` is its mixture of diffusers' names and kohya's prefixes, which it calls legacy; of a UNet such a
+file looks as kohya's does, and is read as `kohya`. diffusers 0.42.1 fails on Flux's where they have layers besides
+those of attentions.
+
+`stable-audio` is of Stable Audio 3's own trainer, and for that model alone: one rank, one alpha and one kind for all
+layers, which a text says; others are refused. It has two families that no other dialect has: LoRA-XS, a small matrix
+between the singular vectors of the base weight, and BoRA, a DoRA of rows and of columns.
 
 `omi` has the names of the Open Model Initiative: the original checkpoint's after `transformer.`, `unet.`, `clip_l.`,
 `clip_g.` or `t5.`, and the layers of a fused one each by itself, with a number behind its name. OneTrainer had them in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 import lorry
-from lorry.dialects import read_adapter
+from lorry.dialects import get_dialect, read_adapter
 from lorry.errors import FormatError, UnsupportedAdapterError
-from lorry.files import TensorFile, write_safetensors
+from lorry.files import TensorFile, read_adapter_file, write_safetensors
 from lorry.names import Target
 from lorry.workflows.convert import convert_file
-from walks import check_there_and_back, models_of, walk
+from walks import check_same_file, check_there_and_back, models_of, walk
 
 RANK, ALPHA = 4, 3.0
 QKV = (0, 3, 1, 4, 2)
@@ -39,7 +40,7 @@ LAYERS = {
 }
 """Of the trainer: the component and the module that it is in diffusers."""
 KINDS = ("lora", "dora-rows", "dora-cols", "bora")
-CARRIERS = {"diffusers", "peft", "dotted-kohya"}
+CARRIERS = {"diffusers", "peft", "dotted-kohya", "stable-audio"}
 """The dialects that have a name for what embeds the duration."""
 
 
@@ -159,6 +160,10 @@ def test_every_kind_of_the_trainer_does_what_its_formula_says(
     report = walk(pipe, source, changes)
     assert (report.dialect, report.applied, report.key_count) == ("stable-audio", len(tensors), len(tensors))
     assert {one.scale_sources for one in report.components} == {("metadata",)}
+    back = tmp_path / "back.safetensors"
+    convert_file(source, back, "stable-audio", lambda _: models_of(pipe))
+    check_same_file(source, back)
+    assert read_adapter_file(back).metadata["lora_config"] == config(kind)["lora_config"]
     if kind in ("lora", "dora-rows"):
         assert check_there_and_back(source, "stable-audio", tmp_path, models_of(pipe)) == CARRIERS
 
@@ -287,3 +292,70 @@ def test_a_core_of_more_singular_vectors_than_a_layer_has_does_not_fit_it() -> N
     file = TensorFile({f"{stem}.M_xs": noise(9, 9)}, config("lora-xs", rank=9))
     with pytest.raises(lorry.errors.BindingError, match="preprocess_conv"):
         lorry.binding.bind(read_adapter(file), models_of(pipe))
+
+
+def test_a_text_that_is_not_true_of_the_layers_is_written_anew_and_all_else_of_it_stays() -> None:
+    adapter = read_adapter(TensorFile(SQUARE, config("dora-rows", dropout=0.1)))
+    entry = adapter.entries[0]
+    delta: Any = entry.delta
+    doubled = replace(entry, delta=replace(delta, inner=replace(delta.inner, alpha=2 * ALPHA)))
+    file = get_dialect("stable-audio").write(replace(adapter, entries=(doubled,)))
+    assert json.loads(file.metadata["lora_config"]) == json.loads(
+        config("dora-rows", dropout=0.1, alpha=2 * ALPHA)["lora_config"]
+    )
+    assert read_adapter(file).entries[0].delta.rank_scale == 2 * ALPHA / RANK
+
+
+def lora(layer: str, rank: int, block: str = "layers.0", alpha: float | None = None) -> dict[str, Tensor]:
+    """A LoRA in a file of another dialect."""
+    stem = f"transformer.{block}.{layer}"
+    made = {f"{stem}.lora_down.weight": noise(rank, 8), f"{stem}.lora_up.weight": noise(8, rank)}
+    return made if alpha is None else made | {f"{stem}.alpha": torch.tensor(alpha)}
+
+
+TWO: Mapping[str, tuple[dict[str, Tensor], str]] = {
+    "two ranks": (
+        lora("self_attn.to_out", 4) | lora("ff.ff.2", 2),
+        r"layers.0.self_attn.to_out \(its rank is 4",
+    ),
+    "two alphas": (
+        lora("self_attn.to_out", 4, alpha=2.0) | lora("ff.ff.2", 4),
+        r"layers.0.self_attn.to_out \(its alpha is 2.0, and one text says 4",
+    ),
+    "another model's layer": (lora("attn1.to_q", 4, "mid_block"), r"\(no name for this layer\)"),
+}
+
+
+@pytest.mark.parametrize("what", TWO)
+def test_what_one_text_cannot_say_of_all_layers_is_refused(what: str) -> None:
+    tensors, match = TWO[what]
+    with pytest.raises(UnsupportedAdapterError, match=match):
+        get_dialect("stable-audio").write(read_adapter(TensorFile(tensors, source="x.safetensors")))
+
+
+def test_other_models_have_no_names_in_it(tmp_path: Path) -> None:
+    source = write_safetensors(tmp_path / "in.safetensors", lora("self_attn.to_out", 4))
+    with pytest.raises(UnsupportedAdapterError, match="are for a StableAudio3DiTModel"):
+        convert_file(
+            source, tmp_path / "out.safetensors", "stable-audio", lambda _: {"unet": torch.nn.Linear(1, 1)}
+        )
+
+
+def test_words_go_with_it_to_another_dialect_and_back(tmp_path: Path) -> None:
+    pipe = pipeline()
+    words = {"modelspec.title": "Zuzu", "trigger_word": "zuzu"}
+    tensors = {key: tensor for key, tensor in made(pipe, "lora")[0].items() if key.startswith("model.")}
+    source = write_safetensors(tmp_path / "in.safetensors", tensors, config("lora") | words)
+    for to in ("kohya", "peft", "diffusers"):
+        there, back = (
+            tmp_path / f"{to}{'' if to == 'peft' else '.safetensors'}",
+            tmp_path / f"{to} back.safetensors",
+        )
+        convert_file(source, there, to, lambda _: models_of(pipe))
+        convert_file(there, back, "stable-audio", lambda _: models_of(pipe))
+        check_same_file(source, back)
+        assert words.items() <= read_adapter_file(back).metadata.items()
+        assert (
+            json.loads(read_adapter_file(back).metadata["lora_config"]).items()
+            >= {"rank": RANK, "alpha": ALPHA}.items()
+        )

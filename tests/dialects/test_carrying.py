@@ -25,6 +25,7 @@ PATHS = {
     "onetrainer": "transformer.transformer_blocks.0.attn.to_q",
     "omi": "transformer.double_blocks.0.img_attn.proj",
     "xlabs": "transformer.double_blocks.0.img_attn.proj",
+    "stable-audio": "transformer.layers.0.self_attn.to_out",
 }
 """Of dialects that have names for some layers alone, or are told by some."""
 
@@ -78,6 +79,17 @@ CARRIED: Mapping[str, tuple[str, ...]] = {
     "lora-layers": SCALE_1,
     "attention-processors": SCALE_1[:1],
     "xlabs": (),
+    "stable-audio": (
+        "lora",
+        *SCALE_1[:1],
+        "lora a1111 scale",
+        "dora rows",
+        "dora columns",
+        "dora of peft",
+        "dora of older peft",
+        "dora of ai-toolkit",
+        "dora of one row",
+    ),
 }
 CASES = [(layer, dialect) for dialect in WRITTEN for layer in LAYERS]
 

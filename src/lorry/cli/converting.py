@@ -23,6 +23,7 @@ WRITTEN = (
     "dotted-kohya",
     "lora-layers",
     "attention-processors",
+    "stable-audio",
 )
 """Named here, so that the help needs no torch; a test compares."""
 

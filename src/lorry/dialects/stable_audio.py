@@ -9,6 +9,7 @@ duration, `parametrizations.weight.0`, and a part: `lora_A` and `lora_B` of a Lo
 `magnitude` of a DoRA or `magnitude_r` and `magnitude_c` of a BoRA. Magnitudes are vectors. The text `lora_config` says
 of all layers `rank` and `alpha`, whose quotient is the strength, and `adapter_type`: of a DoRA, whether its magnitudes
 are of columns (`dora-cols`, `dora-cols-xs`) or of rows. In checkpoints of the trainer it stands beside the weights.
+Written are files of layers that have one rank, one alpha and one kind together, as the text has them.
 
 Source: Stability-AI/stable-audio-3 at 636f906f, `stable_audio_3/models/lora/{model,utils,loader}.py`.
 """
@@ -26,6 +27,9 @@ from lorry.adapters import Adapter, Entry
 from lorry.algebra import BoraDelta, Delta, DoraDelta, LoraDelta, LoraXsDelta
 from lorry.dialects._alphas import check_alpha
 from lorry.dialects._containers import dotted_target
+from lorry.dialects._exporting import check_writable
+from lorry.dialects._headers import plain_header
+from lorry.dialects._naming import dotted
 from lorry.dialects.base import BlockNames, Dialect
 from lorry.errors import FormatError
 from lorry.files import TensorFile
@@ -37,6 +41,9 @@ _KEY = re.compile(
 )
 _DURATION = "conditioners.seconds_total.embedder.embedding.1"
 _TEXT_ENCODER = "conditioners.prompt.model."
+_INNER = re.compile(r"layers\.\d+\..+|project_(in|out)|global_cond_embedder\.\d+")
+_OUTER = re.compile(r"(pre|post)process_conv|to_(timestep|cond|global)_embed\.\d+")
+"""The layers of the transformer: those of the one inside the original's, and those around that."""
 _WHOLE = tuple(
     {*factors, *magnitudes}
     for factors in (("lora_A", "lora_B"), ("M_xs",))
@@ -52,6 +59,7 @@ class StableAudio(Dialect):
     name: ClassVar[str] = "stable-audio"
     before: ClassVar[tuple[str, ...]] = ("diffusers",)
     block_names: ClassVar[BlockNames] = "original"
+    only_for: ClassVar[tuple[str, ...]] = ("StableAudio3DiTModel",)
 
     def claims(self, file: TensorFile) -> bool:
         return any(".parametrizations.weight." in key and _KEY.fullmatch(key) for key in file.tensors)
@@ -89,6 +97,109 @@ class StableAudio(Dialect):
             metadata=file.metadata,
             source=file.source,
         )
+
+    def obstacles(self, adapter: Adapter) -> Mapping[str, str]:
+        found = {str(entry.target): _obstacle(entry) for entry in adapter.entries}
+        said = next((_said(e.delta) for e in adapter.entries if not found[str(e.target)]), {})
+        for entry in adapter.entries:
+            if not found[str(entry.target)]:
+                found[str(entry.target)] = _other_than(said, _said(entry.delta))
+        return {target: what for target, what in found.items() if what}
+
+    def write(self, adapter: Adapter) -> TensorFile:
+        """Return a file of this dialect; one that the trainer wrote comes back with its text as it was.
+
+        Raises:
+            UnsupportedAdapterError: a layer is of another kind, or has another rank, strength or name, than one text
+                can say.
+        """
+        check_writable(adapter, self.obstacles(adapter), self.name)
+        tensors = {
+            f"{_layer(entry.target)}.parametrizations.weight.0.{part}": tensor
+            for entry in adapter.entries
+            for part, tensor in _parts(entry.delta).items()
+        }
+        header = plain_header(adapter)
+        before = _config(TensorFile({}, header, adapter.source))
+        text = {**before, **_changed(before, _said(adapter.entries[0].delta))} if adapter.entries else before
+        if text != before or CONFIG not in header:
+            header[CONFIG] = json.dumps(text)
+        return TensorFile(tensors, header, adapter.source)
+
+
+def _obstacle(entry: Entry) -> str | None:
+    """Return what of a layer has no place in such a file, whatever the others are."""
+    inner = entry.delta.inner if isinstance(entry.delta, DoraDelta | BoraDelta) else entry.delta
+    if not isinstance(inner, LoraDelta | LoraXsDelta):
+        return inner.family
+    if isinstance(inner, LoraDelta):
+        if any(size != 1 for size in inner.shape[2:]):
+            return f"{inner.family}: a kernel, where matrices stand alone"
+        if inner.rank_stabilised:
+            return f"{inner.family}: an alpha over the root of the rank"
+    return None if _layer(entry.target) else "no name for this layer"
+
+
+def _said(delta: Delta) -> dict[str, Any]:
+    """Return what the text has to say of a layer."""
+    inner = delta.inner if isinstance(delta, DoraDelta | BoraDelta) else delta
+    kind = "lora"
+    if isinstance(delta, DoraDelta):
+        kind = "dora-cols" if delta.on_input else "dora-rows"
+    elif isinstance(delta, BoraDelta):
+        kind = "bora"
+    alpha = getattr(inner, "alpha", None)
+    return {
+        "rank": inner.rank,
+        "alpha": inner.rank if alpha is None else alpha,
+        "adapter_type": f"{kind}-xs" if isinstance(inner, LoraXsDelta) else kind,
+    }
+
+
+def _other_than(said: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Return what a layer has that the others have otherwise."""
+    differing = [name for name, value in here.items() if said[name] != value]
+    if not differing:
+        return None
+    name = differing[0]
+    return f"its {name} is {here[name]}, and one text says {said[name]} of all layers"
+
+
+def _changed(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a text is not true of the layers; `dora` is an older word of the trainer's for its rows."""
+    older = {"dora": "dora-rows"}
+    return {
+        name: value
+        for name, value in said.items()
+        if before.get(name) != value and older.get(str(before.get(name))) != value
+    }
+
+
+def _parts(delta: Delta) -> dict[str, Tensor]:
+    """Return the tensors of a layer without obstacles, by part."""
+    if isinstance(delta, DoraDelta):
+        return _parts(delta.inner) | {"magnitude": delta.magnitude.flatten()}
+    if isinstance(delta, BoraDelta):
+        magnitudes = {"magnitude_r": delta.row_magnitude, "magnitude_c": delta.column_magnitude}
+        return _parts(delta.inner) | magnitudes
+    if isinstance(delta, LoraXsDelta):
+        return {"M_xs": delta.core}
+    tensors = delta.tensors()
+    return {"lora_A": tensors["down"].flatten(1), "lora_B": tensors["up"].flatten(1)}
+
+
+def _layer(target: Target) -> str | None:
+    """Return the trainer's name of a layer; None where it has none."""
+    target = dotted(target)
+    if target.component == DURATION_EMBEDDER:
+        return _DURATION if target.path == "linear" else None
+    if target.component == "text_encoder":
+        return f"{_TEXT_ENCODER}{target.path}"
+    if target.component != "transformer":
+        return None
+    if _INNER.fullmatch(inner := target.path.removeprefix("transformer.")):
+        return f"model.transformer.{inner}"
+    return f"model.{target.path}" if _OUTER.fullmatch(target.path) else None
 
 
 def _target(layer: str) -> Target:
