@@ -46,7 +46,7 @@ class LoraDelta(Delta):
             problem = "expected factors of 2 to 5 axes, `up` of 2 or of as many as `down`"
         elif down.shape[0] == 0:
             problem = "expected a rank of at least 1"
-        elif up.shape[2:].numel() != 1:
+        elif up.ndim > 2 and up.shape[2:].numel() != 1:
             problem = "expected an `up` whose kernel is 1x1"
         elif mid is None and down.shape[0] != up.shape[1]:
             problem = f"`down` has rank {down.shape[0]}, `up` has rank {up.shape[1]}"
@@ -88,7 +88,7 @@ class LoraDelta(Delta):
 
     def low_rank(self, dtype: torch.dtype = torch.float32) -> LowRank:
         """The two factors; a Tucker core is multiplied into `down`, which keeps the rank."""
-        up = self.up.flatten(1)
+        up = self.up if self.up.ndim == 2 else self.up.flatten(1)
         if self.mid is None:
             return LowRank(self.down, up, self.rank_scale)
         core, down = self.mid.to(dtype), self.down.flatten(1).to(dtype)

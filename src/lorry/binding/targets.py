@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from operator import attrgetter
 from typing import Any, cast, final
 
@@ -111,13 +112,14 @@ class BareParameter(nn.Module):
 
 def bare_parameters(model: nn.Module) -> dict[str, BareParameter]:
     """Return what stands for each parameter of a model that is no layer's weight or bias, by the parameter's name."""
-    return _stand_ins({"": model, **named_modules(model)})
+    return _stand_ins(model, named_modules(model))
 
 
 def carriers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model by path, and after them what stands for its bare parameters, by name."""
     modules = named_modules(model)
-    return {**modules, **_stand_ins({"": model, **modules})}
+    modules.update(_stand_ins(model, modules))
+    return modules
 
 
 def bare_names(module: nn.Module) -> list[str]:
@@ -127,10 +129,10 @@ def bare_names(module: nn.Module) -> list[str]:
     return names if names and weight_shape(module) is None and not isinstance(module, _WHOLE) else []
 
 
-def _stand_ins(modules: Mapping[str, nn.Module]) -> dict[str, BareParameter]:
+def _stand_ins(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, BareParameter]:
     return {
         f"{path}.{name}" if path else name: BareParameter(cast(nn.Parameter, module._parameters[name]))
-        for path, module in modules.items()
-        if module._parameters and not module._parameters.keys() <= _OF_LAYERS
+        for path, module in chain([("", model)], modules.items())
+        if not _OF_LAYERS.issuperset(module._parameters)
         for name in bare_names(module)
     }

@@ -156,7 +156,7 @@ class FusedWeights:
                     elif name in self._originals:
                         leaving.append(name)
             later.run()
-        self._restore(leaving, modules, undo)
+        self._restore({name: self._originals.pop(name) for name in leaving}, modules, undo)
         if safe:
             for name, new in fused.items():
                 _check_finite(name, new)
@@ -208,26 +208,27 @@ class FusedWeights:
 
     def restore(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put back all originals: nothing is fused any more."""
-        names = [*self._originals]
-        undo.set_attribute(self, "_originals", {**self._originals})
-        undo.set_attribute(self, "_spare", {**self._spare})
-        self._restore(names, modules, undo)
+        saved = self._originals
+        undo.set_attribute(self, "_originals", {})
+        self._restore(saved, modules, undo)
 
-    def _restore(self, names: Sequence[str], modules: Mapping[str, nn.Module], undo: Undo) -> None:
+    def _restore(self, saved: Mapping[str, Saved], modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put parameters' originals back, which swaps pointers where those are on the device."""
         swapped, fused, originals = list[nn.Parameter](), list[Tensor](), list[Tensor]()
-        for name in names:
-            parameter, saved = _parameter(modules, name), self._originals.pop(name)
+        spare = dict[str, Tensor]()
+        for name, one in saved.items():
+            parameter = _parameter(modules, name)
             contents = _taken(parameter, modules, name, undo)
-            original = saved.found(contents, name)
+            original = one.found(contents, name)
             if type(original) is Tensor:
                 swapped.append(parameter)
                 fused.append(contents)
                 originals.append(original)
-                if original is saved.tensor:
-                    self._spare[name] = contents
+                if original is one.tensor:
+                    spare[name] = contents
             else:
                 self._put(parameter, original, modules, name, undo)
+        undo.set_attribute(self, "_spare", {**self._spare, **spare} if self._spare else spare)
         undo.set_data(swapped, originals, fused)
         self._written += swapped
 

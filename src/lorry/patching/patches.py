@@ -49,8 +49,7 @@ def patched_already(path: str) -> StateError:
 
 def mark_filled(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
     """Let nn.Module know that buffers of these names are filled now: they are not persistent."""
-    attributes = [*map(vars, modules)]
-    undo.set_in_all(attributes, KNOWN, [known.union(names) for known in map(itemgetter(KNOWN), attributes)])
+    undo.add_to_sets(map(itemgetter(KNOWN), map(vars, modules)), names)
 
 
 def mark_empty(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
@@ -59,9 +58,7 @@ def mark_empty(modules: Collection[nn.Module], names: Collection[str], undo: Und
     accelerate's offloading looks up every name that it knows, and remembers the devices of what it saw filled.
     """
     attributes = [*map(vars, modules)]
-    undo.set_in_all(
-        attributes, KNOWN, [known.difference(names) for known in map(itemgetter(KNOWN), attributes)]
-    )
+    undo.discard_from_sets(map(itemgetter(KNOWN), attributes), names)
     for module, holder in zip(modules, attributes, strict=True):
         if "_hf_hook" in holder:
             forget_tensors(module, names, undo)
@@ -78,7 +75,11 @@ def unpatch(modules: Sequence[SidePath], undo: Undo) -> None:
 def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
     """Take buffers of lorry's out of modules, and their homes."""
     attributes = [*map(vars, modules)]
-    own = [{n: one for n, one in holder["_buffers"].items() if n not in names} for holder in attributes]
+    buffers = map(itemgetter("_buffers"), attributes)
+    own = [
+        {} if len(here) == len(names) else {n: one for n, one in here.items() if n not in names}
+        for here in buffers
+    ]
     undo.set_in_all(attributes, "_buffers", own)
     mark_empty(modules, names, undo)
     undo.delete_in_all(attributes, "lorry_home")

@@ -12,11 +12,10 @@ from lorry.patching.placement import layer_hooks, module_device, module_dtype, w
 
 
 class Place(NamedTuple):
-    """Where and in what one module computes, and what of the module that was read from."""
+    """Where and in what a module computes, and what of the module that was read from."""
 
     device: torch.device
     dtype: torch.dtype
-    attributes: dict[str, Any]
     hook: object
     """accelerate's, which may keep the weight elsewhere."""
     weight_device: torch.device
@@ -33,16 +32,18 @@ class Places:
         Raises:
             StateError: a module has no weight.
         """
-        known: dict[Any, tuple[torch.device, torch.dtype]] = {}
+        known: dict[Any, Place] = {}
         self._of: dict[str, Place] = {}
+        """Modules that are alike in all that says where they compute have one."""
         for path, module in modules.items():
             attributes, weight = vars(module), weight_of(module)
-            hook, device, dtype = attributes.get("_hf_hook"), weight.device, weight.dtype
-            declared = attributes.get("compute_dtype", getattr(type(module), "compute_dtype", None))
-            alike = (hook, layer_hooks(module), declared, device, dtype)
+            hook, declared = attributes.get("_hf_hook"), attributes.get("compute_dtype")
+            alike = (type(module), hook, layer_hooks(module), declared, weight.device, weight.dtype)
             if alike not in known:
-                known[alike] = module_device(module), module_dtype(module)
-            self._of[path] = Place(*known[alike], attributes, hook, device, dtype)
+                place = module_device(module), module_dtype(module)
+                known[alike] = Place(*place, hook, weight.device, weight.dtype)
+            self._of[path] = known[alike]
+        self._attributes = [*map(vars, modules.values())]
 
     def __getitem__(self, path: str) -> Place:
         return self._of[path]
@@ -53,10 +54,10 @@ class Places:
 
     def hold(self) -> bool:
         """Whether the modules still compute where they did when the places were found."""
-        for _, _, attributes, hook, device, dtype in self._of.values():
+        for place, attributes in zip(self._of.values(), self._attributes, strict=True):
             weight = attributes["_parameters"].get("weight")
-            if weight is None or attributes.get("_hf_hook") is not hook:
+            if weight is None or attributes.get("_hf_hook") is not place.hook:
                 return False
-            if weight.device != device or weight.dtype is not dtype:
+            if weight.dtype is not place.weight_dtype or weight.device != place.weight_device:
                 return False
         return True

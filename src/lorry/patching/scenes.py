@@ -107,22 +107,30 @@ def build_scene(
     acting = {path: modules[path] for resident in residents.values() for path in resident.deltas}
     here = acting if room is None else modules
     places = standing.places if standing is not None and standing.places.are_of(here) else Places(here)
-    factors: dict[str, dict[str, LowRank | None]] = {path: {} for path in acting}
+    joined: dict[str, dict[str, LowRank]] = {}
+    in_copies: set[str] = set()
     for name, resident in residents.items():
-        for path in resident.deltas:
-            device, dtype, *_ = places[path]
-            takes = modules[path].lorry_takes_factors
-            factors[path][name] = resident.factors(path, device, dtype) if takes else None
-    joined: dict[str, Pairs] = {p: {} for p, m in here.items() if room and isinstance(m, LinearSidePath)}
-    copied: dict[str, tuple[str, ...]] = {}
-    for path, found in factors.items():
-        pairs = {name: pair for name, pair in found.items() if pair is not None}
-        if room is not None:
-            pairs = _with_room(pairs, room if path in joined else 0)
-        if pairs:
-            joined[path] = pairs
-        if len(pairs) < len(found) or any(residents[name].deltas[path].part("bias") for name in found):
-            copied[path] = tuple(found)
+        for path, delta in resident.deltas.items():
+            place, takes = places[path], modules[path].lorry_takes_factors
+            pair = resident.factors(path, place.device, place.dtype) if takes else None
+            if pair is not None:
+                joined.setdefault(path, {})[name] = pair
+            if pair is None or delta.part("bias") is not None:
+                in_copies.add(path)
+    if room is not None:
+        found = joined
+        joined = {path: {} for path, module in here.items() if room and isinstance(module, LinearSidePath)}
+        for path, pairs in found.items():
+            fitting = _with_room(pairs, room if path in joined else 0)
+            if fitting:
+                joined[path] = fitting
+            if len(fitting) < len(pairs):
+                in_copies.add(path)
+    copied = {
+        path: tuple(name for name, resident in residents.items() if path in resident.deltas)
+        for path in acting
+        if path in in_copies
+    }
     if standing is not None and _same_slots(standing, places, room):
         strengths = StrengthVector.of(joined, places, room, standing.strengths)
         return Scene(standing.buffers, standing.columns, copied, joined, strengths, places, room)
@@ -142,7 +150,7 @@ def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:
     return room is not None and standing.room == room and standing.places is places and standing.is_held
 
 
-def _with_room(pairs: Pairs, room: int) -> Pairs:
+def _with_room(pairs: Pairs, room: int) -> dict[str, LowRank]:
     """Return the first of `pairs` whose ranks fit into `room` together."""
     fitting = {}
     for name, pair in pairs.items():

@@ -34,14 +34,15 @@ def empty_slots(paths: Iterable[str], modules: Mapping[str, SidePath], places: P
     shapes = {path: _shapes(modules[path], room) for path in paths}
     sizes: dict[torch.device, int] = {}
     for path, both in shapes.items():
-        device, dtype, *_ = places[path]
-        here = sum(padded(shape.numel() * dtype.itemsize) for shape in both)
-        sizes[device] = sizes.get(device, 0) + here
+        place = places[path]
+        here = sum(padded(shape.numel() * place.dtype.itemsize) for shape in both)
+        sizes[place.device] = sizes.get(place.device, 0) + here
     blocks = {device: Block(nbytes, device) for device, nbytes in sizes.items()}
     slots = {}
     for path, (down, up) in shapes.items():
-        device, dtype, *_ = places[path]
-        slots[path] = (blocks[device].take(down, dtype).zero_(), blocks[device].take(up, dtype).zero_())
+        place = places[path]
+        block = blocks[place.device]
+        slots[path] = (block.take(down, place.dtype).zero_(), block.take(up, place.dtype).zero_())
     return slots
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
 from typing import Self, final
 
 import numpy as np
@@ -35,10 +34,14 @@ class StrengthVector:
     """The lengths of the pieces, by device."""
     _addresses: Sequence[int]
     """Where the pieces begin."""
-    _modules: Mapping[str, Sequence[str]]
-    """By adapter: the paths of its modules. Counted through, they number the strengths."""
-    _numbers: NDArray[np.int64]
-    """For each place in the vectors, the number of its strength; of any where no factors are."""
+    _names: Sequence[str]
+    """The adapters that it has strengths of."""
+    _parts: Sequence[tuple[int, str]]
+    """For each run of places with one strength, the number of its adapter and the path of its module."""
+    _ranks: NDArray[np.int64]
+    """The lengths of the runs."""
+    _adapters: NDArray[np.int64]
+    """For each place in the vectors, the number of its adapter; of any where no factors are."""
     _scales: NDArray[np.float64]
     """For each place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
     _written: dict[str, Mapping[str, Strength]] | None
@@ -60,42 +63,40 @@ class StrengthVector:
             room: the length of every piece, zeros after the joined ranks; the joined rank itself when None.
             standing: one of the same modules and room, whose memory is to be written in. Else new memory is.
         """
-        modules: dict[str, list[str]] = {}
         devices: dict[torch.device, list[str]] = {}
-        for path, here in pairs.items():
-            for name in here:
-                modules.setdefault(name, []).append(path)
+        for path in pairs:
             devices.setdefault(places[path].device, []).append(path)
-        firsts = dict(zip(modules, accumulate(map(len, modules.values()), initial=0), strict=False))
-        counters = {name: count(first) for name, first in firsts.items()}
-        numbers = {path: {name: next(counters[name]) for name in here} for path, here in pairs.items()}
-        number: list[int] = []
-        scale: list[float] = []
-        rank: list[int] = []
+        numbers: dict[str, int] = {}
+        parts: list[tuple[int, str]] = []
+        scales: list[float] = []
+        ranks: list[int] = []
         sizes: list[list[int]] = []
         for paths in devices.values():
             sizes.append([])
             for path in paths:
                 joined = 0
                 for name, pair in pairs[path].items():
-                    number.append(numbers[path][name])
-                    scale.append(pair.scale)
-                    rank.append(pair.rank)
-                    joined += pair.rank
+                    rank = pair.rank
+                    parts.append((numbers.setdefault(name, len(numbers)), path))
+                    scales.append(pair.scale)
+                    ranks.append(rank)
+                    joined += rank
                 if room is not None:
-                    number.append(0)
-                    scale.append(0.0)
-                    rank.append(room - joined)
+                    parts.append((0, path))
+                    scales.append(0.0)
+                    ranks.append(room - joined)
                     joined = room
                 sizes[-1].append(joined)
+        adapters = np.array([number for number, _ in parts], dtype=np.int64)
+        lengths = np.array(ranks, dtype=np.int64)
         if standing is None:
             vectors = [
-                torch.zeros(sum(lengths), dtype=torch.float32, device=device)
-                for device, lengths in zip(devices, sizes, strict=True)
+                torch.zeros(sum(here), dtype=torch.float32, device=device)
+                for device, here in zip(devices, sizes, strict=True)
             ]
             pieces = dict[str, Tensor]()
-            for paths, vector, lengths in zip(devices.values(), vectors, sizes, strict=True):
-                pieces.update(zip(paths, vector.split(lengths), strict=True))
+            for paths, vector, here in zip(devices.values(), vectors, sizes, strict=True):
+                pieces.update(zip(paths, vector.split(here), strict=True))
         else:
             vectors, pieces = standing._vectors, standing.pieces
         return cls(
@@ -103,9 +104,11 @@ class StrengthVector:
             vectors,
             sizes,
             [*map(Tensor.data_ptr, pieces.values())],
-            modules,
-            np.array(number, dtype=np.int64).repeat(rank),
-            np.array(scale, dtype=np.float64).repeat(rank),
+            [*numbers],
+            parts,
+            lengths,
+            adapters.repeat(lengths),
+            np.array(scales, dtype=np.float64).repeat(lengths),
             {} if room is None else None,
         )
 
@@ -133,9 +136,12 @@ class StrengthVector:
         return dict(zip(self.pieces, pieces, strict=True))
 
     def _values(self, strengths: Mapping[str, Strength]) -> tuple[Tensor, ...]:
-        each = [] if self._modules else [0.0]
-        for name, paths in self._modules.items():
-            strength = strengths[name]
-            each += [strength.value] * len(paths) if strength.by_path is None else map(strength.at, paths)
-        values = (np.array(each)[self._numbers] * self._scales).astype(np.float32)
+        own = [strengths[name] for name in self._names]
+        if any(strength.by_path is not None for strength in own):
+            each = np.array([own[number].at(path) for number, path in self._parts]).repeat(self._ranks)
+        elif len(own) > 1:
+            each = np.array([strength.value for strength in own])[self._adapters]
+        else:
+            each = np.array([strength.value for strength in own] or 0.0)
+        values = (each * self._scales).astype(np.float32)
         return torch.from_numpy(values).split([len(vector) for vector in self._vectors])
