@@ -1,7 +1,7 @@
 """Measure lorry beside diffusers + PEFT, and write `docs/benchmarks.md` with its plots.
 
 Both do the same operation on the same files and the same weights, in one process, in turn; a row gives the medians,
-their spread, the ratio, and the floor: the seconds that the row's bytes and sums take on this machine.
+their spread, the ratio, and the floor: the seconds that the row's bytes, sums and pointers take on this machine.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ INTRODUCTION = """\
 
 Made by `make bench` (`python -m benchmarks.run`) on {day}: lorry and diffusers + PEFT in turn in one process, on the
 same files (in the page cache) and the same random weights. A time is a median, with the least and the greatest; the
-ratio is theirs over ours; the floor is what the bytes and the sums of the row take on this machine when nothing else is
-done. A thread of lorry's that still gives memory back is waited for between two operations.
+ratio is theirs over ours; the floor is what the bytes, the sums and the pointers of the row take on this machine when
+nothing else is done: pointers to the factors into the buffers of each layer, and of weights to their memory. Where
+bytes go into new memory, as many are copied into such memory right after the operation. A thread of lorry's that still
+gives memory back is waited for between two operations.
 [performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
 
 Machine: {machine}

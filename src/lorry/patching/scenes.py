@@ -5,8 +5,9 @@ A scene is made once for a set of adapters and kept, so that going back to it mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import is_, itemgetter
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from lorry.patching.memory import Block, padded
 from lorry.patching.modes import without_modes
 from lorry.patching.places import Places
 from lorry.patching.resident import Resident
+from lorry.patching.side_by_side import run_side_by_side
 from lorry.patching.side_path import DOWN, SCALE, UP, LinearSidePath, SidePath
 from lorry.patching.slots import Slots, empty_slots
 from lorry.patching.strengths import StrengthVector
@@ -173,7 +175,7 @@ def _join(pairs_of: Mapping[str, Pairs]) -> dict[str, tuple[Tensor, Tensor]]:
         downs, ups = sum(pair.down.nbytes for pair in found), sum(pair.up.nbytes for pair in found)
         sizes[device] = sizes.get(device, 0) + padded(downs) + padded(ups)
     blocks = {device: Block(nbytes, device) for device, nbytes in sizes.items()}
-    joined = {}
+    joined, jobs = dict[str, tuple[Tensor, Tensor]](), list[Callable[[], object]]()
     for path, found in pairs.items():
         first = found[0]
         if path not in several:
@@ -183,7 +185,15 @@ def _join(pairs_of: Mapping[str, Pairs]) -> dict[str, tuple[Tensor, Tensor]]:
         block = blocks[first.down.device]
         down = block.take((rank, *first.down.shape[1:]), first.down.dtype)
         up = block.take((first.up.shape[0], rank), first.up.dtype)
-        torch.cat([pair.down for pair in found], out=down)
-        torch.cat([pair.up for pair in found], dim=1, out=up)
+        here = [
+            partial(torch.cat, [pair.down for pair in found], out=down),
+            partial(torch.cat, [pair.up for pair in found], dim=1, out=up),
+        ]
+        if down.device.type == "cpu":
+            jobs += here
+        else:  # on the stream of this thread
+            for job in here:
+                job()
         joined[path] = (down, up)
+    run_side_by_side(jobs)
     return joined
