@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from math import prod
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lorry.background import begun
 from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
 from lorry.files.tensor_file import TensorFile
@@ -43,12 +44,18 @@ def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False)
     with _open(path) as file:
         layout = _read_layout(file, source)
         if into_memory or layout.data_start % ALIGNMENT:
-            whole, start = _read_data(file, layout, source), 0
+            whole = new_block(layout.table.nbytes)
+            coming = begun(_fill, whole, file, source)
+            try:
+                views = _views(whole, 0, layout.spans, coming.result)
+            finally:
+                coming.result()
         else:
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             whole, start = torch.frombuffer(data, dtype=torch.uint8), layout.data_start
-    return TensorFile(_views(whole, start, layout.spans), layout.metadata, source, spans=layout.table)
+            views = _views(whole, start, layout.spans)
+    return TensorFile(views, layout.metadata, source, spans=layout.table)
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
@@ -86,17 +93,21 @@ def _read_layout(file: BufferedReader, source: str) -> Layout:
     return parse_header(file.read(length), size, source)
 
 
-def _read_data(file: BufferedReader, layout: Layout, source: str) -> Tensor:
-    """Return all that follows the header, (bytes,) of uint8."""
-    size = layout.table.nbytes
-    whole = new_block(size)
-    if file.readinto(whole.numpy().data) != size:
-        raise BrokenFileError(f"{source}: expected {size} bytes of data, got less. Was it changed meanwhile?")
-    return whole
+def _fill(whole: Tensor, file: BufferedReader, source: str) -> None:
+    """Read all that follows the header into `whole`, (bytes,) of uint8."""
+    if file.readinto(whole.numpy().data) != len(whole):
+        raise BrokenFileError(
+            f"{source}: expected {len(whole)} bytes of data, got less. Was it changed meanwhile?"
+        )
 
 
-def _views(whole: Tensor, data_start: int, spans: Sequence[Span]) -> dict[str, Tensor]:
-    """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading."""
+def _views(
+    whole: Tensor, data_start: int, spans: Sequence[Span], wait: Callable[[], object] = lambda: None
+) -> dict[str, Tensor]:
+    """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading.
+
+    `wait` is called before bytes are looked at, which may still be read.
+    """
     typed: dict[torch.dtype, Tensor] = {}
     views = {}
     for key, dtype, shape, start, stop in spans:
@@ -104,6 +115,7 @@ def _views(whole: Tensor, data_start: int, spans: Sequence[Span]) -> dict[str, T
         if start == stop:
             views[key] = torch.empty(shape, dtype=dtype)
         elif begin % width:
+            wait()
             views[key] = whole[begin : data_start + stop].clone().view(dtype).view(shape)
         else:
             if dtype not in typed:

@@ -1,6 +1,5 @@
 """Make plans active, fused, and off again, exactly: the only room that changes a model."""
 
-from lorry.patching.background import begun
 from lorry.patching.call_scale import take_scale
 from lorry.patching.finite import find_not_finite
 from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
@@ -24,7 +23,6 @@ __all__ = [
     "TokenRows",
     "Undo",
     "add_rows",
-    "begun",
     "can_be_kept",
     "check_passes_gradients",
     "check_strength",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta
+from lorry.background import begun
 from lorry.errors import FuseError
-from lorry.patching.background import begun
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorry.adapters import Adapter
 from lorry.algebra import Delta
+from lorry.background import begun
 from lorry.binding import LoadReport, Plan, bind
 from lorry.errors import DuplicateAdapterError, NotFiniteError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
@@ -21,7 +22,6 @@ from lorry.patching import (
     AdapterState,
     Strength,
     Undo,
-    begun,
     can_be_kept,
     find_not_finite,
     find_state,

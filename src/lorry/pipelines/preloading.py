@@ -8,8 +8,9 @@ from typing import Any, final
 import torch
 
 from lorry.adapters import Adapter, with_form_of
+from lorry.background import begun
 from lorry.errors import StateError
-from lorry.patching import begun, copied
+from lorry.patching import copied
 from lorry.pipelines.devices import usable_device
 from lorry.pipelines.loading import collector_paused
 from lorry.pipelines.reading import Source, check_arguments, read_source
