@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import mmap
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,16 +46,23 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def anonymous_bytes() -> int:
-    """Return the process's memory that no file stands behind; 0 where the system does not tell."""
-    return _status("RssAnon")
+def wait_for_threads() -> None:
+    """Let lorry's threads end: what one of them still does, giving memory back, is of the operation before."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("lorry"):
+            thread.join()
 
 
 def peak_bytes(action: Callable[[], object]) -> int:
     """Return by how many bytes the process grows at most in `action` (pages of mapped files included)."""
     if not CLEAR.exists():
         return 0
+    wait_for_threads()
     gc.collect()
+    with contextlib.suppress(
+        AttributeError, OSError
+    ):  # what malloc has kept would be used again, and not be counted
+        ctypes.CDLL(None).malloc_trim(0)
     before = _status("VmRSS")
     CLEAR.write_text("5")  # the peak is counted from here
     action()

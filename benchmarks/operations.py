@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import repeat
@@ -15,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import Contender, Diffusers, Lorry, load
-from benchmarks.measuring import HEAD, Machine, Row, peak_bytes, seconds_of_new_memory, timed
+from benchmarks.measuring import (
+    HEAD,
+    Machine,
+    Row,
+    peak_bytes,
+    seconds_of_new_memory,
+    timed,
+    wait_for_threads,
+)
 from benchmarks.models import attention_layers, write_adapter
 from lorry.files._layout import _read_once
 from lorry.memory import release_spare
@@ -95,30 +102,28 @@ class Journey:
         self.contender.fuse_lora(components=UNET)
 
     def measure_peaks(self) -> None:
-        """Note by how much the process grows in the operations that need memory."""
+        """Note by how much the process grows at most in each operation."""
         pipe, files = self.contender, self.files
-        release_spare()
-        self.peaks["load"] = peak_bytes(lambda: load(pipe, files[0], "a"))
-        load(pipe, files[1], "b")
-        release_spare()
-        self.peaks["two active"] = peak_bytes(lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]))
-        pipe.set_adapters("a")
-        self.peaks["fuse"] = peak_bytes(lambda: pipe.fuse_lora(components=UNET))
-        self.peaks["unfuse"] = peak_bytes(lambda: pipe.unfuse_lora(components=UNET))
-        pipe.unload_lora_weights()
+        operations: dict[str, Callable[[], object]] = {
+            "load": lambda: load(pipe, files[0], "a"),
+            "load a second": lambda: load(pipe, files[1], "b"),
+            "switch to the other": lambda: pipe.set_adapters("a"),
+            "change a strength": lambda: pipe.set_adapters("a", 0.5),
+            "two active": lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]),
+            "fuse two": lambda: pipe.fuse_lora(components=UNET),
+            "unfuse two": lambda: pipe.unfuse_lora(components=UNET),
+            "delete one of two": lambda: pipe.delete_adapters("b"),
+            "unload": pipe.unload_lora_weights,
+        }
+        for name, action in operations.items():
+            release_spare()
+            self.peaks[name] = peak_bytes(action)
 
 
 def forget_layouts() -> None:
     """Let lorry know no more of files and models than at its start."""
     _read_once.cache_clear()
     gc.collect()
-
-
-def wait_for_threads() -> None:
-    """Let lorry's threads end: what one of them still does, giving memory back, is of the operation before."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("lorry"):
-            thread.join()
 
 
 def changed_share(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:

@@ -7,6 +7,9 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
+LARGE = 1 << 23
+"""Bytes. To go through fewer takes less time than a thread may wait for a core to begin on."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

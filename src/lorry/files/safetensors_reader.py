@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorry.background import begun
+from lorry.background import LARGE, begun
 from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
 from lorry.files.tensor_file import TensorFile
@@ -45,11 +45,15 @@ def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False)
         layout = _read_layout(file, source)
         if into_memory or layout.data_start % ALIGNMENT:
             whole = new_block(layout.table.nbytes)
-            coming = begun(_fill, whole, file, source)
-            try:
-                views = _views(whole, 0, layout.spans, coming.result)
-            finally:
-                coming.result()
+            if len(whole) < LARGE:
+                _fill(whole, file, source)
+                views = _views(whole, 0, layout.spans)
+            else:
+                coming = begun(_fill, whole, file, source)
+                try:
+                    views = _views(whole, 0, layout.spans, coming.result)
+                finally:
+                    coming.result()
         else:
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

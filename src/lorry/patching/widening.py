@@ -48,11 +48,12 @@ class Widened:
     @staticmethod
     def wanted(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> dict[str, tuple[int, int]]:
         """Return the shape (out, in) that the weight of each layer must have that deltas are too wide for."""
-        shapes = {path: shape for path, delta in deltas.items() if len(shape := delta.shape) == 2}
         return {
             path: (shape[0], shape[1])
-            for path, shape in shapes.items()
-            if isinstance(layer := modules[path], nn.Linear) and shape[1] > layer.in_features
+            for path, delta in deltas.items()
+            if isinstance(layer := modules[path], nn.Linear)
+            and len(shape := delta.shape) == 2
+            and shape[1] > layer.in_features
         }
 
     def widen(self, model: nn.Module, path: str, inputs: int, undo: Undo) -> None:

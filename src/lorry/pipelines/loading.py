@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorry.adapters import Adapter
 from lorry.algebra import Delta
-from lorry.background import begun
+from lorry.background import LARGE, begun
 from lorry.binding import LoadReport, Plan, bind
 from lorry.errors import DuplicateAdapterError, NotFiniteError, UnknownAdapterError, did_you_mean
 from lorry.names import check_adapter_name
@@ -119,8 +119,10 @@ def load_adapter(
         )
     tokenizers = tokenizers_of(pipeline)
     plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
-    wrong = begun(_not_finite, plan)
-    owned = owned and can_be_kept(_tensors(plan))
+    tensors = _tensors(plan)
+    is_large = sum(tensor.nbytes for tensor in tensors) >= LARGE
+    wrong = begun(_not_finite, plan) if is_large else None
+    owned = owned and can_be_kept(tensors)
     with Undo() as undo:
         if hotswap:
             _swap(plan.deltas, models, name, undo, owned=owned)
@@ -135,7 +137,7 @@ def load_adapter(
                     state.set_enabled(False, undo)
         if pipeline is not None:  # behind the layers: an embedding that carries one gets no rows
             put_tokens(pipeline, name, plan.embeddings, undo)
-        _check_finite(wrong.result(), strict)
+        _check_finite(_not_finite(plan) if wrong is None else wrong.result(), strict)
     _log(plan.report, name, models)
     return plan.report
 
