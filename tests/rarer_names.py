@@ -55,6 +55,12 @@ CALLED = {
             "text_encoder/encoder.layers.0.mlp.fc1",
         ),
         ("lycoris_text_model_encoder_layers_0_mlp_fc1", KOHYA, "text_encoder/encoder.layers.0.mlp.fc1"),
+        ("lycoris_te_text_model_encoder_layers_0_mlp_fc1", KOHYA, "text_encoder/encoder.layers.0.mlp.fc1"),
+        (
+            "lycoris_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+            KOHYA,
+            "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        ),
     ),
     "sdxl": (
         (
@@ -65,6 +71,9 @@ CALLED = {
         ("diffusion_model.middle_block.1.proj_in", KOHYA, "unet/mid_block.attentions.0.proj_in"),
         ("middle_block.1.proj_in", AB, "unet/mid_block.attentions.0.proj_in"),
         ("middle_block_1_proj_in", KOHYA, "unet/mid_block.attentions.0.proj_in"),
+        ("lycoris_unet_middle_block_1_proj_in", KOHYA, "unet/mid_block.attentions.0.proj_in"),
+        ("lycoris_te1_text_model_encoder_layers_0_mlp_fc1", KOHYA, "text_encoder/encoder.layers.0.mlp.fc1"),
+        ("lycoris_te2_text_projection", KOHYA, "text_encoder_2/text_projection"),
         ("lora_te2_text_projection", KOHYA, "text_encoder_2/text_projection"),
         ("lora_te2_text_model_text_projection", KOHYA, "text_encoder_2/text_projection"),
         ("text_encoder_2.text_projection", AB, "text_encoder_2/text_projection"),
@@ -195,6 +204,11 @@ CALLED = {
             "transformer/time_text_embed.timestep_embedder.linear_1",
         ),
         ("transformer_blocks.0.attn.to_qkv", AB, "transformer/transformer_blocks.0.attn to_q to_k to_v"),
+        (
+            "transformer_blocks.0.attn.add_qkv_proj",
+            DEFAULT,
+            "transformer/transformer_blocks.0.attn add_q_proj add_k_proj add_v_proj",
+        ),
     ),
     "ZImagePipeline": (
         (

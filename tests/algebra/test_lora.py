@@ -30,7 +30,7 @@ def slow_weight(delta: LoraDelta) -> Tensor:
         else:
             core = delta.mid.double()
             pairs = itertools.product(range(rank), range(rank))
-            terms = [up[o][p] * float(core[(p, q, *place)]) * float(down[q, i, 0, 0]) for p, q in pairs]
+            terms = [up[o][p] * float(core[(p, q, *place)]) * float(down[q, i].sum()) for p, q in pairs]
         weight[(o, i, *place)] = scale * sum(terms)
     return weight
 
@@ -50,6 +50,8 @@ CASES = [
     {"shape": (6, 5, 3, 3), "alpha": 0.5},
     {"shape": (6, 5, 3, 3), "tucker": True, "alpha": 8.0},
     {"shape": (4, 3, 1, 3), "tucker": True},
+    {"shape": (4, 3, 5), "tucker": True, "alpha": 2.0},
+    {"shape": (4, 3, 2, 1, 3), "tucker": True, "alpha": 2.0},
     {"shape": (9, 8), "rank": 1, "alpha": 3.0},
 ]
 

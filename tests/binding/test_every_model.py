@@ -57,7 +57,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def denoisers() -> Iterator[str]:
     for name in dir(diffusers):
-        if re.search(r"Transformer|UNet", name):
+        if re.search(r"Transformer|UNet|UVit", name):
             found = getattr(diffusers, name)
             if inspect.isclass(found) and issubclass(found, nn.Module):
                 yield name

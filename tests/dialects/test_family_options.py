@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+import formulas
 from dialects.layers import LAYERS, LINEAR, alpha, lokr, lora_parts, oft, rand
 from dialects.test_families import file_of, parts_of
 from lorry.algebra import BoftDelta, Delta, GloraDelta, Ia3Delta, LokrDelta, OftDelta
@@ -123,6 +124,17 @@ def test_without_a_config_the_side_of_a_convolutions_vector_is_not_guessed() -> 
         FormatError, match=r"unet\.a \(`unet\.a\.ia3_l`\): .* Put `adapter_config\.json` beside"
     ):
         only({"ia3_l": rand(1, 8, 1, 1)})
+
+
+@pytest.mark.parametrize("kernel", [(5,), (3, 3), (2, 1, 3)], ids=str)
+def test_the_core_of_a_glora_may_be_of_any_kernel(kernel: tuple[int, ...]) -> None:
+    ones = [1 for _ in kernel]
+    sizes = {"a1": (6, 2, *ones), "a2": (2, 6, *ones), "b1": (8, 2, *ones), "b2": (2, 6, *ones)}
+    tensors = {f"{name}.weight": rand(*shape) for name, shape in {**sizes, "bm": (2, 2, *kernel)}.items()}
+    weight = torch.randn(8, 6, *kernel)
+    expected = formulas.on_weight({suffix: t.double() for suffix, t in tensors.items()}, weight.double())
+    assert expected is not None
+    torch.testing.assert_close(only(tensors).weight(weight), expected.float())
 
 
 @pytest.mark.parametrize("args", [{"rs_lora": "True"}, {"rs_lora": True}, {"rs_lora": "False"}, {}])

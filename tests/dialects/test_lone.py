@@ -32,6 +32,25 @@ def scales(adapter: Adapter) -> dict[str, float]:
     return {entry.target.path.rpartition(".")[2]: entry.delta.rank_scale for entry in adapter.entries}
 
 
+def test_fastvideo_has_the_alpha_and_the_rank_of_each_layer_under_names_of_its_own() -> None:
+    own = {f"{PATH}.to_q.lora_alpha": torch.tensor(8.0), f"{PATH}.to_q.lora_rank": torch.tensor(4)}
+    adapter = read({**layer("to_q"), **own, **layer("to_k")})
+    assert scales(adapter) == {"to_q": 2.0, "to_k": 1.0}
+    assert [(one.key, one.reason) for one in adapter.ignored] == [
+        (f"{PATH}.to_q.lora_rank", "the rank, which the factors tell as well")
+    ]
+    assert (adapter.unknown, adapter.key_count) == ((), 6)
+
+
+def test_it_counts_with_an_alpha_for_all_layers() -> None:
+    own = {f"{PATH}.to_q.lora_alpha": torch.tensor(8.0), "lora_alpha": torch.tensor(4.0)}
+    adapter = read({**layer("to_q"), **own, **layer("to_k")})
+    assert scales(adapter) == {"to_q": 2.0, "to_k": 1.0}
+    assert [entry.keys[-1] for entry in adapter.entries if entry.target.path.endswith("to_k")] == [
+        "lora_alpha"
+    ]
+
+
 @pytest.mark.parametrize("name", ["lora_alpha", "network_alpha", "alpha"])
 def test_one_alpha_for_all_layers_acts_on_those_without_their_own(name: str) -> None:
     own = {f"{PATH}.to_k.alpha": torch.tensor(2.0)}

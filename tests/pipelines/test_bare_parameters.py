@@ -39,7 +39,7 @@ def as_file(found: dict[str, Tensor]) -> dict[str, Tensor]:
     original = {
         BLOCKS[0]: "diffusion_model.blocks.0.diff_m",
         BLOCKS[1]: "diffusion_model.blocks.1.modulation.diff",
-        ROOT: "diffusion_model.head.modulation.diff",
+        ROOT: "diffusion_model.head.modulation.diff_param",
     }
     return {original[name]: tensor for name, tensor in found.items()}
 
@@ -198,9 +198,10 @@ def test_they_follow_casts_from_the_bits_of_their_file(copied: bool) -> None:
         assert torch.equal(_read(pipe.transformer, name), wide), name
 
 
-def test_a_whole_value_in_place_of_a_parameter_is_that_value_in_whatever_dtype() -> None:
+@pytest.mark.parametrize("suffix", ["set_weight", "set_param"])
+def test_a_whole_value_in_place_of_a_parameter_is_that_value_in_whatever_dtype(suffix: str) -> None:
     pipe, one = pipeline(), differences()
-    pipe.load_lora_weights({"diffusion_model.head.modulation.set_weight": one[ROOT]})
+    pipe.load_lora_weights({f"diffusion_model.head.modulation.{suffix}": one[ROOT]})
     for dtype in (torch.float32, torch.bfloat16):
         nn.Module.to(pipe.transformer, dtype)
         error = (_read(pipe.transformer, ROOT).double() - one[ROOT].to(dtype).double()).abs().max()

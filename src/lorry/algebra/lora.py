@@ -17,7 +17,7 @@ from lorry.errors import FormatError
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class LoraDelta(Delta):
-    """`scale * up @ down`, or with a Tucker core `scale * sum_pq up[o,p] mid[p,q,x,y] down[q,i]`.
+    """`scale * up @ down`, or with a Tucker core `scale * sum_pq up[o,p] mid[p,q,…] down[q,i]`.
 
     `scale` is `alpha / rank`, or `alpha / sqrt(rank)` for rank-stabilised LoRA, or 1 where `alpha` is None.
 
@@ -26,11 +26,11 @@ class LoraDelta(Delta):
     """
 
     down: Tensor
-    """(rank, in); for a convolution (rank, in / groups, *kernel), or (rank, in / groups, 1, 1) with `mid`."""
+    """(rank, in); for a convolution (rank, in / groups, *kernel), or with `mid` a kernel of ones."""
     up: Tensor
     """(out, rank), with trailing 1x1 axes for a convolution."""
     mid: Tensor | None = None
-    """(rank, rank, kh, kw), or None."""
+    """(rank, rank, *kernel), or None."""
     alpha: float | None = None
     rank_stabilised: bool = False
     of_embedding: bool = False
@@ -51,7 +51,7 @@ class LoraDelta(Delta):
         elif mid is None and down.shape[0] != up.shape[1]:
             problem = f"`down` has rank {down.shape[0]}, `up` has rank {up.shape[1]}"
         elif mid is not None and (
-            mid.ndim != 4
+            mid.ndim not in (3, 4, 5)
             or down.shape[2:].numel() != 1
             or mid.shape[0] != up.shape[1]
             or mid.shape[1] != down.shape[0]
@@ -92,14 +92,14 @@ class LoraDelta(Delta):
         if self.mid is None:
             return LowRank(self.down, up, self.rank_scale)
         core, down = self.mid.to(dtype), self.down.flatten(1).to(dtype)
-        return LowRank(torch.einsum("pqxy,qi->pixy", core, down), up, self.rank_scale)
+        return LowRank(torch.einsum("pq...,qi->pi...", core, down), up, self.rank_scale)
 
     def weight(
         self, base: Tensor | None = None, dtype: torch.dtype = torch.float32, strength: float = 1.0
     ) -> Tensor:
         up, down = self.up.flatten(1).to(dtype), self.down.to(dtype)
         if self.mid is not None:
-            down = torch.einsum("pqxy,qi->pixy", self.mid.to(dtype), down.flatten(1))
+            down = torch.einsum("pq...,qi->pi...", self.mid.to(dtype), down.flatten(1))
         return (up @ down.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:

@@ -28,8 +28,10 @@ FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "add_qkv_proj": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
-"""What `fuse_qkv_projections()` of a diffusers model makes of an attention's layers; it leaves those there, unused."""
+"""What `fuse_qkv_projections()` of a diffusers model makes of an attention's layers; it leaves those there, unused. The
+last is Nunchaku's name for the second to last."""
 
 
 def usual_names(paths: Iterable[str]) -> dict[str, tuple[Piece, ...]]:

@@ -18,6 +18,10 @@ FLAT = {
     "lora_te4_": "text_encoder_4",
     "lora_prior_unet_": "prior",  # Stable Cascade
     "lora_prior_te_": "text_encoder",
+    "lycoris_unet_": DENOISER,
+    "lycoris_te_": "text_encoder",
+    "lycoris_te1_": "text_encoder",
+    "lycoris_te2_": "text_encoder_2",
     "lycoris_": DENOISER,
     "oft_unet_": DENOISER,  # kohya's OFT
     "Hunyuan_video_I2V_lora_": DENOISER,  # Tencent's own trainer

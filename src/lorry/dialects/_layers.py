@@ -10,6 +10,7 @@ from typing import final
 from lorry.adapters import Ignored
 from lorry.dialects._containers import dotted_target, find_flat_target
 from lorry.dialects._embeddings import BUNDLE
+from lorry.dialects._lone import BOOKKEEPING
 from lorry.dialects._paths import plain_key
 from lorry.dialects._suffixes import REFUSED, ROLES, SHARED, Role, split_suffix
 from lorry.errors import FormatError, UnsupportedAdapterError, some
@@ -136,6 +137,8 @@ def refuse_families(families: Mapping[str, Iterable[str]], source: str) -> None:
 def _reason_to_ignore(key: str) -> str | None:
     if key.endswith(".position_ids"):
         return "a buffer of the text encoder, not trained"
+    if key.endswith(".lora_rank"):  # FastVideo
+        return BOOKKEEPING["lora_rank"]
     return "bookkeeping of a slider tool" if key.startswith("_aux.") else None
 
 

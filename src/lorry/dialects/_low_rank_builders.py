@@ -127,7 +127,7 @@ def build_glora(parts: LayerParts) -> Built:
 
 
 def _with_core(down: Tensor, core: Tensor) -> Tensor:
-    if core.ndim != 4 or down.shape[2:].numel() != 1 or core.shape[1] != down.shape[0]:
+    if core.ndim not in (3, 4, 5) or down.shape[2:].numel() != 1 or core.shape[1] != down.shape[0]:
         raise FormatError(f"the core `bm` {tuple(core.shape)} does not join `b2` {tuple(down.shape)}.")
     wide = torch.promote_types(down.dtype, torch.float32)
-    return torch.einsum("pqxy,qi->pixy", core.to(wide), down.flatten(1).to(wide))
+    return torch.einsum("pq...,qi->pi...", core.to(wide), down.flatten(1).to(wide))

@@ -21,7 +21,7 @@ from lorry.errors import FormatError
 from lorry.files import TensorFile
 from lorry.names import Target
 
-_OWN_SCALE = (".alpha", ".scale")
+_OWN_SCALE = (".alpha", ".lora_alpha", ".scale")
 
 
 def read_named(file: TensorFile, dialect: str) -> Adapter:

@@ -37,8 +37,9 @@ _SCALES = (".scale.diff", ".scale.set_weight")
 """Of norms whose weight an original checkpoint calls `scale`, whatever the norm is called."""
 
 _RESPELT = (
-    (re.compile(r"\battention_blocks\.0\b"), "attn1"),  # AnimateDiff's motion modules
-    (re.compile(r"\battention_blocks\.1\b"), "attn2"),
+    # AnimateDiff's motion modules; aMUSEd has attention blocks too, outside of any transformer block
+    (re.compile(r"(\btransformer_blocks\.\d+\.)attention_blocks\.0\b"), r"\1attn1"),
+    (re.compile(r"(\btransformer_blocks\.\d+\.)attention_blocks\.1\b"), r"\1attn2"),
     (re.compile(r"\btemporal_transformer\."), ""),
     (re.compile(r"\.to\.(?=[qkv]$)"), ".to_"),  # Z-Image files whose every underscore became a dot
     (re.compile(r"^sformer_blocks\."), "transformer_blocks."),  # exports of Flux.2

@@ -24,6 +24,7 @@ LORA: dict[str, Role] = {
     "lora_linear_layer.down.weight": "down",
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
+    "lora_alpha": "alpha",  # FastVideo
     "scale": "scale",  # what A1111 takes instead of alpha / rank
 }
 """The suffixes of LoRA and LoCon."""
@@ -47,6 +48,7 @@ OTHERS: dict[str, Role] = {
     "boft_R": "boft_R",
     "boft_s": "boft_s",
     **{name: name for name in ("diff", "diff_b", "w_norm", "b_norm")},
+    "diff_param": "diff",  # FastVideo's, of a parameter that is no layer's
     **{name: name for name in ("bias_indices", "bias_values", "bias_size")},
     **{name: name for name in ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")},
     "hra_u": "hra_u",
@@ -62,6 +64,7 @@ OTHERS: dict[str, Role] = {
     "modules_to_save.weight": "saved_weight",
     "modules_to_save.bias": "saved_bias",
     "set_weight": "saved_weight",
+    "set_param": "saved_weight",
     "reshape_weight": "reshape",  # the shape that the base weight is grown to, which the factors tell as well
 }
 """The suffixes of the other families. `weight` alone is LyCORIS's (IA)^3 where `on_input` stands beside it."""
