@@ -101,7 +101,7 @@ FLUX_SIZED = (3072, 3072)
     [
         (
             {f"single_transformer_blocks.{i}.attn.to_{p}": FLUX_SIZED for i in (3, 7) for p in "qkv"},
-            "FLUX.1 or Chroma or HunyuanVideo or AuraFlow",
+            "FLUX.1 or Chroma or HunyuanVideo or AuraFlow or FLUX.3",
         ),
         ({f"single_transformer_blocks.{i}.attn.to_q": FLUX_SIZED for i in range(32)}, "AuraFlow"),
         ({f"single_transformer_blocks.{i}.attn.to_q": FLUX_SIZED for i in range(38)}, "FLUX.1 or Chroma"),
@@ -205,6 +205,10 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
         ("blocks_0_attn_wq", (6144, 6144), "krea2"),
         ("double_stream_blocks_0_block_attn1_to_q", (2560, 2560), "hidream"),
         ("double_layers_0_attn_w2q", (3072, 3072), "auraflow"),
+        ("single_transformer_blocks_0_ff_linear_1", (8192, 3072), "auraflow"),
+        ("single_transformer_blocks_0_ff_linear_in", (18432, 3072), "flux3"),
+        ("content_mode_blocks_image_0_q_proj", (3072, 3072), "flux3"),
+        ("single_blocks_0_q_proj", (3072, 3072), "flux3"),
         ("transformer_blocks_0_attn1_to_q", (2240, 2240), "sana"),
         ("transformer_blocks_0_attn1_to_q", (1920, 1920), "cogvideox-2b"),
         ("transformer_blocks_0_attn1_to_q", (3072, 3072), None),
@@ -352,6 +356,21 @@ def test_a_file_for_a_base_may_be_for_what_is_made_of_it() -> None:
         bind(adapter, skeleton("wan-vace"))
     with pytest.raises(BindingError, match=r"it is for Wan 14B, and this is Wan 2\.1 VACE 1\.3B"):
         bind(adapter, skeleton("wan-vace-1.3b"))
+
+
+@pytest.mark.parametrize("cls", ["MotifVideoTransformer3DModel", "ConsisIDTransformer3DModel"])
+def test_a_live_model_is_not_said_to_be_one_of_another_class_that_has_the_same_layers(cls: str) -> None:
+    with torch.device("meta"):
+        model = getattr(diffusers, cls)(num_layers=1)
+    assert base_of_models({"transformer": model}) is None
+
+
+def test_a_live_model_of_a_class_made_of_a_known_one_is_that() -> None:
+    class Ours(diffusers.FluxTransformer2DModel):
+        pass
+
+    with torch.device("meta"):
+        assert base_of_models({"transformer": Ours()}) is find_base_called("flux")
 
 
 def test_of_a_model_that_is_not_known_the_error_names_the_file_s_base_alone() -> None:

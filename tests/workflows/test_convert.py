@@ -539,12 +539,12 @@ def test_where_names_depend_on_a_base_that_layers_do_not_tell_the_user_is_asked(
     key = "transformer.single_transformer_blocks.3.attn.to_q"
     tensors = {f"{key}.lora_A.weight": torch.randn(1, 3072), f"{key}.lora_B.weight": torch.randn(3072, 1)}
     source = write_safetensors(tmp_path / "a.safetensors", tensors, {})
-    asked = r"cannot be told beyond FLUX\.1 or .* or AuraFlow\. Say it: `--base NAME`"
+    asked = r"cannot be told beyond FLUX\.1 or .* or FLUX\.3\. Say it: `--base NAME`"
     with pytest.raises(UnsupportedAdapterError, match=asked):
         lorry.convert(source, tmp_path / "x.safetensors", to)
     assert not (tmp_path / "x.safetensors").exists()
     report = lorry.convert(source, tmp_path / "x", "peft")
-    assert report.base == "FLUX.1 or Chroma or HunyuanVideo or AuraFlow"
+    assert report.base == "FLUX.1 or Chroma or HunyuanVideo or AuraFlow or FLUX.3"
 
 
 def test_metadata_goes_there_and_back(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lorry.binding.usual_bases import USUAL_BASES
 
 BASES = (*USUAL_BASES, *FURTHER_BASES)
 """The bases that are known; of those that share layers, the likeliest first."""
+_TRANSFORMERS = "diffusers.models.transformers"
 _SINGLE = re.compile(r"single_(transformer_)?blocks_(?P<number>\d+)_")
 
 
@@ -91,7 +92,10 @@ def _layers(adapter: Adapter) -> Iterator[Layer]:
 
 
 def base_of_models(models: Mapping[str, nn.Module | None]) -> Base | None:
-    """Return the base that live models are, as far as their names, shapes and classes tell."""
+    """Return the base that live models are, as far as their names, shapes and classes tell.
+
+    A model of diffusers of another class than the base's is not said to be that base, whatever layers it has.
+    """
     there = [model for model in models.values() if model is not None]
     found = find_base(
         (path.replace(".", "_"), shape)
@@ -99,10 +103,12 @@ def base_of_models(models: Mapping[str, nn.Module | None]) -> Base | None:
         for path, module in model.named_modules()
         if (shape := weight_shape(module)) is not None
     )
-    classes = {type(model).__name__ for model in there}
+    classes = {cls.__name__ for model in there for cls in type(model).__mro__}
     if found is None or found.transformer in classes:
         return found
-    return next((base for base in BASES if base.transformer in classes and _is_kin(base, found)), found)
+    named = any(_TRANSFORMERS in cls.__module__ for model in there for cls in type(model).__mro__)
+    other = None if found.transformer is not None and named else found
+    return next((base for base in BASES if base.transformer in classes and _is_kin(base, found)), other)
 
 
 def _is_kin(base: Base, other: Base) -> bool:

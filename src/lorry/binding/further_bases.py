@@ -350,6 +350,18 @@ FURTHER_BASES = (
     ),
     Base("bria", "Bria 3", (), transformer="BriaTransformer2DModel", variant_of=("flux",)),
     Base(
+        "flux3",
+        "FLUX.3",
+        (
+            mark(r"(^|_)mode_blocks_|^(early|single)_stream_modulations_"),
+            mark(r"^single_blocks_\d+_([qkv]_proj|attn_out|mlp_in|mlp_out)$", 3072, 9216),
+            mark(r"^single_transformer_blocks_\d+_ff_linear_(in|out)$", 3072, 9216, rows=(3072, 18432)),
+            mark(r"^single_transformer_blocks_(1?\d|2[0-7])_attn_to_([qkv]|out_0)$", 3072),
+        ),
+        transformer="Flux3Transformer2DModel",
+        singles=28,
+    ),
+    Base(
         "joyimage",
         "JoyImage",
         (

@@ -142,7 +142,7 @@ USUAL_BASES = (
         "AuraFlow",
         (
             mark(r"^(joint_transformer_blocks|(double|single)_layers)_\d+_", 3072),
-            mark(r"^single_transformer_blocks_\d+_(ff|norm1)_"),
+            mark(r"^single_transformer_blocks_\d+_(ff_(linear_[12]|out_projection)|norm1_linear)$"),
             mark(r"^single_transformer_blocks_([12]?\d|3[01])_attn_to_([qkv]|out_0)$", 3072),
         ),
         transformer="AuraFlowTransformer2DModel",

@@ -162,6 +162,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Part]] = {
         "text_encoder_2": _T5,
     },
     "flux2": {"transformer": Part("Flux2Transformer2DModel")},
+    "flux3": {"transformer": Part("Flux3Transformer2DModel")},
     "chroma": {"transformer": Part("ChromaTransformer2DModel"), "text_encoder": _T5},
     "qwen-image": {"transformer": Part("QwenImageTransformer2DModel")},
     "hunyuan-video": {
