@@ -406,6 +406,19 @@ def test_what_diffusers_cannot_carry_is_a_lora_by_svd_whose_error_is_the_true_on
         assert approximator.made[0].error == pytest.approx(float(error), abs=1e-5)
 
 
+@pytest.mark.parametrize(("dialect", "kind"), [("diffusers", "locon"), ("comfyui", "lokr")])
+def test_the_header_tells_the_kind_that_the_layers_have_become(
+    dialect: str, kind: str, tmp_path: Path
+) -> None:
+    first, models = one_layer("lokr whole", tmp_path)
+    args = {"ss_network_args": json.dumps({"algo": "lokr", "preset": "full"})}
+    source = write_safetensors(tmp_path / "said.safetensors", read_safetensors(first).tensors, args)
+    out = tmp_path / "out.safetensors"
+    convert_file(source, out, dialect, lambda _: models, approximator=Approximator(2))
+    said = json.loads(read_safetensors(out).metadata["ss_network_args"])
+    assert said == {"algo": kind, "preset": "full"}
+
+
 def test_a_tucker_core_is_multiplied_into_the_down_factor_at_the_same_rank(tmp_path: Path) -> None:
     parts, _ = lora_parts((8, 6, 1, 1))
     tensors = {f"unet.mid_block.proj_in.{suffix}": tensor for suffix, tensor in parts.items()}

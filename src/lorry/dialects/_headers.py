@@ -51,7 +51,7 @@ def kept_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 def plain_header(adapter: Adapter) -> dict[str, str]:
     """Return the header of a file whose tensors say all: what is kept, and PEFT's config beside."""
-    header = kept_text(adapter.metadata)
+    header = _with_true_kind(kept_text(adapter.metadata), adapter)
     config = header.pop(METADATA_KEY, None) or header.pop(KEPT_CONFIG, None)
     header = header if config is None else {**header, KEPT_CONFIG: config}
     if any(isinstance(_plain(entry.delta), GloraDelta) for entry in adapter.entries):
@@ -66,7 +66,7 @@ def header_without_alphas(adapter: Adapter) -> dict[str, str]:
 
 def config_header(adapter: Adapter, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the header of a file that has its configs there, by component, as diffusers has."""
-    header = {"format": "pt", **kept_text(adapter.metadata)}
+    header = {"format": "pt", **_with_true_kind(kept_text(adapter.metadata), adapter)}
     header.pop(KEPT_CONFIG, None)
     header.pop(METADATA_KEY, None)
     named = {
@@ -99,6 +99,16 @@ def kohya_header(adapter: Adapter, module: str | None = None) -> dict[str, str]:
         if numbers and not _is_one_of(header.get(key), numbers):
             header[key] = f"{numbers[0]:.9g}" if len(set(numbers)) == 1 else "Dynamic"
     return header if _has_alphas(adapter) else _without_alphas(header)
+
+
+def _with_true_kind(header: dict[str, str], adapter: Adapter) -> dict[str, str]:
+    """A header that does not tell a kind which no layer is of: approximating makes LoRAs of others."""
+    args = _args(header)
+    said = str(args.get("algo")).lower()
+    families = {plain.family for entry in adapter.entries if (plain := _plain(entry.delta)) is not None}
+    if not families or said not in {name for family, name in _ALGORITHMS.items() if family not in families}:
+        return header
+    return {**header, "ss_network_args": json.dumps({**args, "algo": _algorithm(adapter) or "locon"})}
 
 
 def _without_alphas(header: dict[str, str]) -> dict[str, str]:
