@@ -305,7 +305,8 @@ of all layers without one, over the root of the rank beside `use_rslora`; `step`
 
 FastVideo's names of what a layer has are read (`lora_alpha`, with `lora_rank` ignored; `diff_param` and `set_param` of
 parameters that are no layer's); LyCORIS's prefix with a component (`lycoris_unet_`, `lycoris_te1_`); and Nunchaku's
-`add_qkv_proj` for the fused layer that diffusers calls `to_added_qkv`.
+`add_qkv_proj` for the fused layer that diffusers calls `to_added_qkv`. A file of Wan 2.2 may have layers for both of
+its denoisers, after `transformer_1.` or `transformer.` and `transformer_2.`, with `diffusion_model.` before or not.
 
 ## Families, dialects and architectures
 

@@ -89,6 +89,28 @@ def test_one_file_fills_both_denoisers_in_one_call() -> None:
     assert (report.applied, report.key_count, report.targets) == (18, 18, 12)
 
 
+@pytest.mark.parametrize("container", ["", "diffusion_model."])
+def test_one_file_of_ai_toolkit_has_another_adapter_for_each_denoiser(container: str) -> None:
+    pipe = Wan22()
+    one = in_original_names()
+    both = {
+        key.replace("diffusion_model.", f"{container}transformer_{number}."): number * tensor
+        for key, tensor in one.items()
+        for number in (1, 2)
+        if not key.endswith("alpha") or number == 1
+    }
+    weights = [m.get_parameter("blocks.0.attn1.to_q.weight") for m in (pipe.transformer, pipe.transformer_2)]
+    before = [weight.detach().clone() for weight in weights]
+    report = pipe.load_lora_weights(both, adapter_name="x")
+    assert (report.applied, report.key_count, report.targets) == (30, 30, 12)
+    assert pipe.get_list_adapters() == {"transformer": ["x"], "transformer_2": ["x"]}
+    pipe.fuse_lora()
+    stem = "diffusion_model.blocks.0.self_attn.q.lora"
+    change = one[f"{stem}_up.weight"] @ one[f"{stem}_down.weight"]
+    for weight, was, scale in zip(weights, before, (0.5, 4.0), strict=True):
+        torch.testing.assert_close(weight.detach(), was + scale * change)
+
+
 def test_the_argument_of_diffusers_fills_the_second() -> None:
     pipe = Wan22()
     pipe.load_lora_weights(in_original_names(), adapter_name="x", load_into_transformer_2=True)

@@ -33,6 +33,7 @@ FLAT_PREFIXES = tuple(FLAT)
 DOTTED = {
     "unet": "unet",
     "transformer": "transformer",
+    "transformer_1": "transformer",  # ai-toolkit's of Wan 2.2, whose one file is for both
     "transformer_2": "transformer_2",
     "transformer_ref": "transformer_ref",  # MiniMax-H3
     "prior": "prior",
@@ -122,8 +123,10 @@ def _without_container(path: str, component: str | None) -> tuple[str, str | Non
         if path.startswith(wrapper):
             return path.removeprefix(wrapper), None
     if component is not None:
-        rest = path.removeprefix("diffusion_model.")
-        return None if rest == path else (rest, None)
+        first, _, rest = path.partition(".")
+        if rest and component == DENOISER and first in ("transformer_1", "transformer_2"):
+            return rest, DOTTED[first]
+        return (rest, None) if rest and first == "diffusion_model" else None
     path = path.removeprefix("model.")
     first, _, rest = path.partition(".")
     if first == "text_encoders":
