@@ -151,6 +151,14 @@ OTHER_KINDS = {
         "step": 500,
         "name": "toy",
     },
+    "an IP-Adapter. Load it with `load_ip_adapter`": {
+        "image_proj": {"proj.weight": torch.ones(4, 4)},
+        "ip_adapter": {"1.to_k_ip.weight": torch.ones(4, 4)},
+    },
+    "a PhotoMaker, whose LoRA is for an encoder of faces beside it": {
+        "id_encoder": {"visual_projection_2.weight": torch.ones(4, 4)},
+        "lora_weights": {"unet.mid_block.attentions.0.proj_in.lora.down.weight": torch.ones(4, 4)},
+    },
     "a single tensor without a name, as aesthetic gradients are": torch.ones(1, 4),
 }
 

@@ -116,6 +116,12 @@ def _find_other_kind(content: object) -> str | None:
         return None
     if isinstance(content.get("string_to_param"), Mapping):
         return "a textual inversion embedding. Load it with `load_textual_inversion`."
+    if isinstance(content.get("ip_adapter"), Mapping):
+        return "an IP-Adapter. Load it with `load_ip_adapter`."
+    if isinstance(content.get("id_encoder"), Mapping):
+        return (
+            "a PhotoMaker, whose LoRA is for an encoder of faces beside it, and which lorry does not apply."
+        )
     if any(isinstance(key, int) and isinstance(value, list | tuple) for key, value in content.items()):
         return "a hypernetwork, which is no LoRA."
     return None
