@@ -303,6 +303,9 @@ A number that stands alone beside the layers is read by its name: `lora_alpha`, 
 of all layers without one, over the root of the rank beside `use_rslora`; `step`, `epoch`, `rank` and ComfyUI's
 `scaled_fp8` carry no weights, and are ignored with the reason. Any other is an unknown key.
 
+sd-scripts' OFT of FLUX.1 has the parts of each fused layer by number (`oft_blocks.0`), with one alpha for them all: it
+is read, and written in LyCORIS's names, each part a layer of its own.
+
 FastVideo's names of what a layer has are read (`lora_alpha`, with `lora_rank` ignored; `diff_param` and `set_param` of
 parameters that are no layer's); LyCORIS's prefix with a component (`lycoris_unet_`, `lycoris_te1_`); and Nunchaku's
 `add_qkv_proj` for the fused layer that diffusers calls `to_added_qkv`. A file of Wan 2.2 may have layers for both of

@@ -42,6 +42,36 @@ def test_kohyas_oft_turns_the_rows_within_its_constraint(tmp_path: Path) -> None
     assert read_adapter_file(tmp_path / "there" / "kohya.safetensors").tensors.keys() == tensors.keys()
 
 
+def test_kohyas_oft_of_flux_turns_the_parts_of_a_fused_layer_each_within_its_own_constraint(
+    tmp_path: Path,
+) -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    layers = {
+        "double_blocks_0_img_attn_qkv": [f"transformer_blocks.0.attn.to_{p}" for p in "qkv"],
+        "double_blocks_0_img_attn_proj": ["transformer_blocks.0.attn.to_out.0"],
+        "single_blocks_1_linear1": [
+            f"single_transformer_blocks.1.{end}"
+            for end in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        ],
+    }
+    limit, tensors, changes = torch.tensor(0.01), dict[str, Tensor](), dict[str, Tensor]()
+    for layer, paths in layers.items():
+        tensors[f"oft_unet_{layer}.alpha"] = limit
+        for number, path in enumerate(paths):
+            weight = pipe.transformer.get_submodule(path).weight.detach()
+            blocks = torch.randn(4, len(weight) // 4, len(weight) // 4)
+            tensors[f"oft_unet_{layer}.oft_blocks.{number}"] = blocks
+            changes[f"{path}.weight"] = formulas.changes({"oft_blocks": blocks, "alpha": limit}, weight)[
+                "weight"
+            ]
+    source = write_safetensors(
+        tmp_path / "in.safetensors", tensors, {"ss_network_module": "networks.oft_flux"}
+    )
+    report = walk(pipe, source, {"transformer": changes})
+    assert (report.dialect, report.applied, report.key_count, report.targets) == ("kohya", 11, 11, 8)
+    assert check_there_and_back(source, "kohya", tmp_path, models_of(pipe)) == {"lycoris"}
+
+
 def test_a_lokr_of_a_fused_layer_acts_on_its_parts_and_stays_in_original_names(tmp_path: Path) -> None:
     pipe = lorry.attach(tiny_flux_pipeline())
     one, two = noise(4, 4), noise(24, 8)

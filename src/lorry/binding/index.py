@@ -191,7 +191,9 @@ class ModuleIndex:
                 return self._usual[usual]
             if own is not None:
                 return (Piece(own),)
-        return None
+        whole, _, number = name.rpartition(".")  # a part of a fused layer, whose name alone is flattened
+        pieces = (self._find_flat(whole) or ()) if number.isdecimal() else ()
+        return pieces[int(number) :][:1] or None if len(pieces) > 1 else None
 
 
 def _only(name: str, candidates: set[str] | None) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from lorry.adapters import Ignored
@@ -33,6 +34,8 @@ class Sorted:
     unknown: list[str] = field(default_factory=list)
     bundled: list[str] = field(default_factory=list)
     """Of textual inversions."""
+    has_parts: bool = False
+    """Whether there are parts of layers, which have an alpha in common."""
 
 
 def sort_keys(keys: Iterable[str], source: str) -> Sorted:
@@ -48,6 +51,7 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
     """
     found, families, names = Sorted(), dict[str, list[str]](), dict[str, str]()
     layers: dict[str, dict[Role, list[str]]] = {}
+    parts: dict[tuple[str, str], str] = {}
     for key in sorted(keys):
         if key.startswith(BUNDLE):
             found.bundled.append(key)
@@ -59,6 +63,8 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
             found.unknown.append(key)
         elif ending.suffix in REFUSED:
             families.setdefault(REFUSED[ending.suffix], []).append(key)
+        elif ending.suffix == "oft_blocks" and ending.adapter and ending.adapter.isdecimal():
+            parts[ending.stem, ending.adapter] = key
         else:
             if ending.adapter:
                 names.setdefault(ending.adapter, key)
@@ -75,7 +81,12 @@ def sort_keys(keys: Iterable[str], source: str) -> Sorted:
         )
     _share(layers)
     unknown = [key for key in found.unknown if not _is_bare(layers, key)]
-    return Sorted(_joined(_by_target(layers)), found.ignored, unknown, found.bundled)
+    by_part = _by_part(parts, layers)
+    by_target = _by_target(layers)
+    for target, layer in by_part.items():
+        for role, of_role in layer.items():
+            by_target.setdefault(target, {}).setdefault(role, []).extend(of_role)
+    return Sorted(_joined(by_target), found.ignored, unknown, found.bundled, bool(parts))
 
 
 def _share(layers: dict[str, dict[Role, list[str]]]) -> None:
@@ -103,6 +114,27 @@ def _is_bare(layers: dict[str, dict[Role, list[str]]], key: str) -> bool:
         return False
     layers.setdefault(stem, {}).setdefault(role, []).append(key)
     return True
+
+
+def _by_part(
+    parts: Mapping[tuple[str, str], str], layers: dict[str, dict[Role, list[str]]]
+) -> dict[Target, dict[Role, list[str]]]:
+    """Take the layers whose parts kohya's OFT of FLUX.1 has by number, each with the alpha of the whole.
+
+    A layer that is not fused has one part, `oft_blocks.0`.
+
+    Source: kohya-ss/sd-scripts, `networks/oft_flux.py`.
+    """
+    counts = Counter(stem for stem, _ in parts)
+    found: dict[Target, dict[Role, list[str]]] = {}
+    for (stem, number), key in parts.items():
+        target = find_flat_target(stem) or dotted_target(stem)
+        part = target if counts[stem] == 1 else replace(target, path=f"{target.path}.{number}")
+        found[part] = {role: list(keys) for role, keys in layers.get(stem, {}).items()}
+        found[part].setdefault("oft_blocks", []).append(key)
+    for stem in counts:
+        layers.pop(stem, None)
+    return found
 
 
 def _by_target(layers: Mapping[str, dict[Role, list[str]]]) -> dict[Target, dict[Role, list[str]]]:

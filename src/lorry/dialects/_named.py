@@ -46,7 +46,7 @@ def read_named(file: TensorFile, dialect: str) -> Adapter:
         entry = _entry(file, target, layer, rules, found)
         if entry is not None:
             entries.append(entry)
-    if any(not SHARED.isdisjoint(layer) for layer in found.layers.values()):
+    if found.has_parts or any(not SHARED.isdisjoint(layer) for layer in found.layers.values()):
         entries = _counted_once(entries)
     entries, lone = _with_lone_alpha(entries, alpha_keys(file))
     found.ignored.extend(lone)
