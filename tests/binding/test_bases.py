@@ -113,7 +113,10 @@ FLUX_SIZED = (3072, 3072)
         ({"double_blocks.3.img_mod.lin": (18432, 3072)}, "FLUX.1 or HunyuanVideo"),
         ({"down_blocks.0.attentions.0.proj_in": (320, 320)}, None),
         ({"transformer_blocks.0.attn1.to_q": (2240, 2240)}, "Sana 1.6B or SANA-Video"),
-        ({"transformer_blocks.0.attn.to_q": (2048, 2048)}, "HunyuanVideo 1.5 or NucleusMoE-Image"),
+        (
+            {"transformer_blocks.0.attn.to_q": (2048, 2048)},
+            "HunyuanVideo 1.5 or NucleusMoE-Image or MiniMax Music 3",
+        ),
         ({"transformer_blocks.0.attn1.to_q": (1152, 1152)}, "PixArt or Sana 0.6B"),
         ({"transformer_blocks.0.attn1.to_q": (4096, 4096)}, "LTX-2 or Cosmos 7B or CogView4"),
         ({"transformer_blocks.0.attn1.to_q": (2048, 2048)}, "LTX-Video or Cosmos Predict2 2B or Anima"),
@@ -209,6 +212,8 @@ def test_files_of_the_world_are_told_by_their_headers(header: str, shared_dir: P
         ("single_transformer_blocks_0_ff_linear_in", (18432, 3072), "flux3"),
         ("content_mode_blocks_image_0_q_proj", (3072, 3072), "flux3"),
         ("single_blocks_0_q_proj", (3072, 3072), "flux3"),
+        ("transformer_blocks_0_ff_in", (16384, 2048), "minimax-music"),
+        ("transformer_blocks_0_attn_add_q_proj", (2048, 2048), None),
         ("transformer_blocks_0_attn1_to_q", (2240, 2240), "sana"),
         ("transformer_blocks_0_attn1_to_q", (1920, 1920), "cogvideox-2b"),
         ("transformer_blocks_0_attn1_to_q", (3072, 3072), None),
@@ -363,6 +368,13 @@ def test_a_live_model_is_not_said_to_be_one_of_another_class_that_has_the_same_l
     with torch.device("meta"):
         model = getattr(diffusers, cls)(num_layers=1)
     assert base_of_models({"transformer": model}) is None
+
+
+def test_a_file_for_minimax_music_is_not_said_to_be_for_pictures_or_films_alone() -> None:
+    layers = [(f"transformer_blocks_0_attn_to_{end}", (2048, 2048)) for end in ("q", "k", "v", "out_0")]
+    assert "MiniMax Music 3" in [base.title for base in find_bases(layers)]
+    both = [*layers, ("transformer_blocks_0_ff_out", (2048, 8192))]
+    assert [base.title for base in find_bases(both)] == ["MiniMax Music 3"]
 
 
 def test_a_live_model_of_a_class_made_of_a_known_one_is_that() -> None:

@@ -196,6 +196,15 @@ FURTHER_BASES = (
         ),
     ),
     Base(
+        "minimax-music",
+        "MiniMax Music 3",
+        (
+            mark(rf"^{JOINT}\d+_attn_to_([qkv]|out_0)$", 2048, rows=(2048,)),
+            mark(rf"^{JOINT}\d+_ff_(in|out)$", 2048, 8192, rows=(2048, 16384)),
+        ),
+        transformer="MiniMaxMusic3Transformer1DModel",
+    ),
+    Base(
         "hunyuan-image",
         "HunyuanImage 2.1",
         (*_hunyuan(3584), *_hunyuan_singles(3584)),
