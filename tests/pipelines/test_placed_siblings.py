@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorry.errors import StateError
+from lorry.errors import FuseError, StateError
 from pipelines import oracle
 from pipelines.conftest import Files
 from pipelines.test_placement import NOT_HERE, PLACEMENTS, a_machine_with_streams, fresh
@@ -98,3 +98,32 @@ def test_fusing_weights_that_are_not_here_is_refused(placement: str, files: File
     with pytest.raises(StateError, match="offloaded"):
         pipe.fuse_lora()
     assert torch.equal(oracle.drawn(pipe), acting)
+
+
+TAKEN_OUT = {
+    "unfuse": lambda pipe: pipe.unfuse_lora(),
+    "unload": lambda pipe: pipe.unload_lora_weights(),
+    "delete": lambda pipe: pipe.delete_adapters("a"),
+    "disable": lambda pipe: pipe.disable_lora(),
+}
+
+
+@pytest.mark.parametrize("how", TAKEN_OUT)
+@pytest.mark.parametrize("placement", NOT_HERE)
+def test_what_is_fused_is_taken_out_when_its_weights_are_here_again_and_not_before(
+    placement: str, how: str, files: Files, tmp_path: Path
+) -> None:
+    pipe = fresh("sd")
+    bare = oracle.drawn(pipe)
+    pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    acting = oracle.drawn(pipe)
+    pipe.fuse_lora()
+    fused = oracle.drawn(pipe)
+    PLACEMENTS[placement](pipe, tmp_path)
+    for _ in range(2):  # before the first call accelerate has the weights elsewhere too
+        with pytest.raises(FuseError, match=r"offloaded: its .* is not here.*remove_all_hooks"):
+            TAKEN_OUT[how](pipe)
+        assert torch.equal(oracle.drawn(pipe), fused)
+    pipe.remove_all_hooks()
+    TAKEN_OUT[how](pipe)
+    assert torch.equal(oracle.drawn(pipe), acting if how == "unfuse" else bare)

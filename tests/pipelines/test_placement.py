@@ -223,6 +223,22 @@ def test_what_needs_a_copy_of_a_weight_that_is_not_here_is_refused(
     check_near(oracle.drawn(pipe), oracle.drawn(plain), 1e-5)
 
 
+@pytest.mark.parametrize("placement", NOT_HERE)
+def test_the_hooks_on_a_prepared_pipeline_come_off_whatever_was_switched_meanwhile(
+    placement: str, files: Files, tmp_path: Path
+) -> None:
+    pipe = fresh("sd")
+    bare = oracle.drawn(pipe)
+    lorry.prepare(pipe, 4)
+    pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    PLACEMENTS[placement](pipe, tmp_path)
+    pipe.disable_lora()
+    check_near(oracle.drawn(pipe), bare, 1e-5)
+    pipe.remove_all_hooks()
+    pipe.unload_lora_weights()
+    assert torch.equal(oracle.drawn(pipe), bare)
+
+
 # --- groups on disk -------------------------------------------------------------------------------------------------
 
 

@@ -304,6 +304,11 @@ def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
     parameter = modules[path]._parameters[key]
     if parameter is None:
         raise FuseError(f"`{name}` was fused and is gone.")
+    if parameter.is_meta:
+        raise FuseError(
+            f"`{path}` is offloaded: its {key}, which an adapter is fused into, is not here, so that its "
+            "original cannot be put back. Take the offloading off first (`pipe.remove_all_hooks()`)."
+        )
     return parameter
 
 

@@ -19,6 +19,7 @@ from lorry.errors import StateError
 from lorry.patching.layer_kinds import PARAMETERS, Plain, find_kind
 from lorry.patching.memory import Block, padded
 from lorry.patching.modes import without_modes
+from lorry.patching.patches import mark_empty
 from lorry.patching.places import Places
 from lorry.patching.side_path import SidePath, shares
 from lorry.patching.undo import Undo
@@ -88,3 +89,5 @@ def share_parameters(modules: Mapping[str, SidePath], copied: Container[str], un
                 continue
             plain = isinstance(find_kind(module, key), Plain)
             undo.set_item(module._buffers, name, parameter.data if plain else None)
+            if standing is not None and not plain:  # offloaded since it was shared
+                mark_empty([module], [name], undo)
