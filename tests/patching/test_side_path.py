@@ -375,6 +375,15 @@ def test_names_classes_and_reprs_of_modules_are_as_before() -> None:
     assert repr(model) == repr(plain)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_new_layer_of_a_patched_layers_class_is_a_plain_one(name: str) -> None:
+    plain = LAYERS[name]()
+    model, _ = loaded(LAYERS[name](), 1)
+    cls: Any = type(model[0])
+    made = cls(4, 6) if isinstance(plain, nn.Linear) else cls(4, 6, 3)
+    assert type(made) is type(plain)
+
+
 def test_an_adapter_with_no_targets_in_a_block_leaves_its_modules_alone() -> None:
     model = Small()
     put(model, ends=("to_q",))

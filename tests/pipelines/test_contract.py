@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -351,6 +352,39 @@ def test_a_copy_of_a_loaded_pipeline_has_adapters_of_its_own(files: Files) -> No
     check_close(outputs(pipe), with_a, 0.0)
     other.unload_lora_weights()
     check_close(outputs(other), outputs(oracle.ours("sd")), 0.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_pickled_pipeline_comes_back_with_its_adapters_and_its_loader(fused: bool, files: Files) -> None:
+    pipe = lorry.attach(oracle.reference("sd"))  # a class that can be found by its name
+    pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    if fused:
+        pipe.fuse_lora()
+    for other in (pickle.loads(pickle.dumps(pipe)), copy.deepcopy(pipe)):
+        assert type(other) is type(pipe)
+        check_close(outputs(other), outputs(pipe), 0.0)
+        assert other.get_list_adapters() == pipe.get_list_adapters()
+        other.unload_lora_weights()
+        check_close(outputs(other), outputs(oracle.ours("sd")), 0.0)
+
+
+def test_diffusers_own_loader_and_lorrys_work_beside_each_other_on_shared_models(files: Files) -> None:
+    """As in a pipeline made by `from_pipe`, which is not attached."""
+    pipe, both = oracle.ours("sd"), oracle.ours("sd")
+    bare = outputs(pipe)
+    pipe.load_lora_weights(files.get("sd"), adapter_name="a")
+    mine = outputs(pipe)
+    other = oracle.made(type(oracle.reference("sd")), pipe.components)
+    other.load_lora_weights(str(files.get("sd", "b")), adapter_name="b")
+    for name in ("a", "b"):
+        both.load_lora_weights(files.get("sd", name), adapter_name=name)
+    both.set_adapters(["a", "b"])
+    check_close(outputs(pipe), outputs(both), 1e-5)
+    other.unload_lora_weights()
+    check_close(outputs(pipe), mine, 0.0)
+    other.load_lora_weights(str(files.get("sd", "b")), adapter_name="b")
+    pipe.unload_lora_weights()
+    check_close(outputs(pipe), bare, 0.0)
 
 
 # --- hotswap ------------------------------------------------------------------------------------------------------

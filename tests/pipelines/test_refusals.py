@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -393,13 +392,14 @@ def test_what_diffusers_has_wrapped_with_peft_is_refused_by_name(files: Files) -
     pipe.load_lora_weights(str(files.get("sd")))
     lorry.attach(pipe)
     before = oracle.snapshot(pipe)
-    with pytest.raises(
-        errors.StateError, match=r"adapters that PEFT loaded .* `pipe\.unet\.unload_lora\(\)`"
-    ):
+    with pytest.raises(errors.StateError, match=r"adapters that PEFT loaded .*`unload_lora_weights\(\)`"):
         pipe.load_lora_weights(files.get("sd"))
+    with pytest.raises(errors.FuseError, match="PEFT has put adapters into the unet and the text_encoder"):
+        pipe.fuse_lora()
+    with pytest.raises(errors.UnknownAdapterError, match="PEFT has put adapters"):
+        pipe.set_adapters("default_0")
     oracle.check_same(oracle.snapshot(pipe), before)
-    pipe.unet.unload_lora()  # the way out that the message names
-    diffusers.utils.recurse_remove_peft_layers(pipe.text_encoder)
+    pipe.unload_lora_weights()  # the way out that the messages name
     plain = oracle.ours("sd")
     for one in (pipe, plain):
         one.load_lora_weights(files.get("sd", "b"))

@@ -39,8 +39,8 @@ class ModuleIndex:
         if any(path.endswith(".base_layer") for path in self.modules):
             raise StateError(
                 f"This {type(model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
-                "`base_layer`), which lorry's methods do not see. Take them out first: `pipe.unet.unload_lora()`, "
-                "and of a text encoder `diffusers.utils.recurse_remove_peft_layers(pipe.text_encoder)`."
+                "`base_layer`), which lorry's methods do not see. Take them out first by the pipeline's "
+                "`unload_lora_weights()`."
             )
 
     @property

@@ -52,6 +52,10 @@ class SidePath(nn.Module):
     lorry_formulas: tuple[Formula, ...] = ()
     """The trainable adapters active here by the formula of their family, which has no low-rank form."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a layer of the module's own class: a new one carries nothing. PEFT makes its layers by `type(layer)`."""
+        return cls.lorry_class(*args, **kwargs)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _revived, (self.lorry_class,), self.__dict__
 

@@ -42,5 +42,16 @@ def attach(pipeline: Pipeline) -> Pipeline:
 
 @functools.cache
 def _with_loader(cls: type[Any], mixin: type[LoraLoaderMixin]) -> type[Any]:
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    names = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        # by its name, pickle would find the class without the loader
+        "__reduce_ex__": lambda self, _protocol: (_revived, (cls, mixin), vars(self)),
+    }
     return type(cls.__name__, (mixin, cls), names)
+
+
+def _revived(cls: type[Any], mixin: type[LoraLoaderMixin]) -> Any:
+    """Make an empty pipeline with the loader, for pickle and `copy.deepcopy` to fill."""
+    return object.__new__(_with_loader(cls, mixin))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -60,3 +60,18 @@ def check_components(pipeline: object, names: Iterable[str]) -> list[str]:
                 + did_you_mean(name, known)
             )
     return listed
+
+
+def told_of_peft(models: Mapping[str, nn.Module | None]) -> str:
+    """Return a sentence for errors on adapters that PEFT has put into models; empty where it has put none."""
+    wrapped = [
+        name
+        for name, model in models.items()
+        if model is not None and any("base_layer" in module._modules for module in model.modules())
+    ]
+    if not wrapped:
+        return ""
+    return (
+        f" PEFT has put adapters into the {' and the '.join(wrapped)}, which lorry's methods do not see: "
+        "`unload_lora_weights()` takes them out."
+    )

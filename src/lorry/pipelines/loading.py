@@ -28,6 +28,7 @@ from lorry.patching import (
     get_state,
     unknown_adapter,
 )
+from lorry.pipelines.components import told_of_peft
 from lorry.pipelines.tokens import put_tokens, tokenizers_of
 
 log = logging.getLogger("lorry")
@@ -238,4 +239,5 @@ def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> No
         raise UnknownAdapterError(
             f"No adapter named {', '.join(map(repr, unknown))}: not in the list of present adapters "
             f"({', '.join(map(repr, loaded)) or 'none'}).{did_you_mean(unknown[0], loaded)}"
+            + told_of_peft(models)
         )

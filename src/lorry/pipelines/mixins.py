@@ -16,7 +16,13 @@ from lorry.errors import FuseError, NothingAppliedError, StateError, did_you_mea
 from lorry.names import CONDITIONER, DENOISER, DENOISERS, TEXT_ENCODERS
 from lorry.patching import FuseLoss, FuseLosses, Originals, Undo, check_strength, exclusive, find_state
 from lorry.pipelines.calls import alone, wrap_calls
-from lorry.pipelines.components import check_components, components_of, states_of, unwrapped
+from lorry.pipelines.components import (
+    check_components,
+    components_of,
+    states_of,
+    told_of_peft,
+    unwrapped,
+)
 from lorry.pipelines.devices import usable_device
 from lorry.pipelines.loading import check_loaded, collector_paused, load_adapter
 from lorry.pipelines.parts import check_parts
@@ -284,17 +290,32 @@ class LoraLoaderMixin:
     ) -> None:
         """Make the pipeline as if no adapter had ever been loaded: fused ones are taken out by their saved bits.
 
+        Those that diffusers' own loader or `unet.add_adapter` has put in by PEFT go too.
+
         Args:
             reset_to_overwritten_params: accepted for diffusers' sake: lorry always puts back what was there.
             keep_fused: leave fused weights as they are, for good, and let their originals go.
 
         Raises:
             FuseError: adapters were fused without keeping originals, and not `keep_fused`.
+            StateError: there are PEFT's, and diffusers has no loader for this pipeline.
         """
         with Undo() as undo:
             for state in states_of(self).values():
                 state.clear(undo, keep_fused=keep_fused)
             drop_tokens(self, adapters_with_tokens(self), undo)
+        if told_of_peft(components_of(self)):
+            self._unload_of_peft()
+
+    def _unload_of_peft(self) -> None:
+        """Take out what diffusers' own loader or `unet.add_adapter` has put in, by diffusers' own method."""
+        unload = getattr(super(), "unload_lora_weights", None)
+        if unload is None:
+            raise StateError(
+                f"diffusers cannot take PEFT's adapters out of a {type(self).__name__}, whose models carry some: call "
+                "`unload_lora()` of each model that does."
+            )
+        unload()
 
     # --- which act, and how strongly --------------------------------------------------------------------------
 
@@ -484,7 +505,10 @@ class LoraLoaderMixin:
         if not any(fusable.values()):
             named = f"of {', '.join(names)} is loaded" if names else "is named"
             which = "is active" if names is None else named
-            raise FuseError(f"There is nothing to fuse: no adapter {which} on {', '.join(chosen)}.")
+            raise FuseError(
+                f"There is nothing to fuse: no adapter {which} on {', '.join(chosen)}."
+                + told_of_peft(components_of(self))
+            )
         if all(name in states[component].fused for component, found in fusable.items() for name in found):
             raise FuseError(
                 "There is nothing to fuse: all of it is fused already. Call `unfuse_lora()` first."
