@@ -162,3 +162,32 @@ def test_compare_gives_a_verdict_and_a_picture(shipped: Path, tmp_path: Path) ->
     same = json.loads(lorry_says("compare", "ink", "ink", "--json").stdout)
     assert same["whole"]["verdict"] == "reinforce"
     assert len(same["angles"]) == len(same["layers"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("combine", "ink", "wax"),
+        ("resize", "ink", "--rank", "1"),
+        ("extract", "shipped", "shipped"),
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("notes.safetensors", "is no adapter, so that it is not overwritten"),
+        ("picture.png", "expected a file that ends in .safetensors"),
+        ("nowhere/mix.safetensors", "there is no folder"),
+    ],
+)
+def test_an_adapter_is_not_written_over_something_else(
+    words: tuple[str, ...], name: str, said: str, shipped: Path, tmp_path: Path
+) -> None:
+    for path in ("notes.safetensors", "picture.png"):
+        (tmp_path / path).write_text("mine")
+    result = lorry_says(*words, "--out", tmp_path / name)
+    assert result.exit_code == 1, result.output
+    assert said in result.stderr.replace("\n", " ")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.safetensors", "picture.png", "assets"}
+    assert (tmp_path / "notes.safetensors").read_text() == "mine"

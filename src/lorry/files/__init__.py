@@ -8,13 +8,14 @@ from lorry.files.folders import write_folders
 from lorry.files.hashes import HASH_KEYS, Hashes, hash_file, rehashed, weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
 from lorry.files.reading import read_adapter_file, read_weights
-from lorry.files.replacing import replace_file
+from lorry.files.replacing import check_writable, replace_file
 from lorry.files.safetensors_reader import read_header, read_safetensors
 from lorry.files.safetensors_writer import size_on_disk, stream_safetensors, write_safetensors
 from lorry.files.streaming import PickleReader, TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
+    "check_writable",
     "Closing",
     "HASH_KEYS",
     "Hashes",

@@ -25,7 +25,7 @@ from lorry.workflows.matching import Layer, match
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.recipes import Recipe, combined
 from lorry.workflows.rules import Rule, check_rules, number_for
-from lorry.workflows.storing import common_metadata, dtype_of, get_dtype, write_adapter
+from lorry.workflows.storing import check_destination, common_metadata, dtype_of, get_dtype, write_adapter
 
 
 @final
@@ -96,7 +96,9 @@ def combine_files(
             than 1; or an adapter brings tokens along, for which the dialect has no place.
         ShapeMismatchError: two adapters are for different base models.
         StateError: a rule matches nothing.
+        FileError: `out` cannot be written, or is there already and is no adapter.
     """
+    check_destination(out)
     recipe = recipe or Recipe()
     adapters = [read_adapter(read_adapter_file(source)) for source, _ in sources]
     named = tuple((adapter.source, factor) for adapter, (_, factor) in zip(adapters, sources, strict=True))

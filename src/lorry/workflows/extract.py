@@ -28,7 +28,7 @@ from lorry.workflows.matching import Layer, common_name
 from lorry.workflows.memory import trim_heap
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.rules import Rule, check_rules, number_for
-from lorry.workflows.storing import DTYPES, get_dtype, write_adapter
+from lorry.workflows.storing import DTYPES, check_destination, get_dtype, write_adapter
 
 EMBEDDING = re.compile(r"(token|position)_embedding|\bshared\b|embed_tokens|relative_attention_bias")
 """Tables that are looked up, which no adapter's layer stands for."""
@@ -149,7 +149,9 @@ def extract_files(
     Raises:
         ShapeMismatchError: the two are of different architectures.
         StateError: they have no component in common, or do not differ.
+        FileError: `out` cannot be written, or is there already and is no adapter.
     """
+    check_destination(out)
     form, chosen = form or Form(), get_dtype(dtype) or DTYPES["float16"]
     with open_checkpoint(base) as first, open_checkpoint(tuned) as second:
         layers = _layers(first, second, _common(first, second, components))

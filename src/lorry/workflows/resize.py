@@ -23,6 +23,7 @@ from lorry.workflows.matching import match
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.rules import Rule, check_rules, number_for
 from lorry.workflows.storing import (
+    check_destination,
     dtype_of,
     get_dtype,
     kept_metadata,
@@ -124,7 +125,9 @@ def resize_file(
 
     Raises:
         StateError: the file cannot be made that small, or a rule matches nothing.
+        FileError: `out` cannot be written, or is there already and is no adapter.
     """
+    check_destination(out)
     adapter = read_adapter(read_adapter_file(source))
     chosen = get_dtype(dtype) or dtype_of([adapter])
     spectra = spectra_of(adapter, chosen, dialect, progress)

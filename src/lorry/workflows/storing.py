@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from lorry.adapters import Adapter
-from lorry.dialects import get_dialect
-from lorry.errors import StateError, UnsupportedAdapterError
-from lorry.files import HASH_KEYS, TensorFile, size_on_disk, write_safetensors
+from lorry.dialects import check_replaceable, get_dialect
+from lorry.errors import FileError, StateError, UnsupportedAdapterError
+from lorry.files import HASH_KEYS, TensorFile, check_writable, size_on_disk, write_safetensors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FALLBACK = "kohya"
@@ -60,6 +60,20 @@ def to_file(adapter: Adapter, dialect: str | None) -> TensorFile:
         return get_dialect(adapter.dialect).write(adapter)
     except UnsupportedAdapterError:
         return get_dialect(FALLBACK).write(adapter)
+
+
+def check_destination(path: str | os.PathLike[str] | None) -> None:
+    """Raise, before the work, where `write_adapter` could not write or would write over another thing than an adapter.
+
+    Raises:
+        FileError: says what is wrong with the place.
+    """
+    if path is None:
+        return
+    if Path(path).suffix != ".safetensors":
+        raise FileError(f"{path}: expected a file that ends in .safetensors.")
+    check_replaceable(path)
+    check_writable(path)
 
 
 def write_adapter(adapter: Adapter, path: str | os.PathLike[str], dialect: str | None = None) -> Path:
