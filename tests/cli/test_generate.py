@@ -489,3 +489,39 @@ def test_a_list_of_strengths_that_is_none_is_an_error(shipped: Path, words: list
     result = lorry_says("generate", "a cat", *words)
     assert result.exit_code == 2
     assert "expected strengths" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "notes.txt"), "expected a picture's name"),
+        (("--grid", "grid.txt"), "expected a picture's name"),
+        (("--out", "file/x.png"), "its folder cannot be made"),
+        (("--grid", "file/x.png"), "its folder cannot be made"),
+        (("--out", "x" * 251 + ".png"), "cannot be written"),
+        (("--grid", "x" * 251 + ".png"), "cannot be written"),
+    ],
+)
+def test_where_a_picture_cannot_go_is_said_before_it_is_drawn(
+    words: tuple[str, str], said: str, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it is drawn")
+
+    monkeypatch.setattr("lorry.cli.generate.command._drawing", never)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "file").write_text("a file")
+    monkeypatch.chdir(folder)
+    result = lorry_says("generate", "a cat", *QUICK, *words)
+    assert result.exit_code == 1, result.output
+    assert said in result.stderr.replace("\n", " ")
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_there_may_have_any_name(shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures.txt").mkdir()
+    drawn(tmp_path, name="pictures.txt/x.png")
+    result = lorry_says("generate", "a cat", *QUICK, "--out", tmp_path / "pictures.txt")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "pictures.txt" / "a-cat-0.png").is_file()

@@ -63,3 +63,11 @@ def test_a_broken_file_is_an_error(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stdout == ""
+
+
+def test_what_becomes_of_the_keys_on_a_model_they_do_not_fit_is_told_once(shipped: Path) -> None:
+    result = lorry_says("inspect", "ink", "--model", "flux")
+    assert result.exit_code == 1
+    assert result.stdout.count("0 of") == 1
+    assert "does not fit" in result.stderr
+    assert "keys applied" not in result.stderr

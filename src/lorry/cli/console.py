@@ -22,9 +22,9 @@ def tell(text: object = "", style: str = "") -> None:
     console().print(str(text), style=style, markup=False, emoji=False)
 
 
-def tell_error(error: BaseException) -> None:
-    """Print an error as a message: what is wrong in red, what was being done below it."""
+def tell_error(error: BaseException, told: str = "") -> None:
+    """Print an error as a message: what is wrong in red but for an end that was `told`, what was being done below."""
     said = console(stderr=True)
-    said.print(f"error: {error}", style="red", markup=False, emoji=False)
+    said.print(f"error: {str(error).removesuffix(told)}", style="red", markup=False, emoji=False)
     for note in getattr(error, "__notes__", ()):
         said.print(f"  {note}", style="dim", markup=False, emoji=False)

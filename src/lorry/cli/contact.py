@@ -13,6 +13,7 @@ from lorry.cli.console import tell_error
 from lorry.cli.drawing import SHIPPED, SHIPPED_GUIDANCE, SHIPPED_STEPS, load_lora, load_pipeline, quiet
 from lorry.cli.grid import Panel, draw_grid
 from lorry.cli.options import LoraChoice
+from lorry.cli.pictures import kind_of, make_room, write_picture
 from lorry.cli.progress import bar
 from lorry.errors import BindingError, LorryError
 from lorry.workflows.library import LibraryEntry
@@ -38,8 +39,10 @@ def draw_contact_sheet(entries: Sequence[LibraryEntry], out: Path, prompt: str, 
         How many adapters fit.
 
     Raises:
-        FileError: the base model cannot be had or read.
+        FileError: the base model cannot be had or read, or the picture cannot be written.
     """
+    kind_of(out)
+    make_room([out])
     pipeline = load_pipeline(base).pipeline
     labels = ["no adapter"]
     cells: list[Image.Image | str] = [_draw(pipeline, prompt.replace(WORDS, ""), base, seed)]
@@ -55,8 +58,7 @@ def draw_contact_sheet(entries: Sequence[LibraryEntry], out: Path, prompt: str, 
         )
         for start in range(0, len(labels), COLUMNS)
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(panels).save(out)
+    write_picture(draw_grid(panels), out)
     return sum(isinstance(cell, Image.Image) for cell in cells[1:])
 
 

@@ -35,5 +35,5 @@ def inspect_and_print(file: str, further: Further, model: str | None = None, *, 
     if support is not None:
         tell(f"{model}: {support}")
     if problem is not None:
-        tell_error(problem)
+        tell_error(problem, "" if support is None else f"\n{support.report}")
     return problem is None

@@ -18,6 +18,7 @@ from lorry.cli.demo.sheet import as_image, draw_sheet
 from lorry.cli.demo.story import Cast, Check, Story, cast_of, tell_story
 from lorry.cli.demo.studio import Stopwatch, Studio
 from lorry.cli.drawing import SHIPPED, SHIPPED_GUIDANCE, SHIPPED_STEPS, load_pipeline
+from lorry.cli.pictures import make_room, write_picture
 from lorry.errors import LorryError
 
 SHEET_NAME: Final = "sheet.png"
@@ -31,7 +32,7 @@ def run_demo(out: Path, steps: int = SHIPPED_STEPS) -> Story:
         LorryError: a check failed; everything is drawn, written and printed all the same.
     """
     start = time.perf_counter()
-    (out / PICTURES_NAME).mkdir(parents=True, exist_ok=True)
+    make_room([out / SHEET_NAME, out / PICTURES_NAME / SHEET_NAME])
     cast = cast_of(lora_files())
     watch = Stopwatch()
     with watch.time("load the base model"):
@@ -61,14 +62,13 @@ def _write(story: Story, out: Path, steps: int) -> None:
         f"Every picture is 64x64 (shown twice as large), {steps} steps, CPU, float32. "
         "A column has the same prompt and the same noise from top to bottom."
     )
-    draw_sheet("lorry demo: one small model, with and without adapters", subtitle, story.sections).save(
-        out / SHEET_NAME
-    )
+    title = "lorry demo: one small model, with and without adapters"
+    write_picture(draw_sheet(title, subtitle, story.sections), out / SHEET_NAME)
     for part, section in enumerate(story.sections, 1):
         for number, row in enumerate(section.rows, 1):
             for prompt, pixels in zip(section.prompts, row.pictures.pixels, strict=True):
                 name = f"{part}-{number:02}-{_slug(row.title)}--{_slug(prompt)}.png"
-                as_image(pixels).save(out / PICTURES_NAME / name)
+                write_picture(as_image(pixels), out / PICTURES_NAME / name)
 
 
 def _slug(text: str) -> str:

@@ -21,6 +21,7 @@ from lorry.cli.generate.layout import panels_of
 from lorry.cli.generate.order import Job, Order, plan_jobs
 from lorry.cli.generate.record import Making, read_order, save_picture
 from lorry.cli.grid import draw_grid
+from lorry.cli.pictures import kind_of, make_room, write_picture
 from lorry.errors import StateError
 from lorry.prompts import Parameters
 
@@ -40,16 +41,18 @@ def generate_and_print(
         LorryError: of the kind that loading the base model or an adapter raises.
         StateError: the base model takes no such argument.
         PromptError: a prompt, or what `like` says, cannot be read.
+        FileError: a picture cannot be written where it is to go; nothing is drawn then.
     """
     order = order if like is None else read_order(like, order)
     jobs = plan_jobs(order)
+    if grid is not None:
+        kind_of(grid)
     loaded = load_pipeline(order.base or SHIPPED, order.device, order.dtype)
     arguments = _arguments(order, loaded.pipeline)
     wardrobe = Wardrobe.filled(loaded.pipeline, [job.uses for job in jobs])
     making = Making(order, loaded, arguments)
     _tell_adapters(jobs, wardrobe, order, making, as_json=as_json)
-    for folder in {path.parent for path in (*(job.path for job in jobs), grid) if path is not None}:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_room(path for path in (*(job.path for job in jobs), grid) if path is not None)
     made: list[Parameters] = []
     drawn: list[Image] = []
     with _drawing(loaded.pipeline, arguments, len(jobs)) as draw:
@@ -61,7 +64,7 @@ def generate_and_print(
             if job.path is not None:
                 save_picture(picture, job.path, made[-1])
     if grid is not None:
-        draw_grid(panels_of(jobs, drawn)).save(grid)
+        write_picture(draw_grid(panels_of(jobs, drawn)), grid)
     _tell_pictures(jobs, wardrobe, made, grid, as_json=as_json)
     return [job.path for job in jobs if job.path is not None]
 

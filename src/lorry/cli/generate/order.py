@@ -10,7 +10,7 @@ from typing import Final, final
 
 from lorry.cli.generate.naming import Shelf, Use
 from lorry.cli.options import LoraChoice, Size, Varied, chosen_seeds
-from lorry.errors import PromptError
+from lorry.errors import FileError, PromptError
 from lorry.prompts import Prompt, parse_prompt
 
 AXES: Final = ("prompt", "adapter", "seed", "strength")
@@ -115,6 +115,11 @@ def _paths(order: Order, places: list[Place]) -> Iterator[Path | None]:
     if order.out is None:
         yield from (None for _ in places)
     elif order.out.suffix.lower() not in PICTURE_SUFFIXES:
+        if order.out.suffix[1:].isalpha() and not order.out.is_dir():
+            raise FileError(
+                f"{order.out}: expected a picture's name, which ends in {', '.join(PICTURE_SUFFIXES)}, or a folder. "
+                "Make the folder first, if one of that name is meant."
+            )
         slugs = _slugs(order.prompts)
         for prompt, (name, scale, _), seed in places:
             words = [word for word in (name, scale.rpartition(" ")[2]) if word]

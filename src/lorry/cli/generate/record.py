@@ -18,8 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from lorry.cli.drawing import SHIPPED, Loaded
 from lorry.cli.generate.order import Job, Order
 from lorry.cli.options import find_adapter, parse_size
+from lorry.cli.pictures import write_picture
 from lorry.errors import AdapterNotFoundError, FileError, PromptError
-from lorry.files import find_weights, replace_file, weights_hash
+from lorry.files import find_weights, weights_hash
 from lorry.prompts import Parameters, parse_parameters
 from lorry.prompts.tags import number
 
@@ -112,17 +113,16 @@ def save_picture(picture: Image.Image, path: Path, parameters: Parameters) -> No
     Raises:
         FileError: it cannot be written; nothing of it is left.
     """
-    kind = Image.registered_extensions()[path.suffix.lower()]
     if path.suffix.lower() == ".png":
         info = PngInfo()
         text = str(parameters)
         add = info.add_text if text.isascii() else info.add_itxt
         add(CHUNK, text)
-        replace_file(path, lambda file: picture.save(file, kind, pnginfo=info))
+        write_picture(picture, path, pnginfo=info)
         return
     exif = Image.Exif()
     exif.get_ifd(_EXIF)[_COMMENT] = _ENCODING + str(parameters).encode("utf-16-be")
-    replace_file(path, lambda file: picture.save(file, kind, exif=exif))
+    write_picture(picture, path, exif=exif)
 
 
 def read_picture(path: Path) -> Parameters:
