@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from lorry.binding import weight_shape
 from lorry.binding.kinds import kind_of
 from lorry.errors import StateError
 from lorry.names import Target
-from lorry.patching import find_state
+from lorry.patching import check_strength, find_state
 from lorry.pipelines.block_weights import TABLES, block_factors
+from lorry.pipelines.strengths import per_adapter
 from lorry.prompts import LoraTag
 from models import (
     carriers,
@@ -328,3 +330,17 @@ def test_every_kind_can_be_a_part() -> None:
         muted = {path for path in carriers(unet) if strength.at(path) == 0.0}
         assert muted == {path for path in carriers(unet) if kind_of(Target("unet", path)) == kind}
         assert weight_shape(unet.get_submodule(next(iter(muted)))) is not None
+
+
+@pytest.mark.parametrize("one", [torch.tensor(0.5), np.array(0.5), np.float32(0.5)], ids=repr)
+@pytest.mark.parametrize("two", [torch.tensor([0.5, 0.25]), np.array([0.5, 0.25]), (0.5, 0.25)], ids=repr)
+def test_numbers_of_torch_and_numpy_are_numbers(one: Any, two: Any) -> None:
+    assert per_adapter(["a", "b"], two) == [0.5, 0.25]
+    assert [check_strength(number, "it") for number in per_adapter(["a", "b"], two)] == [0.5, 0.25]
+    assert check_strength(one, "it") == 0.5
+
+
+@pytest.mark.parametrize("given", [torch.tensor(True), torch.tensor([0.5]), torch.tensor(float("nan")), "1"])
+def test_what_is_no_number_is_refused(given: Any) -> None:
+    with pytest.raises(StateError, match="it: expected a"):
+        check_strength(given, "it")

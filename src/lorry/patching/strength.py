@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import final
+from typing import Any, cast, final
 
 from lorry.errors import StateError
 
@@ -24,6 +24,8 @@ def check_strength(given: object, where: str) -> float:
     Raises:
         StateError: it is no number, a NaN, or infinite.
     """
+    if getattr(given, "ndim", None) == 0:
+        given = cast("Any", given).item()  # a tensor or an array that is one number
     if isinstance(given, bool) or not isinstance(given, Real):
         raise StateError(f"{where}: expected a number, got {given!r}.")
     if not math.isfinite(given):

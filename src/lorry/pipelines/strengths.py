@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -111,7 +111,8 @@ def per_adapter(names: Sequence[str], weights: object) -> list[Any]:
         raise StateError(
             f"{', '.join(map(repr, twice))}: named twice. Name each adapter once, with one weight."
         )
-    listed = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
+    are_many = isinstance(weights, (list, tuple)) or getattr(weights, "ndim", 0) == 1
+    listed = list(cast("Iterable[Any]", weights)) if are_many else [weights] * len(names)
     if len(listed) != len(names):
         raise StateError(
             f"Length of adapter names {len(names)} is not equal to the length of the weights {len(listed)}."
