@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks import forward, operations, others
 from benchmarks.measuring import Machine
 from benchmarks.models import build_flux, build_unet
+from benchmarks.pages import page_path
 from benchmarks.plots import plot_rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=[*MODELS, "forward", "others"], action="append", help="some parts only"
     )
-    parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--out", type=page_path, default=PAGE)
     arguments = parser.parse_args()
     logging.set_verbosity_error()  # PEFT calls the keys of other adapters missing
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

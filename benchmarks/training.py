@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.models import build_unet
+from benchmarks.pages import page_path
 from benchmarks.training_engine import engine_step
 from lorry.training.quantizing import quantize
 
@@ -166,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", choices=["all", *CONTENDERS], help="seconds of all, or the peak of one")
     parser.add_argument("--case", choices=list(CASES))
-    parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--out", type=page_path, default=PAGE)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.measure:

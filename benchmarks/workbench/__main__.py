@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.pages import page_path
 from benchmarks.workbench.kohya_scripts import Checkout
 from benchmarks.workbench.tables import memory_rows, script_rows, sketch_rows, svd_rows
 
@@ -71,7 +72,7 @@ def main() -> None:
         "--sd-scripts", type=Path, default=folder, help="a checkout of sd-scripts ($SD_SCRIPTS)"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--out", type=page_path, default=PAGE)
     arguments = parser.parse_args()
     checkout = None if arguments.sd_scripts is None else Checkout(arguments.sd_scripts)
     introduction = INTRODUCTION.format(
