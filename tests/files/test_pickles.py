@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorry.errors import AdapterNotFoundError, BrokenFileError
-from lorry.files import LIST_MARKER, read_pickle
+from lorry.errors import AdapterNotFoundError, BrokenFileError, FileError
+from lorry.files import LIST_MARKER, read_pickle, write_pickle
 
 
 class Malicious:
@@ -168,3 +170,20 @@ def test_another_kind_of_pickle_is_refused_by_name(what: str, tmp_path: Path) ->
     torch.save(OTHER_KINDS[what], tmp_path / "x.pt")
     with pytest.raises(BrokenFileError, match=rf"x\.pt is {what}"):
         read_pickle(tmp_path / "x.pt")
+
+
+@pytest.fixture
+def no_more_than_a_page() -> Iterator[Callable[[], None]]:
+    """Lets no file grow beyond 4096 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    no_more_than_a_page: Callable[[], None], tmp_path: Path
+) -> None:
+    no_more_than_a_page()
+    with pytest.raises(FileError, match=r"x\.bin: cannot be written"):
+        write_pickle(tmp_path / "x.bin", {"x": torch.ones(4096)})
+    assert not [*tmp_path.iterdir()]

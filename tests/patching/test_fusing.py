@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import weakref
 from collections.abc import Sequence
@@ -545,3 +546,22 @@ def test_a_cpu_that_multiplies_halves_slowly_fuses_them_in_float32(monkeypatch: 
         monkeypatch.setattr(fusing, "_multiplies_bfloat16", lambda fast=fast: fast)
         fused_parameter(start, deltas)
     assert taken == ["_add_mixed", "_add_widened"]
+
+
+@pytest.mark.parametrize("what", ["os.posix_fallocate", "tempfile.TemporaryFile"])
+def test_originals_for_which_the_disk_has_no_room_are_refused_and_nothing_is_fused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a file that has no room ends the process when it is written (SIGBUS)."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = Small()
+    put(model, "a", 1.0)
+    before = snapshot(model)
+    monkeypatch.setattr(what, full)
+    with pytest.raises(FuseError, match=r"temporary file, which cannot be written \(No space left.*TMPDIR"):
+        fuse(model, originals="disk")
+    check_same(snapshot(model), before)
+    fuse(model)

@@ -6,7 +6,7 @@ from lorry.files.closing import Closing
 from lorry.files.finding import check_inside, find_weights
 from lorry.files.folders import write_folders
 from lorry.files.hashes import HASH_KEYS, Hashes, hash_file, rehashed, weights_hash
-from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle
+from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle, write_torch
 from lorry.files.reading import read_adapter_file, read_weights
 from lorry.files.replacing import check_writable, replace_file
 from lorry.files.safetensors_reader import read_header, read_safetensors
@@ -41,4 +41,5 @@ __all__ = [
     "write_folders",
     "write_pickle",
     "write_safetensors",
+    "write_torch",
 ]

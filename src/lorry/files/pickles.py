@@ -8,12 +8,12 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from lorry.errors import AdapterNotFoundError, BrokenFileError
+from lorry.errors import AdapterNotFoundError, BrokenFileError, FileError
 from lorry.files.replacing import replace_file
 from lorry.files.tensor_file import TensorFile
 
@@ -78,7 +78,28 @@ def write_pickle(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) ->
     Raises:
         FileError: the file cannot be written.
     """
-    return replace_file(path, lambda file: torch.save(dict(tensors), file))
+    return write_torch(path, dict(tensors))
+
+
+def write_torch(path: str | os.PathLike[str], content: object) -> Path:
+    """Write what torch can pickle, as `replace_file` does: whole or not at all.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # so torch says that the end of its archive is not where it should be
+            raise FileError(
+                f"{path}: cannot be written whole: is the disk full? torch says: {error}"
+            ) from error
+
+    return replace_file(path, write)
 
 
 def _check_container(path: Path) -> int:

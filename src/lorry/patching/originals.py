@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from dataclasses import dataclass
 from typing import IO, Literal, Self, final
@@ -80,7 +81,7 @@ class Keeper:
         """Keep a tensor, or a copy of its bits elsewhere.
 
         Raises:
-            FuseError: a packed parameter would have to go elsewhere.
+            FuseError: a packed parameter would have to go elsewhere, or there is no room on the disk.
         """
         if self._where == "none":
             return Saved(None)
@@ -98,12 +99,25 @@ class Keeper:
         )
 
     def _written(self, original: Tensor) -> Tensor:
-        """Return a copy in a file without a name, which is gone when the last such tensor is."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="lorry-originals-")  # noqa: SIM115
+        """Return a copy in a file without a name, which is gone when the last such tensor is.
+
+        Raises:
+            FuseError: there is no room for it.
+        """
         start = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         self._end = start + max(1, original.nbytes)
-        self._file.truncate(self._end)
-        pages = mmap.mmap(self._file.fileno(), self._end - start, offset=start)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="lorry-originals-")  # noqa: SIM115
+            self._file.truncate(self._end)
+            if hasattr(os, "posix_fallocate"):  # a page without room would end the process when it is written
+                os.posix_fallocate(self._file.fileno(), start, self._end - start)
+            pages = mmap.mmap(self._file.fileno(), self._end - start, offset=start)
+        except OSError as error:
+            raise FuseError(
+                f'With `originals="disk"` the original weights are kept in a temporary file, which cannot be written '
+                f"({error.strerror}). Let TMPDIR name a folder with room for as many bytes as the weights that are "
+                "fused have, or keep them elsewhere."
+            ) from error
         flat = torch.frombuffer(pages, dtype=original.dtype, count=original.numel())
         return flat.as_strided(original.shape, original.stride()).copy_(original)

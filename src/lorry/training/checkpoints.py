@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorry.errors import CheckpointError, FileError
-from lorry.files import read_safetensors, replace_file, write_safetensors
+from lorry.files import read_safetensors, write_safetensors, write_torch
 
 FOLDER: Final = "checkpoints"
 _WEIGHTS, _STATE, _FACTS = "adapter.safetensors", "optimiser.pt", "facts.json"
@@ -54,7 +54,7 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, keep: int) -> Path:
     draft.mkdir(parents=True)
     try:
         write_safetensors(draft / _WEIGHTS, checkpoint.weights)
-        replace_file(draft / _STATE, lambda file: torch.save(dict(checkpoint.state), file))
+        write_torch(draft / _STATE, dict(checkpoint.state))
         (draft / _FACTS).write_text(json.dumps(dict(checkpoint.facts), indent=2), encoding="utf-8")
         draft.rename(folder)
     except (FileError, OSError) as error:
