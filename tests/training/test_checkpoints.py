@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lorry.cli.app import app
 from lorry.errors import CheckpointError
 from lorry.files import read_safetensors
 from lorry.training import checkpoints
 from lorry.training.checkpoints import Checkpoint, check_same_run, find_checkpoint, save_checkpoint
 from lorry.training.records import Records
+from lorry.training.watching import Progress
 from training.runs import run
 
 
@@ -137,3 +140,20 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_was_not
         *(read_safetensors(result.adapter).tensors.values() for result in (resumed, whole)), strict=True
     ):
         assert torch.equal(one, other)
+
+
+def test_a_run_that_is_asked_to_stop_says_so_to_scripts_too(
+    sd: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_screen: object, progress: Progress) -> None:
+        if progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lorry.cli.training._Screen.step", stop)
+    words = ["train", str(data), "--base", str(sd), "--out", str(tmp_path / "out"), "--sample-every", "0"]
+    stopped = CliRunner().invoke(app, [*words, "--steps", "5", "--resolution", "16", "--no-tensorboard"])
+    assert stopped.exit_code == 130, stopped.output
+    assert "Stopped at step" in stopped.stdout
+    monkeypatch.undo()
+    resumed = CliRunner().invoke(app, ["train", "--resume", str(tmp_path / "out")])
+    assert resumed.exit_code == 0, resumed.output

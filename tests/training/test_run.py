@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,7 +28,8 @@ from lorry.errors import (
 from lorry.files import read_header, read_safetensors
 from lorry.training.caches import model_hash
 from lorry.training.run import train
-from lorry.training.settings import Settings
+from lorry.training.settings import Family, Settings
+from lorry.workflows import inspect_file
 from models import tiny_sd_pipeline
 from training.runs import Listening, drawn, pictures, run
 
@@ -436,12 +437,20 @@ def test_a_family_that_a_dialect_has_no_names_for_is_refused_with_those_that_hav
     family: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedAdapterError, match="which has no names for them") as caught:
-        run(data, sd, tmp_path / "a", steps=1, family=family)
+        run(data, sd, tmp_path / "a", steps=1, family=family, dialect="diffusers")
     able = caught.value.__notes__[0].removeprefix("choose another `dialect`: ").split(", ")
     assert "lycoris" in able
     assert "diffusers" not in able
     for number, dialect in enumerate(able):
         assert run(data, sd, tmp_path / str(number), steps=1, family=family, dialect=dialect).finished
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_every_family_is_written_in_names_that_it_has_where_none_are_chosen(
+    family: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    result = run(data, sd, tmp_path / "run", steps=1, family=family)
+    assert inspect_file(result.adapter).dialect == ("diffusers" if family in ("lora", "dora") else "kohya")
 
 
 def test_pictures_larger_than_the_base_has_places_for_are_refused(

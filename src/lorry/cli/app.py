@@ -17,6 +17,9 @@ from lorry.cli.train_options import with_settings
 from lorry.cli.workbench import add_workbench
 from lorry.errors import LorryError
 
+STOPPED = 130
+"""The exit code of what Ctrl-C has ended, by which a script knows not to go on with half a run."""
+
 
 class _Commands(TyperGroup):
     """Commands whose foreseen errors end in one message and exit code 1."""
@@ -230,7 +233,8 @@ def train(
     """Train an adapter on a folder of pictures."""
     from lorry.cli.training import train_and_tell
 
-    train_and_tell({**given, "data": data} if data else given, config, resume)
+    if not train_and_tell({**given, "data": data} if data else given, config, resume).finished:
+        raise typer.Exit(STOPPED)
 
 
 @app.command()

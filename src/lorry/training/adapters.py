@@ -25,6 +25,8 @@ from lorry.training.targets import check_preset
 NAME: Final = "training"
 """What the adapter is called on the models."""
 SAVED_AS: Final = torch.float16
+USUAL: Final = ("diffusers", "kohya")
+"""The dialects to write in where none is named: the first that has names for all of an adapter."""
 
 
 def put_on(base: Base, settings: Settings) -> dict[str, nn.Module]:
@@ -95,7 +97,8 @@ def write_adapter(
         UnsupportedAdapterError: the dialect has no names for its family.
     """
     adapter = get_adapter(components, NAME).map_tensors(lambda t: t.to("cpu", SAVED_AS))
-    return write_with_hash(path, get_dialect(dialect).write(replace(adapter, metadata=dict(header))))
+    writer = _dialect_for(adapter, dialect)
+    return write_with_hash(path, writer.write(replace(adapter, metadata=dict(header))))
 
 
 def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> Adapter:
@@ -107,12 +110,20 @@ def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> A
     """
     adapter = get_adapter(components, NAME)
     try:
-        get_dialect(dialect).write(adapter)
+        _dialect_for(adapter, dialect).write(adapter)
     except UnsupportedAdapterError as error:
         able = [other.name for other in DIALECTS if _is_written(adapter, other)]
         error.add_note(f"choose another `dialect`: {', '.join(able)}")
         raise
     return adapter
+
+
+def _dialect_for(adapter: Adapter, name: str) -> Dialect:
+    """Return the dialect of that name; where it is empty, the first of the usual ones that can hold the adapter."""
+    if name:
+        return get_dialect(name)
+    usual = [*map(get_dialect, USUAL)]
+    return next((dialect for dialect in usual if _is_written(adapter, dialect)), usual[0])
 
 
 def _is_written(adapter: Adapter, dialect: Dialect) -> bool:

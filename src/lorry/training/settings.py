@@ -40,7 +40,12 @@ class Settings:
         "run", "", "The adapter's name, and its file's; that of the folder of pictures when empty."
     )
     title: str = setting("run", "", "What the file says that it is called; the name when empty.")
-    dialect: str = setting("run", "diffusers", "What the adapter is written as: diffusers, kohya, …")
+    dialect: str = setting(
+        "run",
+        "",
+        "What the adapter is written as: diffusers, kohya, …; when empty diffusers, or kohya where that has no names "
+        "for the family.",
+    )
     steps: int = setting("run", 1000, "Optimiser steps in all.")
     seed: int = setting("run", 0, "Of everything random.")
     precision: Precision = setting(
