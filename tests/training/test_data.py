@@ -260,6 +260,7 @@ def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         ("[optimiser]\nrate = nan", "`rate`: expected a finite number, got nan"),
         ("[loss]\nnoise_offset = -0.1", "`noise_offset`: expected 0 or more, got -0.1"),
         ("steps = 3", "stands outside of the tables"),
+        ("stepz = 3", "There is no setting 'stepz'. Did you mean 'steps'"),
         ("[run", "is no TOML"),
     ],
 )

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import lorry
 from lorry.errors import (
     CheckpointError,
+    LorryError,
     MissingPackageError,
     SettingsError,
     StateError,
@@ -428,6 +429,22 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
 ) -> None:
     monkeypatch.setitem(sys.modules, blocked, None)
     with pytest.raises(MissingPackageError, match=message):
+        run(data, sd, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": "atention"}, "no preset 'atention'"),
+        ({"dialect": "diffuser"}, "no dialect 'diffuser'"),
+    ],
+    ids=str,
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_done(
+    changes: dict[str, Any], message: str, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LorryError, match=message):
         run(data, sd, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from lorry.dialects import get_dialect
 from lorry.errors import SettingsError
 from lorry.training import adapters
 from lorry.training.caches import model_hash
@@ -23,6 +24,7 @@ from lorry.training.processes import Process, started
 from lorry.training.quantizing import get_package, quantize
 from lorry.training.settings import Settings
 from lorry.training.sharding import share_out
+from lorry.training.targets import check_preset
 from lorry.training.watching import Watcher
 
 
@@ -49,6 +51,9 @@ def train(settings: Settings, watcher: Watcher, *, resume: bool = False) -> Resu
         if not getattr(settings, name):
             raise SettingsError(f"`{name}` is not given: say which folder.")
     check_optimiser(settings)
+    check_preset(settings.targets)
+    if settings.dialect:
+        get_dialect(settings.dialect)
     get_package(settings.quantize)
     named = replace(settings.placed(), name=settings.name or Path(settings.data).resolve().name)
     with quiet(), started(named, watcher) as process:

@@ -246,6 +246,9 @@ def _flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     homes = {one.name: one.metadata["section"] for one in fields(Settings)}
     for section, table in tables.items():
+        if not isinstance(table, dict) and section not in homes:
+            flat[section] = table  # that there is no such setting is said where the others are looked at
+            continue
         if not isinstance(table, dict):
             raise SettingsError(
                 f"`{section}` stands outside of the tables: expected it under [{homes.get(section)}]."
