@@ -71,3 +71,9 @@ def test_what_becomes_of_the_keys_on_a_model_they_do_not_fit_is_told_once(shippe
     assert result.stdout.count("0 of") == 1
     assert "does not fit" in result.stderr
     assert "keys applied" not in result.stderr
+
+
+def test_the_shipped_base_is_a_model_to_look_at_too(shipped: Path) -> None:
+    result = lorry_says("inspect", "ink", "--model", "shipped")
+    assert result.exit_code == 0, result.output
+    assert "shipped: can be loaded whole" in result.stdout

@@ -68,8 +68,8 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
-            help="Say as well what loading it would do: into a known base model (sd15, sdxl, flux, …) or a pipeline's "
-            "folder.",
+            help="Say as well what loading it would do: into a known base model (sd15, sdxl, flux, …), a pipeline's "
+            "folder, or shipped.",
         ),
     ] = None,
     weights: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lorry.cli.console import tell, tell_error
-from lorry.cli.options import find_adapter
+from lorry.cli.options import find_adapter, find_base
 from lorry.cli.workbench.further import Further
 from lorry.errors import LorryError
 from lorry.workflows import inspect_file
@@ -23,7 +23,7 @@ def inspect_and_print(file: str, further: Further, model: str | None = None, *, 
     if model is not None:
         from lorry.pipelines.support import is_supported
 
-        support = is_supported(source, model)
+        support = is_supported(source, find_base(model))
     problem: LorryError | None = report.problem or (None if support is None else support.problem)
     if as_json:
         answer = report.as_dict() | {name: found.as_dict() for name, found in more.items()}
