@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
 import lorry
@@ -404,6 +405,19 @@ def test_what_diffusers_has_wrapped_with_peft_is_refused_by_name(files: Files) -
     for one in (pipe, plain):
         one.load_lora_weights(files.get("sd", "b"))
     check_close(oracle.outputs(pipe), oracle.outputs(plain), 0.0)
+
+
+def test_pefts_adapters_in_a_pipeline_that_diffusers_has_no_loader_for_are_not_left_in_silence() -> None:
+    class Alone(lorry.LoraLoaderMixin):
+        def __init__(self, unet: Any) -> None:
+            self.unet = unet
+
+    pipe = Alone(oracle.reference("sd").unet)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(errors.StateError, match=r"out of `Alone`, .*`unload_lora\(\)` of each model"):
+        pipe.unload_lora_weights()
+    pipe.unet.unload_lora()
+    pipe.unload_lora_weights()
 
 
 def test_with_strict_off_the_rest_of_a_file_is_loaded_and_the_report_names_what_is_not(files: Files) -> None:

@@ -312,7 +312,7 @@ class LoraLoaderMixin:
         unload = getattr(super(), "unload_lora_weights", None)
         if unload is None:
             raise StateError(
-                f"diffusers cannot take PEFT's adapters out of a {type(self).__name__}, whose models carry some: call "
+                f"diffusers cannot take PEFT's adapters out of `{type(self).__name__}`, whose models carry some: call "
                 "`unload_lora()` of each model that does."
             )
         unload()
