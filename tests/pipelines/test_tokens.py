@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor
@@ -196,3 +197,17 @@ def test_without_its_text_encoder_a_token_is_ignored_with_the_reason() -> None:
     pipe.text_encoder = None
     report = pipe.load_lora_weights(tensors)
     assert [ignored.reason for ignored in report.ignored] == ["the pipeline has no text_encoder loaded"]
+
+
+def test_tokens_go_when_the_embedding_is_here_again_and_not_before() -> None:
+    pipe = attach(tiny_sd_pipeline())
+    plain = answers(pipe)
+    pipe.load_lora_weights({**unet_lora(pipe), "bundle_emb.toy.clip_l": vectors(pipe.text_encoder)})
+    learned = answers(pipe)
+    accelerate.cpu_offload(pipe.text_encoder, execution_device=torch.device("cpu"))
+    with pytest.raises(StateError, match=r"or lose them.*`pipe\.remove_all_hooks\(\)`"):
+        pipe.unload_lora_weights()
+    assert all(map(torch.equal, answers(pipe), learned))
+    pipe.remove_all_hooks()
+    pipe.unload_lora_weights()
+    assert all(map(torch.equal, answers(pipe), plain))

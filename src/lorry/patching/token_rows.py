@@ -120,6 +120,7 @@ def _plain_weight(layer: object) -> Tensor:
     if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
         raise StateError(
             f"The text encoder's embedding ({type(layer).__name__}) is quantized, or offloaded and not at hand: it "
-            "cannot get rows for tokens. Load the adapter before offloading, or remove the tokens' keys from the file."
+            "cannot get rows for tokens, or lose them. Load the adapter before offloading and take it off when that is "
+            "off (`pipe.remove_all_hooks()`), or remove the tokens' keys from the file."
         )
     return weight.data
