@@ -10,6 +10,7 @@ from lorry.binding.bases import (
     titles_of_adapter,
 )
 from lorry.binding.index import ModuleIndex
+from lorry.binding.places import find_idle
 from lorry.binding.plan import Plan, bind, report_on
 from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
@@ -37,6 +38,7 @@ __all__ = [
     "base_of_adapter",
     "base_of_models",
     "bind",
+    "find_idle",
     "carriers",
     "find_base_called",
     "in_names_of_model",

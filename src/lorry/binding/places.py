@@ -98,6 +98,27 @@ def where_fused(place: Place, modules: Mapping[str, nn.Module]) -> Place:
     return place
 
 
+def find_idle(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
+    """Return the path of a layer of a model that is called no more, one of `layers` by path; None where all are called.
+
+    `fuse_qkv_projections()` puts one layer in the place of an attention's three, and `unfuse_qkv_projections()` takes
+    it out again. They do so with all attentions of a model: of each name, the first layer is looked at.
+    """
+    first: dict[str, str] = {}
+    for path in layers:
+        first.setdefault(path.rpartition(".")[2], path)
+    for fused, parts in FUSED.items():
+        for name in first.keys() & {fused, *parts}:
+            attention = model.get_submodule(first[name].rpartition(".")[0])
+            if parts[1] not in attention._modules:
+                continue  # it has never had others
+            one = attention._modules.get(fused)
+            is_called = one is not None and _computes_fused(attention)
+            if is_called if name != fused else not is_called or one is not layers[first[name]]:
+                return first[name]
+    return None
+
+
 def joined(places: tuple[Place, ...], modules: Mapping[str, nn.Module]) -> tuple[Place, ...]:
     """Return one place for several that take all rows of a delta into all rows of one module, as they are."""
     if len(places) < 2 or any(place.into is None or place.rows != (place.into,) for place in places):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lorry.algebra import Delta, pad_channels
-from lorry.binding import bare_parameters, modules_at, size_of
+from lorry.binding import bare_parameters, find_idle, modules_at, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.patching.bare import BareParameters
 from lorry.patching.call_scale import CallScale, takes_scale
@@ -289,6 +289,23 @@ class AdapterState:
         undo.set_attribute(self, "enabled", enabled)
         self._refresh(undo)
 
+    def check_called(self, names: Iterable[str] | None = None) -> None:
+        """Check that the model still calls the layers of adapters: of those that act beside the weights when None.
+
+        Raises:
+            StateError: its attentions were fused, or taken apart, since the adapters were loaded.
+        """
+        chosen = self._acting() if names is None else names
+        modules = self._sides.modules
+        layers = {path: modules[path] for name in chosen for path in self.adapters[name].deltas}
+        idle = find_idle(self.model, layers)
+        if idle is not None:
+            raise StateError(
+                f"`{idle}`: the {type(self.model).__name__} does not call this layer any more, so that what is loaded "
+                "for it does nothing: its attentions were fused or taken apart after that. Take that back "
+                "(`unfuse_qkv_projections()` or `fuse_qkv_projections()`); to keep it, do it before loading."
+            )
+
     @property
     def changes_by_step(self) -> bool:
         """Whether an adapter that acts has a strength that changes by step."""
@@ -453,6 +470,7 @@ class AdapterState:
         lossy: bool = False,
     ) -> dict[str, FuseLoss]:
         """Give the modules that the `changed` adapters reach the weights that `contributing` make of originals."""
+        self.check_called(changed)
         lost: dict[str, FuseLoss] = {}
         if contributing:
             contributions = self._contributions(changed, contributing)

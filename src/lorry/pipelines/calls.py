@@ -68,6 +68,8 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
             scaled(self, scale),
             following_steps(self, call, kwargs) as followed,
         ):
+            for state in states_of(self).values():
+                state.check_called()
             return call(self, *args, **followed)
 
     return call_with_scale

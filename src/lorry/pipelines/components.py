@@ -67,7 +67,9 @@ def told_of_peft(models: Mapping[str, nn.Module | None]) -> str:
     wrapped = [
         name
         for name, model in models.items()
-        if model is not None and any("base_layer" in module._modules for module in model.modules())
+        if model is not None
+        and "peft_config" in vars(model)  # or every unload would walk the model
+        and any("base_layer" in module._modules for module in model.modules())
     ]
     if not wrapped:
         return ""

@@ -1,0 +1,101 @@
+"""An attention whose layers are fused, or taken apart, while adapters are on them: said, and not drawn without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lorry
+from lorry.errors import StateError
+from models import tiny_flux_pipeline, tiny_sd_pipeline
+from snapshots import check_same, snapshot
+
+Make = Callable[[], Any]
+MAKES = {"unet": tiny_sd_pipeline, "transformer": tiny_flux_pipeline}
+
+
+def drawn(pipe: Any) -> Tensor:
+    size = {"height": 16, "width": 16, "num_inference_steps": 1, "output_type": "pt"}
+    return pipe("a cat", generator=torch.Generator().manual_seed(0), **size).images
+
+
+def lora(component: str, model: torch.nn.Module) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    shapes = {
+        path: layer.weight.shape
+        for path, layer in model.named_modules()
+        if path.endswith((".to_k", ".to_v")) and isinstance(layer, torch.nn.Linear)
+    }
+    return {
+        f"{component}.{path}.{key}.weight": torch.randn(shape)
+        for path, (outputs, inputs) in shapes.items()
+        for key, shape in (("lora_A", (2, inputs)), ("lora_B", (outputs, 2)))
+    }
+
+
+@pytest.fixture(params=MAKES)
+def made(request: pytest.FixtureRequest) -> tuple[Any, Any, dict[str, Tensor]]:
+    """A pipeline with the loader, its denoiser, and a LoRA of the keys and values."""
+    pipe = lorry.attach(MAKES[request.param]())
+    model = getattr(pipe, request.param)
+    return pipe, model, lora(request.param, model)
+
+
+Made = tuple[Any, Any, dict[str, Tensor]]
+
+
+def test_a_call_and_a_fuse_say_that_the_layers_were_fused_after_loading(made: Made) -> None:
+    pipe, model, tensors = made
+    bare = drawn(pipe)
+    pipe.load_lora_weights(tensors)
+    acting = drawn(pipe)
+    assert not torch.equal(acting, bare)
+    model.fuse_qkv_projections()
+    before = snapshot(model)
+    for action in (lambda: drawn(pipe), pipe.fuse_lora):
+        with pytest.raises(StateError, match=r"to_k`: the \w+ does not call this layer any more"):
+            action()
+    check_same(snapshot(model), before)
+    pipe.disable_lora()
+    drawn(pipe)
+    pipe.enable_lora()
+    model.unfuse_qkv_projections()
+    assert torch.equal(drawn(pipe), acting)
+    pipe.unload_lora_weights()
+    assert torch.equal(drawn(pipe), bare)
+
+
+def test_what_is_in_the_weights_already_goes_along_and_comes_out_when_they_are_apart_again(
+    made: Made,
+) -> None:
+    pipe, model, tensors = made
+    bare = drawn(pipe)
+    pipe.load_lora_weights(tensors)
+    pipe.fuse_lora()
+    fused = drawn(pipe)
+    model.fuse_qkv_projections()
+    torch.testing.assert_close(drawn(pipe), fused, rtol=1e-4, atol=1e-4)
+    for action in (pipe.unfuse_lora, pipe.unload_lora_weights):
+        with pytest.raises(StateError, match="unfuse_qkv_projections"):
+            action()
+    model.unfuse_qkv_projections()
+    assert torch.equal(drawn(pipe), fused)
+    pipe.unload_lora_weights()
+    assert torch.equal(drawn(pipe), bare)
+
+
+def test_a_call_says_that_the_layers_were_taken_apart_after_loading(made: Made) -> None:
+    pipe, model, tensors = made
+    model.fuse_qkv_projections()
+    bare = drawn(pipe)
+    pipe.load_lora_weights(tensors)
+    assert not torch.equal(drawn(pipe), bare)
+    model.unfuse_qkv_projections()
+    with pytest.raises(StateError, match=r"to_(q?kv)`: the \w+ does not call"):
+        drawn(pipe)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(drawn(pipe), bare, rtol=1e-4, atol=1e-4)
