@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import mmap
 import statistics
 import threading
 import time
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -27,18 +25,6 @@ def timed(action: Callable[[], object]) -> float:
     action()
     synchronise()
     return time.perf_counter() - start
-
-
-def seconds_of_new_memory(nbytes: int) -> float:
-    """Return what it takes now to fill as much memory that is new to the process from memory in use."""
-    source = torch.ones(nbytes, dtype=torch.uint8).numpy()
-    target: list[np.ndarray] = []
-
-    def fill() -> None:
-        target.append(np.frombuffer(mmap.mmap(-1, nbytes), dtype=np.uint8))
-        target[0][:] = source
-
-    return timed(fill)
 
 
 def synchronise() -> None:

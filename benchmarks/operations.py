@@ -19,7 +19,6 @@ from benchmarks.measuring import (
     Machine,
     Row,
     peak_bytes,
-    seconds_of_new_memory,
     timed,
     wait_for_threads,
 )
@@ -39,39 +38,30 @@ class Journey:
         self.contender, self.files = contender, files
         self.seconds: dict[str, list[float]] = {}
         self.peaks: dict[str, int] = {}
-        self.new_memory: dict[str, list[float]] = {}
-        """What a copy of the bytes of an operation into new memory took, right after it."""
 
     def note(self, operation: str, action: Callable[[], object]) -> None:
         wait_for_threads()
         self.seconds.setdefault(operation, []).append(timed(action))
 
-    def note_in_new_memory(self, operation: str, action: Callable[[], object], files: int) -> None:
-        self.note(operation, action)
-        nbytes = sum(file.stat().st_size for file in self.files[:files])
-        self.new_memory.setdefault(operation, []).append(seconds_of_new_memory(nbytes))
-
     def run(self) -> None:
         pipe, files = self.contender, self.files
         forget_layouts()
         release_spare()
-        self.note_in_new_memory("load, new layout and memory", lambda: load(pipe, files[0], "a"), 1)
+        self.note("load, new layout and memory", lambda: load(pipe, files[0], "a"))
         self.note("unload one", pipe.unload_lora_weights)
         release_spare()
-        self.note_in_new_memory("load, new memory", lambda: load(pipe, files[0], "a"), 1)
+        self.note("load, new memory", lambda: load(pipe, files[0], "a"))
         self.note("unload one", pipe.unload_lora_weights)
         for _ in range(3):
             self.note("load", lambda: load(pipe, files[0], "a"))
             self.note("unload one", pipe.unload_lora_weights)
         load(pipe, files[0], "a")
-        self.note_in_new_memory("load a second", lambda: load(pipe, files[1], "b"), 1)
+        self.note("load a second", lambda: load(pipe, files[1], "b"))
         for name in "abab":
             self.note("switch to the other", lambda: pipe.set_adapters(name))  # noqa: B023
         for strength in (0.5, 0.6, 0.7):
             self.note("change a strength", lambda: pipe.set_adapters("b", strength))  # noqa: B023
-        self.note_in_new_memory(
-            "two active, first time", lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]), 2
-        )
+        self.note("two active, first time", lambda: pipe.set_adapters(["a", "b"], [0.5, 0.7]))
         for strength in (0.4, 0.6):
             self.note("change both strengths", lambda: pipe.set_adapters(["a", "b"], [strength, 0.6]))  # noqa: B023
         pipe.set_adapters("a")
@@ -186,7 +176,7 @@ def measure(
         journey.measure_peaks()
         model.load_state_dict(before)
     ours, theirs = journeys[Lorry], journeys[Diffusers]
-    floors = _floors(model, files[0].stat().st_size, machine, given, ours.new_memory)
+    floors = _floors(model, files[0].stat().st_size, machine, given)
     rows = [Row(o, ours.seconds[o], theirs.seconds[o], floors.get(o)) for o in ours.seconds]
     count = sum(p.numel() for p in model.parameters()) / 1e9
     size = files[0].stat().st_size
@@ -213,24 +203,20 @@ def measure(
     return page, rows
 
 
-def _floors(
-    model: nn.Module, file_bytes: int, machine: Machine, given: float, new_memory: dict[str, list[float]]
-) -> dict[str, float]:
+def _floors(model: nn.Module, file_bytes: int, machine: Machine, given: float) -> dict[str, float]:
     """Return the seconds that bytes, sums and pointers take on this machine if nothing else is done.
 
-    Args:
-        model: without adapters.
-        file_bytes: of an adapter.
-        machine: what it does a second.
-        given: the bytes a second at which the model was copied into new memory.
-        new_memory: what copies of the bytes of operations into new memory took, right after these.
+    `given`: the bytes a second at which the model was copied into new memory.
     """
     touched = [module.weight for module in attention_layers(model).values()]
     nbytes, numbers = sum(w.nbytes for w in touched), sum(w.numel() for w in touched)
     product = 2 * 16 * numbers / machine.flops
     buffers, weights = _seconds_of_pointers(model)
     return {
-        **{operation: statistics.median(seconds) for operation, seconds in new_memory.items()},
+        "load, new layout and memory": file_bytes / machine.copied_fresh,
+        "load, new memory": file_bytes / machine.copied_fresh,
+        "load a second": file_bytes / machine.copied_fresh,
+        "two active, first time": 2 * file_bytes / machine.copied_fresh,
         "load": file_bytes / machine.copied,
         "switch to the other": buffers,
         "delete two of four": 2 * file_bytes / machine.copied + buffers,

@@ -50,9 +50,8 @@ INTRODUCTION = """\
 Made by `make bench` (`python -m benchmarks.run`) on {day}: lorry and diffusers + PEFT in turn in one process, on the
 same files (in the page cache) and the same random weights. A time is a median, with the least and the greatest; the
 ratio is theirs over ours; the floor is what the bytes, the sums and the pointers of the row take on this machine when
-nothing else is done: pointers to the factors into the buffers of each layer, and of weights to their memory. Where
-bytes go into new memory, as many are copied into such memory right after the operation. A thread of lorry's that still
-gives memory back is waited for between two operations.
+nothing else is done: pointers to the factors into the buffers of each layer, and of weights to their memory. A thread
+of lorry's that still gives memory back is waited for between two operations.
 [performance.md](performance.md) says what was changed for which row, and what stands in the way of more.
 
 Machine: {machine}

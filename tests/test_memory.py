@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from lorry import memory
-from lorry.memory import SMALL, new_block, release_spare
+from lorry.memory import SMALL, new_block, release_spare, shrink_spare
+from small import changing, put
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +48,34 @@ def test_a_block_that_is_too_small_or_twice_too_large_is_not_used() -> None:
     assert places.isdisjoint(other.data_ptr() for other in others)
 
 
-def test_no_more_than_the_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("lorry"):
+            thread.join()
+
+
+def test_no_more_than_the_limit_is_kept_when_spare_memory_was_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LIMIT", 5 * SMALL)
-    blocks = [new_block(2 * SMALL) for _ in range(4)]
+    blocks = [new_block(2 * SMALL) for _ in range(8)]
     blocks.clear()
+    assert len(memory._spare) == 5
+    shrink_spare()
+    wait()
+    assert len(memory._spare) == 2
+    shrink_spare()
+    wait()
     assert len(memory._spare) == 2
     release_spare()
     assert not memory._spare
+
+
+def test_taking_adapters_off_shrinks_spare_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 5 * SMALL)
+    model = nn.Sequential(nn.Linear(8, 8))
+    put(model)
+    blocks = [new_block(2 * SMALL) for _ in range(4)]
+    blocks.clear()
+    with changing(model) as (state, undo):
+        state.remove(["toy"], undo)
+    wait()
+    assert len(memory._spare) == 2

@@ -15,6 +15,7 @@ from torch import nn
 from lorry.algebra import Delta, pad_channels
 from lorry.binding import bare_parameters, find_idle, modules_at, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
+from lorry.memory import shrink_spare
 from lorry.patching.bare import BareParameters
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
@@ -227,6 +228,7 @@ class AdapterState:
         for resident in leaving.values():
             self._sides.drop(resident, undo)
         self._weights.free_spare(undo)
+        undo.on_success(shrink_spare)
         if not self.adapters and not self._weights and self._sides.room is None:
             self._detach(undo)
 
