@@ -115,12 +115,20 @@ def test_a_damage_is_named_and_nothing_is_changed(what: str, spelling: str) -> N
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_layer_without_its_alpha_has_the_scale_of_none(spelling: str) -> None:
+def test_a_layer_without_its_alpha_has_the_scale_of_none_and_is_named(
+    spelling: str, caplog: pytest.LogCaptureFixture
+) -> None:
     pipe = attach(tiny_sd_pipeline())
     tensors, keys = whole_file(spelling, pipe), SPELLINGS[spelling](TO_K)
+    (whole,) = pipe.load_lora_weights(tensors).components
+    assert whole.without_alpha == ()
+    assert not caplog.messages
     del tensors[keys[2]]
     (report,) = pipe.load_lora_weights(tensors).components
     assert report.scales == (0.5, 1.0)
+    assert set(report.without_alpha) <= set(keys)
+    assert len(report.without_alpha) == 1
+    assert f"1 without the alpha that others have, at scale 1: {report.without_alpha[0]}" in caplog.text
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -218,4 +218,14 @@ def _component_report(name: str, targets: int, entries: list[Entry]) -> Componen
         families=tuple(sorted({entry.delta.family for entry in entries})),
         nbytes=sum(entry.delta.nbytes for entry in entries),
         adds_nothing=all(entry.delta.adds_nothing() for entry in entries),
+        without_alpha=_without_alpha(entries),
+    )
+
+
+def _without_alpha(entries: list[Entry]) -> tuple[str, ...]:
+    """Return a key of each entry that has no alpha where others have one."""
+    if all(entry.scale_source != "alpha tensor" for entry in entries):
+        return ()
+    return tuple(
+        entry.keys[0] for entry in entries if entry.scale_source == "rank" and entry.delta.rank is not None
     )

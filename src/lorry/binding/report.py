@@ -29,6 +29,8 @@ class ComponentReport:
     nbytes: int
     adds_nothing: bool = False
     """Whether the file's numbers say that all of this leaves the model as it is; not known from a header alone."""
+    without_alpha: tuple[str, ...] = ()
+    """A key of each layer whose alpha is missing where others have theirs: its scale is 1, which may not be meant."""
 
     def __str__(self) -> str:
         families = "+".join(self.families)
@@ -37,8 +39,16 @@ class ComponentReport:
             f"{self.component}: {self.targets} targets from {self.keys or 'the same'} keys, "
             f"{families} {_span('rank', self.ranks)}, "
             f"{_span('scale', self.scales)} (from {sources}), {size_of(self.nbytes)}"
-            f"{', which adds nothing: it is all zeros' if self.adds_nothing else ''}"
+            f"{', which adds nothing: it is all zeros' if self.adds_nothing else ''}{self._missing}"
         )
+
+    @property
+    def _missing(self) -> str:
+        """Whose alpha is missing, as the end of a sentence."""
+        if not self.without_alpha:
+            return ""
+        number = len(self.without_alpha)
+        return f"; {number} without the alpha that others have, at scale 1: {some(self.without_alpha, 3)}"
 
 
 @final

@@ -207,7 +207,8 @@ def _log(report: LoadReport, name: str, models: Mapping[str, nn.Module | None]) 
             report.source,
             " and ".join(part.component for part in report.components),
         )
-    level = logging.WARNING if report.unknown or report.mismatched else logging.INFO
+    is_odd = report.unknown or report.mismatched or any(part.without_alpha for part in report.components)
+    level = logging.WARNING if is_odd else logging.INFO
     log.log(level, "Loaded %r: %s", name, report)
     if any(not state.enabled for state in _states(models)):
         log.warning("Adapters are disabled on this pipeline: %r acts after `enable_lora()`.", name)
