@@ -117,7 +117,8 @@ class Draft:
             elif first is not None:
                 reason = f"the same tensors as {first.entry.keys[0]}"
             if first is None:
-                new.append((place, _Placed(replace(entry, delta=delta), place.into)))
+                part = entry if delta is entry.delta else replace(entry, delta=delta)
+                new.append((place, _Placed(part, place.into)))
         for place, item in new:
             placed.setdefault(place.path, []).append(item)
         if new or not reason:

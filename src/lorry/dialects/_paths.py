@@ -50,7 +50,7 @@ _RESPELT = (
     (re.compile(r"^(?:transformer|unet)[._](?=(?:(?:single_)?transformer|down|up)_blocks|mid_block)"), ""),
 )
 _SIGNS = (
-    *("attention_blocks.", "temporal_transformer.", ".to.", "sformer_blocks.", "img_in.proj"),
+    *("attention_blocks.", "temporal_transformer.", ".to.", "img_in.proj"),
     *("mlp.layers.", "modulation.layers.", ".linear1", ".linear2"),
     *(
         f"{component}{dot}{blocks}"
@@ -61,7 +61,9 @@ _SIGNS = (
         )
     ),
 )
-"""One of these is in every path that is spelt in another way."""
+"""One of these is in every path that is spelt in another way and does not begin with `_EXPORTED`."""
+_EXPORTED = "sformer_blocks."
+"""Of a Flux.2; it is a part of usual names too."""
 _OMI = (
     (re.compile(r"img_in"), "img_in.proj"),
     (re.compile(r"((?:double_blocks|txt_in)\..*mlp\.)fc1"), r"\1fc0"),
@@ -161,7 +163,7 @@ def connectors_name(path: str) -> str:
 
 def plain_path(path: str) -> str:
     """Return a module's path as its model has it, where a trainer's differs from it by a few words."""
-    if any(sign in path for sign in _SIGNS):
+    if path.startswith(_EXPORTED) or any(sign in path for sign in _SIGNS):
         for pattern, plain in _RESPELT:
             path = pattern.sub(plain, path)
     return path
