@@ -108,7 +108,7 @@ def find_idle(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
     for path in layers:
         first.setdefault(path.rpartition(".")[2], path)
     for fused, parts in FUSED.items():
-        for name in first.keys() & {fused, *parts}:
+        for name in (one for one in (fused, *parts) if one in first):
             attention = model.get_submodule(first[name].rpartition(".")[0])
             if parts[1] not in attention._modules:
                 continue  # it has never had others
