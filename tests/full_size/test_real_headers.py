@@ -78,3 +78,4 @@ def test_every_key_of_a_real_file_lands_on_the_model_it_was_made_for(name: str, 
     plan = plan_of(name, given)
     assert plan.report.applied == plan.report.key_count == len(given)
     assert plan.report.targets == FILES[name][1]
+    assert not any(part.without_alpha for part in plan.report.components)

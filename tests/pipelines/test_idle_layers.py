@@ -99,3 +99,12 @@ def test_a_call_says_that_the_layers_were_taken_apart_after_loading(made: Made) 
         drawn(pipe)
     pipe.unload_lora_weights()
     torch.testing.assert_close(drawn(pipe), bare, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_that_are_gone_with_their_layers_are_passed_over() -> None:
+    pipe = lorry.attach(tiny_flux_pipeline())
+    pipe.load_lora_weights(lora("transformer", pipe.transformer))
+    pipe.transformer.single_transformer_blocks = torch.nn.ModuleList()
+    pipe.fuse_lora()
+    pipe.unfuse_lora()
+    assert drawn(pipe).isfinite().all()

@@ -22,7 +22,7 @@ from lorry.algebra import (
     pad_channels,
 )
 from lorry.binding.tables import Piece
-from lorry.binding.targets import INPUTS, weight_shape
+from lorry.binding.targets import INPUTS, modules_at, weight_shape
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -108,14 +108,16 @@ def find_idle(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
     for path in layers:
         first.setdefault(path.rpartition(".")[2], path)
     for fused, parts in FUSED.items():
-        for name in (one for one in (fused, *parts) if one in first):
-            attention = model.get_submodule(first[name].rpartition(".")[0])
-            if parts[1] not in attention._modules:
-                continue  # it has never had others
-            one = attention._modules.get(fused)
-            is_called = one is not None and _computes_fused(attention)
-            if is_called if name != fused else not is_called or one is not layers[first[name]]:
-                return first[name]
+        for path in (first[name] for name in (fused, *parts) if name in first):
+            parent, _, name = path.rpartition(".")
+            attention = modules_at(model, [parent]).get(parent)
+            if attention is None or parts[1] not in attention._modules:
+                continue  # it is gone with all its layers, or has never had the parts
+            whole = attention._modules.get(fused)
+            calls_whole = whole is not None and _computes_fused(attention)
+            is_called = calls_whole and whole is layers[path] if name == fused else not calls_whole
+            if not is_called:
+                return path
     return None
 
 

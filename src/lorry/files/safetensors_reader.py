@@ -44,21 +44,12 @@ def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False)
     with _open(path) as file:
         layout = _read_layout(file, source)
         if into_memory or layout.data_start % ALIGNMENT:
-            whole = new_block(layout.table.nbytes)
-            if len(whole) < LARGE:
-                _fill(whole, file, source)
-                views = _views(whole, 0, layout.spans)
-            else:
-                coming = begun(_fill, whole, file, source)
-                try:
-                    views = _views(whole, 0, layout.spans, coming.result)
-                finally:
-                    coming.result()
+            views = _views_in_memory(file, layout, source)
         else:
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            whole, start = torch.frombuffer(data, dtype=torch.uint8), layout.data_start
-            views = _views(whole, start, layout.spans)
+            whole = torch.frombuffer(data, dtype=torch.uint8)
+            views = _views(whole, layout.data_start, layout.spans)
     return TensorFile(views, layout.metadata, source, spans=layout.table)
 
 
@@ -95,6 +86,19 @@ def _read_layout(file: BufferedReader, source: str) -> Layout:
     size = os.fstat(file.fileno()).st_size
     length = header_length(file.read(LENGTH_BYTES), size, source)
     return parse_header(file.read(length), size, source)
+
+
+def _views_in_memory(file: BufferedReader, layout: Layout, source: str) -> dict[str, Tensor]:
+    """Return every tensor of a file that is read into one block of memory; they are laid out while it is read."""
+    whole = new_block(layout.table.nbytes)
+    if len(whole) < LARGE:
+        _fill(whole, file, source)
+        return _views(whole, 0, layout.spans)
+    coming = begun(_fill, whole, file, source)
+    try:
+        return _views(whole, 0, layout.spans, coming.result)
+    finally:
+        coming.result()
 
 
 def _fill(whole: Tensor, file: BufferedReader, source: str) -> None:

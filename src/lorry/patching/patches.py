@@ -75,10 +75,10 @@ def unpatch(modules: Sequence[SidePath], undo: Undo) -> None:
 def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
     """Take buffers of lorry's out of modules, and their homes."""
     attributes = [*map(vars, modules)]
-    buffers = map(itemgetter("_buffers"), attributes)
     own = [
+        # most layers have no buffers but lorry's, of which all are there
         {} if len(here) == len(names) else {n: one for n, one in here.items() if n not in names}
-        for here in buffers
+        for here in map(itemgetter("_buffers"), attributes)
     ]
     undo.set_in_all(attributes, "_buffers", own)
     mark_empty(modules, names, undo)
