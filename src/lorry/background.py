@@ -10,6 +10,11 @@ from typing import ParamSpec, TypeVar
 LARGE = 1 << 23
 """Bytes. To go through fewer takes less time than a thread may wait for a core to begin on."""
 
+
+def there() -> None:
+    """Wait for nothing: in place of the result of a thread, where all is there already."""
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from typing import Literal, Self, final
 from torch import Tensor
 
 from lorry.algebra import Delta
+from lorry.background import there
 from lorry.names import Target
 
 BlockNames = Literal["diffusers", "original"]
@@ -75,6 +76,8 @@ class Adapter:
     and no other name in it tells."""
     text_encoders: Mapping[str, str] = field(default_factory=dict)
     """By component, the class of a text encoder's model, where the file or its base says it and layers may not."""
+    arrived: Callable[[], object] = there
+    """Waits until the numbers of its tensors are there: a thread may still read the file."""
 
     @property
     def components(self) -> tuple[str, ...]:

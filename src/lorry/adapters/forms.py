@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self, final
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lorry.adapters.adapter import Adapter, BlockNames, Entry
+from lorry.background import there
 
 
 @final
@@ -49,8 +50,14 @@ class Form:
         _forms[adapter] = form
         return form
 
-    def filled(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Adapter:
-        """Return the adapter of this form that a file's tensors make."""
+    def filled(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        source: str,
+        arrived: Callable[[], object] = there,
+    ) -> Adapter:
+        """Return the adapter of this form that a file's tensors make; `arrived` waits for their numbers."""
         entries = tuple(
             Entry(
                 entry.target,
@@ -67,6 +74,7 @@ class Form:
             source=source,
             block_names=self.block_names,
             text_encoders=self.text_encoders,
+            arrived=arrived,
         )
         _forms[adapter] = self
         return adapter

@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import nn
 
 from lorry.binding.original_names import unet_names
-from lorry.binding.places import Place, joined, places_of, usual_names, where_fused
+from lorry.binding.places import Place, computes_fused, joined, places_of, usual_names, where_fused
 from lorry.binding.tables import Names, Piece, exchanged_names, original_names
 from lorry.binding.targets import carriers, weight_shape
 from lorry.errors import StateError, UnknownTargetError
@@ -19,9 +19,9 @@ ROOT_LEVELS = ("text_model.", "model.", "language_model.", "model.language_model
 """Levels that versions of transformers have added or dropped at the root of a text encoder, or that a model has there
 which holds a text encoder (Llava)."""
 
-Make = tuple[type, list[tuple[str, tuple[int, ...] | None, bool]]]
-"""A class of model and, of every module, its path, the shape of the weight that a delta must have, and whether there is
-no bias."""
+Make = tuple[type, list[tuple[str, tuple[int, ...] | None, bool]], list[str]]
+"""A class of model; of every module, its path, the shape of the weight that a delta must have, and whether there is no
+bias; and the attentions that compute with a fused layer."""
 
 
 @final
@@ -29,19 +29,30 @@ class ModuleIndex:
     """Finds where the rows of a `Target` land in a model."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Index every named module of `model`, and its bare parameters.
+        """Make the index of `model`, which is walked when a module is first looked for.
 
         Raises:
             StateError: PEFT has put its wrappers into the model, so that its paths are no longer its own.
         """
         self.model = model
-        self.modules = carriers(model)
-        if any(path.endswith(".base_layer") for path in self.modules):
+        if "peft_config" in vars(model):
+            _ = self.modules
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every named module, and what stands for the bare parameters, by path.
+
+        Raises:
+            StateError: PEFT has wrapped some.
+        """
+        modules = carriers(self.model)
+        if any(path.endswith(".base_layer") for path in modules):
             raise StateError(
-                f"This {type(model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
+                f"This {type(self.model).__name__} carries adapters that PEFT loaded (its modules are wrapped in "
                 "`base_layer`), which lorry's methods do not see. Take them out first by the pipeline's "
                 "`unload_lora_weights()`."
             )
+        return modules
 
     @property
     def make(self) -> Make:
@@ -50,7 +61,8 @@ class ModuleIndex:
             (path, weight_shape(module), module._parameters.get("bias") is None)
             for path, module in self.modules.items()
         ]
-        return type(self.model), layers
+        fused = [path for path, module in self.modules.items() if computes_fused(module)]
+        return type(self.model), layers, fused
 
     @cached_property
     def _fuses(self) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from lorry.adapters import Adapter, Form, form_of
 from lorry.algebra import Delta
 from lorry.binding.index import Make, ModuleIndex
+from lorry.binding.places import computes_fused
 from lorry.binding.report import LoadReport
+from lorry.binding.targets import layers_at, weight_shape
 
 KEPT = 4
 """How many plans are kept of one form: it may be loaded on several pipelines in turn."""
@@ -19,6 +24,28 @@ Routes = Mapping[str, tuple[str, ...]]
 """The pipeline's components for each that the file names."""
 Deltas = dict[str, dict[str, Delta]]
 """By component and by module path."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """The layers of a live model that a plan is for, and the blocks that these are in."""
+
+    layers: Sequence[tuple[tuple[int, ...] | None, bool, int]]
+    """Of each, the shape of the weight that a delta must have, whether it has no bias, how many modules are in it."""
+    blocks: Sequence[tuple[str, tuple[str, ...], bool]]
+    """Of each, the path, the names of what is in it, and whether it is an attention that computes fused."""
+
+    @classmethod
+    def of(cls, model: nn.Module, paths: Iterable[str]) -> _Ground:
+        layers, blocks = layers_at(model, paths)
+        return cls(
+            [
+                (weight_shape(one), one._parameters.get("bias") is None, len(one._modules))
+                for one in layers.values()
+            ],
+            [(path, tuple(block._modules), computes_fused(block)) for path, block in blocks.items()],
+        )
 
 
 @final
@@ -31,6 +58,22 @@ class _Known:
     numbers: Mapping[str, Mapping[str, int]]
     """By component and module path: the number of the entry whose delta goes there just as it is."""
     report: LoadReport
+    grounds: Mapping[str, WeakKeyDictionary[nn.Module, _Ground]] = field(
+        default_factory=lambda: defaultdict(WeakKeyDictionary)
+    )
+    """By component: the models that were of its make, each as it was then."""
+
+    def is_for(self, indexes: Mapping[str, ModuleIndex]) -> bool:
+        """Whether these are models that the plan was for before, where all that it names stands as it stood."""
+        return self.makes.keys() == indexes.keys() and all(
+            self.grounds[name].get(index.model) == _Ground.of(index.model, self.numbers.get(name, ()))
+            for name, index in indexes.items()
+        )
+
+    def remember(self, indexes: Mapping[str, ModuleIndex]) -> None:
+        """Know these models, which are of its make, from now on."""
+        for name, index in indexes.items():
+            self.grounds[name][index.model] = _Ground.of(index.model, self.numbers.get(name, ()))
 
 
 _known: WeakKeyDictionary[Form, tuple[_Known, ...]] = WeakKeyDictionary()
@@ -44,14 +87,19 @@ def find_known(
     known = () if form is None else _known.get(form, ())
     if not known:
         return None
-    makes = _makes(indexes)
-    found = next((one for one in known if one.makes == makes and one.routes == routes), None)
+    known = [one for one in known if one.routes == routes]
+    found = next((one for one in known if one.is_for(indexes)), None)
     if found is None:
-        return None
+        makes = _makes(indexes)
+        found = next((one for one in known if one.makes == makes), None)
+        if found is None:
+            return None
+        found.remember(indexes)
     deltas = {
         component: {path: adapter.entries[number].delta for path, number in numbers.items()}
         for component, numbers in found.numbers.items()
     }
+    adapter.arrived()
     components = tuple(
         replace(one, adds_nothing=all(delta.adds_nothing() for delta in deltas[one.component].values()))
         for one in found.report.components
@@ -74,6 +122,7 @@ def remember(
         for component, here in deltas.items()
     }
     one = _Known(_makes(indexes), routes, numbers, report)
+    one.remember(indexes)
     _known[form] = (one, *_known.get(form, ())[: KEPT - 1])
 
 

@@ -90,7 +90,7 @@ def where_fused(place: Place, modules: Mapping[str, nn.Module]) -> Place:
     parent, _, name = place.path.rpartition(".")
     for fused, parts in FUSED.items():
         path = f"{parent}.{fused}"
-        if name in parts and path in modules and _computes_fused(modules[parent]):
+        if name in parts and path in modules and computes_fused(modules[parent]):
             sizes = {part: (weight_shape(modules[f"{parent}.{part}"]) or (0,))[0] for part in parts}
             before = sum(sizes[part] for part in parts[: parts.index(name)])
             first, last = place.into or (0, sizes[name])
@@ -114,7 +114,7 @@ def find_idle(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
             if attention is None or parts[1] not in attention._modules:
                 continue  # it is gone with all its layers, or has never had the parts
             whole = attention._modules.get(fused)
-            calls_whole = whole is not None and _computes_fused(attention)
+            calls_whole = whole is not None and computes_fused(attention)
             is_called = calls_whole and whole is layers[path] if name == fused else not calls_whole
             if not is_called:
                 return path
@@ -132,8 +132,10 @@ def joined(places: tuple[Place, ...], modules: Mapping[str, nn.Module]) -> tuple
     return (Place(path),) if whole and follow and len({place.path for place in places}) == 1 else places
 
 
-def _computes_fused(attention: nn.Module) -> bool:
+def computes_fused(attention: nn.Module) -> bool:
     """Whether an attention computes with its fused layer. Older classes keep that one when they are unfused."""
+    if FUSED.keys().isdisjoint(attention._modules):
+        return False
     processor = type(getattr(attention, "processor", None)).__name__
     old = type(attention).__name__ == "Attention"
     return bool(getattr(attention, "fused_projections", False)) and (not old or processor.startswith("Fused"))

@@ -53,7 +53,7 @@ def bind(
     """Plan how `adapter` lands on the components of a pipeline. Nothing is changed.
 
     Args:
-        adapter: what to apply.
+        adapter: what to apply. Its numbers are waited for.
         models: the pipeline's components by name; None for one that the pipeline has a place for and that is not
             loaded (keys for it are ignored, and the report says so).
         strict: refuse a file of which any tensor has no place or a wrong shape. When false, the rest is planned.
@@ -72,6 +72,7 @@ def bind(
     known = find_known(adapter, indexes, found)
     if known is not None:
         return Plan(*known)
+    adapter.arrived()
     draft = _drafted(adapter, models, indexes, found)
     report = draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))
     if strict:

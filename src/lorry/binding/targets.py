@@ -44,14 +44,29 @@ def _gather(start: str, module: nn.Module, found: dict[str, nn.Module], seen: se
 
 def modules_at(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
     """Return the modules of a model that stand at these paths; there may be none at some of them."""
+    return layers_at(model, paths)[0]
+
+
+def layers_at(model: nn.Module, paths: Iterable[str]) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Return the modules that stand at these paths, and the ones that these are in, each by its path."""
     found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module | None] = {"": model}
     for path in paths:
-        module: nn.Module | None = model
-        for name in path.split("."):
-            module = None if module is None else module._modules.get(name)
+        above, _, name = path.rpartition(".")
+        if above not in blocks:
+            blocks[above] = _module_at(model, above)
+        block = blocks[above]
+        module = None if block is None else block._modules.get(name)
         if module is not None:
             found[path] = module
-    return found
+    return found, {path: block for path, block in blocks.items() if block is not None}
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = model
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:

@@ -63,13 +63,13 @@ class Watched(Mapping[str, str]):
 
 
 def find_known(file: TensorFile) -> Adapter | None:
-    """Return the adapter in a file whose like was read before, or None."""
+    """Return the adapter in a file whose like was read before, or None. Its numbers may still be read."""
     known = () if file.spans is None else _known.get(file.spans, ())
     if not known:
         return None
     numbers = _numbers(file)
     form = next((one.form for one in known if one.fits(file, numbers)), None)
-    return None if form is None else form.filled(file.tensors, file.metadata, file.source)
+    return None if form is None else form.filled(file.tensors, file.metadata, file.source, file.arrived)
 
 
 def remember(file: TensorFile, adapter: Adapter, text: Watched) -> None:
@@ -81,4 +81,7 @@ def remember(file: TensorFile, adapter: Adapter, text: Watched) -> None:
 
 
 def _numbers(file: TensorFile) -> tuple[float, ...]:
-    return tuple(file.tensors[key].item() for key in (file.spans.numbers if file.spans else ()))
+    keys = file.spans.numbers if file.spans else ()
+    if keys:
+        file.arrived()
+    return tuple(file.tensors[key].item() for key in keys)

@@ -99,7 +99,7 @@ def get_dialect(name: str) -> Dialect:
 
 
 def read_adapter(file: TensorFile) -> Adapter:
-    """Return the adapter that a file holds, in whatever dialect it is.
+    """Return the adapter that a file holds, in whatever dialect it is; of a file that is still read, one that may be.
 
     Raises:
         UnsupportedAdapterError: the file is recognised, and lorry cannot apply it.
@@ -111,6 +111,7 @@ def read_adapter(file: TensorFile) -> Adapter:
     known = find_known(file)
     if known is not None:
         return known
+    file = file.whole()
     text = Watched(file.metadata)
     adapter = replace(_read(replace(file, metadata=text)), metadata=file.metadata)
     remember(file, adapter, text)

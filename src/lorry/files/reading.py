@@ -46,6 +46,7 @@ def read_adapter_file(
     *,
     header_only: bool = False,
     into_memory: bool = False,
+    early: bool = False,
     **kwargs: Any,
 ) -> TensorFile:
     """Find and read an adapter's file.
@@ -57,6 +58,7 @@ def read_adapter_file(
         pretrained: a file, a folder, or the id of a repository of the Hub.
         header_only: leave the weights of safetensors files on the disk; see `read_header`.
         into_memory: read them into memory of their own; see `read_safetensors`.
+        early: return while they are still read, where it is one file.
         kwargs: those of `find_weights`.
 
     Returns:
@@ -72,14 +74,18 @@ def read_adapter_file(
         files = {name: read_weights(path, **how) for name, path in folders.items()}
         return _joined(os.fspath(pretrained), files)
     path = find_weights(pretrained, **kwargs)
-    file = read_weights(path, **how)
+    file = read_weights(path, **how, early=early)
     if file.config is not None and path.parent.name in COMPONENT_FOLDERS:
-        return _joined(file.source, {path.parent.name: file})
+        return _joined(file.source, {path.parent.name: file.whole()})
     return file
 
 
 def read_weights(
-    path: str | os.PathLike[str], *, header_only: bool = False, into_memory: bool = False
+    path: str | os.PathLike[str],
+    *,
+    header_only: bool = False,
+    into_memory: bool = False,
+    early: bool = False,
 ) -> TensorFile:
     """Read a file of tensors, whatever container it is in, with the `adapter_config.json` that belongs to it.
 
@@ -87,6 +93,7 @@ def read_weights(
         path: of the file, or of the index of a file in several parts, which are read as one.
         header_only: leave the weights of a safetensors file on the disk; see `read_header`.
         into_memory: read them into memory of their own; see `read_safetensors`.
+        early: return while they are still read, where it is one file.
 
     Raises:
         AdapterNotFoundError: there is no such file, or no such part.
@@ -97,7 +104,7 @@ def read_weights(
     if is_index(path):
         return replace(read_parts(path, read), config=_config(path))
     if path.suffix in SAFE or _looks_safe(path):
-        found = read(path)
+        found = read(path) if header_only else read_safetensors(path, into_memory=into_memory, early=early)
     elif path.suffix in PICKLES:
         found = read_pickle(path)
     else:

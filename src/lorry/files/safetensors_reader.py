@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from io import BufferedReader
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorry.background import LARGE, begun
+from lorry.background import LARGE, begun, there
 from lorry.errors import AdapterNotFoundError, BrokenFileError
 from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
 from lorry.files.tensor_file import TensorFile
@@ -23,13 +24,16 @@ ALIGNMENT = 8
 
 
 @torch.inference_mode(False)
-def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False) -> TensorFile:
+def read_safetensors(
+    path: str | os.PathLike[str], *, into_memory: bool = False, early: bool = False
+) -> TensorFile:
     """Read a safetensors file through one memory map, or into one block of memory.
 
     Args:
         path: of the file.
         into_memory: read the bytes now, into memory that is the tensors' own: what becomes of the file afterwards does
             not matter to them.
+        early: return while a thread still reads them. They are there when `arrived` of what is returned has returned.
 
     Returns:
         Its tensors, on the CPU and sharing one block. That is the map's memory: bytes are read when they are first
@@ -41,16 +45,24 @@ def read_safetensors(path: str | os.PathLike[str], *, into_memory: bool = False)
         BrokenFileError: the header does not describe the file, or it was cut off meanwhile.
     """
     source = os.fspath(path)
-    with _open(path) as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(_open(path))
         layout = _read_layout(file, source)
-        if into_memory or layout.data_start % ALIGNMENT:
-            views = _views_in_memory(file, layout, source)
-        else:
+        if not (into_memory or layout.data_start % ALIGNMENT):
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             whole = torch.frombuffer(data, dtype=torch.uint8)
             views = _views(whole, layout.data_start, layout.spans)
-    return TensorFile(views, layout.metadata, source, spans=layout.table)
+            return TensorFile(views, layout.metadata, source, spans=layout.table)
+        stack.pop_all()  # whoever reads the rest closes it
+    whole, arrived = new_block(layout.table.nbytes), there
+    if len(whole) < LARGE:
+        _fill(whole, file, source)
+    else:  # they are laid out meanwhile
+        arrived = begun(_fill, whole, file, source).result
+    views = _views(whole, 0, layout.spans, arrived)
+    found = TensorFile(views, layout.metadata, source, spans=layout.table, arrived=arrived)
+    return found if early else found.whole()
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
@@ -88,29 +100,18 @@ def _read_layout(file: BufferedReader, source: str) -> Layout:
     return parse_header(file.read(length), size, source)
 
 
-def _views_in_memory(file: BufferedReader, layout: Layout, source: str) -> dict[str, Tensor]:
-    """Return every tensor of a file that is read into one block of memory; they are laid out while it is read."""
-    whole = new_block(layout.table.nbytes)
-    if len(whole) < LARGE:
-        _fill(whole, file, source)
-        return _views(whole, 0, layout.spans)
-    coming = begun(_fill, whole, file, source)
-    try:
-        return _views(whole, 0, layout.spans, coming.result)
-    finally:
-        coming.result()
-
-
 def _fill(whole: Tensor, file: BufferedReader, source: str) -> None:
-    """Read all that follows the header into `whole`, (bytes,) of uint8."""
-    if file.readinto(whole.numpy().data) != len(whole):
+    """Read all that follows the header into `whole`, (bytes,) of uint8, and close the file."""
+    with file:
+        count = file.readinto(whole.numpy().data)
+    if count != len(whole):
         raise BrokenFileError(
             f"{source}: expected {len(whole)} bytes of data, got less. Was it changed meanwhile?"
         )
 
 
 def _views(
-    whole: Tensor, data_start: int, spans: Sequence[Span], wait: Callable[[], object] = lambda: None
+    whole: Tensor, data_start: int, spans: Sequence[Span], wait: Callable[[], object] = there
 ) -> dict[str, Tensor]:
     """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading.
 

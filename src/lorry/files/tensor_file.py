@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self, final
 
 from torch import Tensor
 
+from lorry.background import there
 from lorry.files._layout import Spans
 
 
@@ -26,3 +27,14 @@ class TensorFile:
     """The parsed `adapter_config.json` that belongs to it, or None."""
     spans: Spans | None = None
     """The layout of a whole safetensors file, one object for all files of the same; None of anything else."""
+    arrived: Callable[[], object] = there
+    """Waits until the bytes of the tensors are there: of a file that is read early, a thread still reads them."""
+
+    def whole(self) -> Self:
+        """Wait until all of it is there, and return it.
+
+        Raises:
+            BrokenFileError: it was cut off meanwhile.
+        """
+        self.arrived()
+        return replace(self, arrived=there)

@@ -646,7 +646,7 @@ def _listed(names: Names) -> list[str]:
 
 def _read(source: Source | Preloaded, where: Mapping[str, Any]) -> Adapter:
     if not isinstance(source, Preloaded):
-        return read_source(source, **where)
+        return read_source(source, early=True, **where)
     if where:
         raise TypeError(f"{next(iter(where))!r} says where a file is: give it to `lorry.preload`.")
     return source.take()

@@ -54,6 +54,8 @@ def read_source(
     source: Source,
     network_alphas: Mapping[str, Any] | None = None,
     configuration: Mapping[str, Any] | None = None,
+    *,
+    early: bool = False,
     **kwargs: Any,
 ) -> Adapter:
     """Read the adapter that `source` names. Its tensors are its own, but for those of a state dict.
@@ -62,6 +64,7 @@ def read_source(
         source: a Hub model id, a local folder, a local file, or a state dict.
         network_alphas: alphas beside a state dict, by module (`….alpha`) or by tensor.
         configuration: adapter metadata beside a state dict, as diffusers keeps it in a file's header (`unet.r`, …).
+        early: return while a file is still read. The numbers are there when `arrived` of the adapter has returned.
         kwargs: those of `FILE_ARGUMENTS`; others of `lora_state_dict` are let through.
 
     Raises:
@@ -80,7 +83,7 @@ def read_source(
             TensorFile(_with_alphas(source, network_alphas or {}), header, "a state dict", None)
         )
     where = {k: v for k, v in kwargs.items() if k in FILE_ARGUMENTS}
-    return read_adapter(read_adapter_file(source, into_memory=True, **where))
+    return read_adapter(read_adapter_file(source, into_memory=True, early=early, **where))
 
 
 def check_arguments(given: Iterable[str]) -> None:
