@@ -12,6 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lorry.patching import Undo
 
 
+CHANGES = [name for name in vars(Undo) if name.startswith(("set_", "add_", "discard_", "delete_"))]
+"""The methods of an undo that change something."""
+
+
 class InjectedError(BaseException):
     """No `except Exception` on the way can catch it."""
 
@@ -49,7 +53,7 @@ def failing_undo(at: int, before: bool) -> Iterator[Any]:
         return failing
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("set_attribute", "set_item", "delete_item", "set_in_all", "write"):
+        for name in CHANGES:
             patch.setattr(Undo, name, wrapped(getattr(Undo, name)))
         yield Left
 

@@ -102,7 +102,7 @@ def find_idle(model: nn.Module, layers: Mapping[str, nn.Module]) -> str | None:
     """Return the path of a layer of a model that is called no more, one of `layers` by path; None where all are called.
 
     `fuse_qkv_projections()` puts one layer in the place of an attention's three, and `unfuse_qkv_projections()` takes
-    it out again. They do so with all attentions of a model: of each name, the first layer is looked at.
+    it out again. They do so with all attentions of a model: of each name, the first of `layers` is looked at.
     """
     first: dict[str, str] = {}
     for path in layers:

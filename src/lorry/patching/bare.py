@@ -103,6 +103,8 @@ class BareParameters:
             StateError: a parameter is spread over processes, packed, or needed and not here.
         """
         names = [name for resident in loaded for name in resident.bare]
+        if not (names or self._names or all_of_them or self._all):
+            return
         if all_of_them and self._all is None:
             undo.set_attribute(self, "_all", tuple(bare_parameters(model)))
         elif not all_of_them:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from types import MappingProxyType
 from typing import final
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from lorry.algebra import Delta
 from lorry.background import begun
+from lorry.binding import BareParameter
 from lorry.errors import FuseError
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
@@ -26,12 +29,37 @@ Contributions = Sequence[tuple[Delta, float]]
 
 
 @final
+@dataclass(frozen=True, eq=False, slots=True)
+class _Given:
+    """A plain parameter that was given fused memory, with its original beside it."""
+
+    holder: dict[str, nn.Parameter | None]
+    """The parameters of its module."""
+    key: str
+    parameter: nn.Parameter
+    original: Tensor
+    fused: Tensor
+    address: int
+    """Of the fused memory."""
+
+
+def _are_unmoved(given: Collection[_Given]) -> bool:
+    """Whether all these parameters are where they were, with the memory that they were given."""
+    parameters = [one.parameter for one in given]
+    standing = map(dict.get, [one.holder for one in given], [one.key for one in given])
+    addresses = [one.address for one in given]
+    return all(map(is_, standing, parameters)) and [*map(Tensor.data_ptr, parameters)] == addresses
+
+
+@final
 class FusedWeights:
     """Which parameters of a model are fused, and what they were. Fields are replaced, never changed in place."""
 
     def __init__(self) -> None:
         self._originals: dict[str, Saved] = {}
         """Of each fused parameter."""
+        self._given: dict[str, _Given] = {}
+        """Those of them that are plain, and have their originals beside them."""
         self._aside: dict[str, Tensor] | None = None
         """The fused tensors, while they are put aside."""
         self._spare: dict[str, Tensor] = {}
@@ -102,6 +130,7 @@ class FusedWeights:
             saved = self._originals.get(name)
             beside = saved.tensor if saved is not None and saved.beside else None
             self._spare.pop(name, None)
+            self._given.pop(name, None)  # what it was given is not to be held, nor what it was
             for tensor in (beside, (self._aside or {}).get(name)):
                 if tensor is not None and type(tensor) is Tensor and tensor.device == before:
                     bring(tensor, now)
@@ -136,6 +165,7 @@ class FusedWeights:
         fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
         leaving: list[str] = []
         undo.set_attribute(self, "_originals", dict(self._originals))
+        undo.set_attribute(self, "_given", dict(self._given))
         undo.set_attribute(self, "_spare", dict(self._spare))
         with Keeper(keep) as keeper:
             for path, deltas in contributions.items():
@@ -150,13 +180,16 @@ class FusedWeights:
                         if name not in self._originals:
                             before[name] = _contents(parameter)  # `undo` holds it as long
                         if kind.refusal is None:
-                            fused[name] = self._fuse(name, parameter, parts, later, keeper, undo)
+                            new = self._fuse(name, parameter, parts, later, keeper, undo)
+                            fused[name] = new
+                            self._note_given(name, modules[path], key, parameter, new)
                         else:
                             lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
                         leaving.append(name)
             later.run()
-        self._restore({name: self._originals.pop(name) for name in leaving}, modules, undo)
+        given = {name: self._given.pop(name) for name in leaving if name in self._given}
+        self._restore({name: self._originals.pop(name) for name in leaving}, given, modules, undo)
         if safe:
             for name, new in fused.items():
                 _check_finite(name, new)
@@ -180,6 +213,14 @@ class FusedWeights:
         undo.set_attribute(parameter, "data", new)
         self._written.append(parameter)
         return new
+
+    def _note_given(
+        self, name: str, module: nn.Module, key: str, parameter: nn.Parameter, new: Tensor
+    ) -> None:
+        """Note what a parameter was given, where it is put back by a pointer. What stands for bare ones is not kept."""
+        saved = self._originals[name]
+        if saved.beside and type(saved.tensor) is Tensor and not isinstance(module, BareParameter):
+            self._given[name] = _Given(module._parameters, key, parameter, saved.tensor, new, new.data_ptr())
 
     def _repack(
         self,
@@ -208,15 +249,34 @@ class FusedWeights:
 
     def restore(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put back all originals: nothing is fused any more."""
-        saved = self._originals
+        saved, given = self._originals, self._given
         undo.set_attribute(self, "_originals", {})
-        self._restore(saved, modules, undo)
+        undo.set_attribute(self, "_given", {})
+        self._restore(saved, given, modules, undo)
 
-    def _restore(self, saved: Mapping[str, Saved], modules: Mapping[str, nn.Module], undo: Undo) -> None:
-        """Put parameters' originals back, which swaps pointers where those are on the device."""
-        swapped, fused, originals = list[nn.Parameter](), list[Tensor](), list[Tensor]()
-        spare = dict[str, Tensor]()
-        for name, one in saved.items():
+    def _restore(
+        self,
+        saved: Mapping[str, Saved],
+        given: Mapping[str, _Given],
+        modules: Mapping[str, nn.Module],
+        undo: Undo,
+    ) -> None:
+        """Put parameters' originals back, which swaps pointers where those are on the device.
+
+        Args:
+            saved: the originals.
+            given: what those of them got that are on the device.
+            modules: by path.
+            undo: takes it back.
+        """
+        if not _are_unmoved(given.values()):
+            given = {}
+        swapped = [one.parameter for one in given.values()]
+        fused, originals = [one.fused for one in given.values()], [one.original for one in given.values()]
+        spare = dict(zip(given, fused, strict=True))
+        for name, one in saved.items() if len(given) < len(saved) else ():
+            if name in given:
+                continue
             parameter = _parameter(modules, name)
             contents = _taken(parameter, modules, name, undo)
             original = one.found(contents, name)

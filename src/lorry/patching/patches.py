@@ -10,7 +10,7 @@ from torch import nn
 
 from lorry.errors import StateError
 from lorry.patching.classes import change_classes, forget_tensors
-from lorry.patching.side_path import BUFFERS, SidePath, side_path_class
+from lorry.patching.side_path import BUFFERS, FACTORS, SidePath, side_path_class
 from lorry.patching.undo import Undo
 
 EMPTY = dict.fromkeys(BUFFERS)
@@ -47,13 +47,13 @@ def patched_already(path: str) -> StateError:
     )
 
 
-def mark_filled(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
-    """Let nn.Module know that buffers of these names are filled now: they are not persistent."""
+def mark_filled(modules: Collection[nn.Module], names: Sequence[str], undo: Undo) -> None:
+    """Let nn.Module know that buffers of these names, which are filled together, are so: they are not persistent."""
     undo.add_to_sets(map(itemgetter(KNOWN), map(vars, modules)), names)
 
 
-def mark_empty(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
-    """Let nn.Module know of these names no more.
+def mark_empty(modules: Collection[nn.Module], names: Sequence[str], undo: Undo) -> None:
+    """Let nn.Module know of these names, which are emptied together, no more.
 
     accelerate's offloading looks up every name that it knows, and remembers the devices of what it saw filled.
     """
@@ -81,7 +81,9 @@ def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo)
         for here in map(itemgetter("_buffers"), attributes)
     ]
     undo.set_in_all(attributes, "_buffers", own)
-    mark_empty(modules, names, undo)
+    together = [name for name in names if name in FACTORS]
+    for marked in filter(None, (together, *([name] for name in names if name not in FACTORS))):
+        mark_empty(modules, marked, undo)
     undo.delete_in_all(attributes, "lorry_home")
 
 

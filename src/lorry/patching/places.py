@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, final
 
 import torch
@@ -43,21 +45,26 @@ class Places:
                 place = module_device(module), module_dtype(module)
                 known[alike] = Place(*place, hook, weight.device, weight.dtype)
             self._of[path] = known[alike]
+        places = self._of.values()
         self._attributes = [*map(vars, modules.values())]
+        self._parameters = [one["_parameters"] for one in self._attributes]
+        self._hooks, self._dtypes = [one.hook for one in places], [one.weight_dtype for one in places]
+        self._devices = [one.weight_device for one in places]
 
     def __getitem__(self, path: str) -> Place:
         return self._of[path]
 
-    def are_of(self, modules: Mapping[str, nn.Module]) -> bool:
-        """Whether these are the places of just these modules, and still hold."""
-        return self._of.keys() == modules.keys() and self.hold()
+    def are_of(self, paths: Collection[str]) -> bool:
+        """Whether these are the places of the modules at just these paths."""
+        return self._of.keys() == paths
 
     def hold(self) -> bool:
         """Whether the modules still compute where they did when the places were found."""
-        for place, attributes in zip(self._of.values(), self._attributes, strict=True):
-            weight = attributes["_parameters"].get("weight")
-            if weight is None or attributes.get("_hf_hook") is not place.hook:
-                return False
-            if weight.dtype is not place.weight_dtype or weight.device != place.weight_device:
-                return False
-        return True
+        weights = [*map(dict.get, self._parameters, repeat("weight"))]
+        hooks = map(dict.get, self._attributes, repeat("_hf_hook"))
+        return (
+            all(map(is_, hooks, self._hooks))
+            and not any(map(is_, weights, repeat(None)))
+            and all(map(is_, map(attrgetter("dtype"), weights), self._dtypes))
+            and [*map(attrgetter("device"), weights)] == self._devices
+        )

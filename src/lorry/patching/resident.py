@@ -34,6 +34,7 @@ class Resident:
     bare: Mapping[str, Delta] = field(default_factory=dict)
     """By the name of a parameter that is no layer's. They are small, and stay in main memory, each as it is."""
     _factors: dict[str, LowRank | None] = field(default_factory=dict)
+    _firsts: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -59,6 +60,16 @@ class Resident:
     def everywhere(self) -> dict[str, Delta]:
         """All its deltas, of layers and of bare parameters."""
         return {**self.deltas, **self.bare}
+
+    @property
+    def firsts(self) -> list[str]:
+        """The path of the first layer of each name: of `to_q`, of `to_k`, and so on."""
+        if not self._firsts:
+            first: dict[str, str] = {}
+            for path in self.deltas:
+                first.setdefault(path.rpartition(".")[2], path)
+            self._firsts += first.values()
+        return self._firsts
 
     def only(self, path: str) -> Resident:
         """Return the part of it that is for one module, over the same tensors."""

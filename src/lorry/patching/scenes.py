@@ -54,24 +54,23 @@ class Scene:
 
     @property
     def is_held(self) -> bool:
-        """Whether the modules hold what it puts into them.
+        """Whether the modules hold what it puts into them, and there are some to tell it by.
 
-        The factors of a module go elsewhere together, so that one of them is looked at. Where they are cast, the scale
-        stays.
+        What a module holds goes elsewhere together, so that the strengths are looked at. Factors alone are cast, by
+        lorry (`SidePaths.recast`), which lets the scene go.
         """
         held = self.buffers.values()
-        downs = map(itemgetter(DOWN), held)
-        return all(map(is_, downs, self.columns[DOWN])) and self.strengths.are(map(itemgetter(SCALE), held))
+        return bool(held) and self.strengths.pieces.are(map(itemgetter(SCALE), held))
 
     def is_beside(self, other: Scene) -> bool:
         """Whether it stands in just the modules of another, in the same order."""
         one, two = self.buffers.values(), other.buffers.values()
-        return len(one) == len(two) and all(map(is_, one, two))
+        return self.buffers is other.buffers or (len(one) == len(two) and all(map(is_, one, two)))
 
     @property
     def fits(self) -> bool:
         """Whether the modules compute where and in what they did when it was made."""
-        return self.places.hold() and self.strengths.are(self.strengths.pieces.values())
+        return self.places.hold() and self.strengths.pieces.are(self.strengths.pieces.tensors)
 
     def without_tensors(self) -> Scene:
         """Return what is left to know of it when its tensors are let go: which modules they stand in."""
@@ -101,14 +100,15 @@ def build_scene(
     Args:
         residents: by name.
         modules: the patched modules, by path.
-        standing: the one that stands in the modules, for this one to share its places, and its slots where they fit.
+        standing: the one that stands in the modules, which hold it, for this one to share what it can with it: its
+            places, its pieces of strengths, and its slots.
         room: the rank of every linear layer's factors, whoever acts there; who finds no room, and who acts on another
             kind of layer, acts through a copy. When None, factors have the joined rank, where somebody acts. Slots are
             left as they are, for `fill_slots` to write the joined factors.
     """
     acting = {path: modules[path] for resident in residents.values() for path in resident.deltas}
     here = acting if room is None else modules
-    places = standing.places if standing is not None and standing.places.are_of(here) else Places(here)
+    places = standing.places if standing is not None and standing.places.are_of(here.keys()) else Places(here)
     joined: dict[str, dict[str, LowRank]] = {}
     in_copies: set[str] = set()
     for name, resident in residents.items():
@@ -133,23 +133,19 @@ def build_scene(
         for path in acting
         if path in in_copies
     }
-    if standing is not None and _same_slots(standing, places, room):
-        strengths = StrengthVector.of(joined, places, room, standing.strengths)
-        return Scene(standing.buffers, standing.columns, copied, joined, strengths, places, room)
-    strengths = StrengthVector.of(joined, places, room)
+    alike = standing if standing is not None and standing.places is places and standing.room == room else None
+    strengths = StrengthVector.of(joined, places, room, None if alike is None else alike.strengths.pieces)
+    pieces = strengths.pieces
+    if alike is None or pieces is not alike.strengths.pieces:
+        alike, buffers = None, {path: modules[path]._buffers for path in pieces.paths}
+    else:
+        buffers = alike.buffers
+    if alike is not None and room is not None:
+        return Scene(buffers, alike.columns, copied, joined, strengths, places, room)
     made = _join(joined) if room is None else empty_slots(joined, modules, places, room)
-    tensors = {path: made[path] for path in strengths.pieces}
-    columns = {
-        DOWN: [down for down, _ in tensors.values()],
-        UP: [up for _, up in tensors.values()],
-        SCALE: [*strengths.pieces.values()],
-    }
-    buffers = {path: modules[path]._buffers for path in tensors}
+    tensors = [made[path] for path in buffers]
+    columns = {DOWN: [down for down, _ in tensors], UP: [up for _, up in tensors], SCALE: pieces.tensors}
     return Scene(buffers, columns, copied, joined, strengths, places, room)
-
-
-def _same_slots(standing: Scene, places: Places, room: int | None) -> bool:
-    return room is not None and standing.room == room and standing.places is places and standing.is_held
 
 
 def _with_room(pairs: Pairs, room: int) -> dict[str, LowRank]:

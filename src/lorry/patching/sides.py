@@ -102,7 +102,9 @@ class SidePaths:
         self._copies.forget(undo)
 
     def let_scenes_go(self) -> None:
-        """Keep no tensor but those that stand in the modules, which have moved: the others are where they were."""
+        """Keep no tensor but those that stand in the modules, which have moved or are cast: the others are what they
+        were.
+        """
         if self._scenes and self._scene is not None:
             self._scenes, self._scene = {}, self._scene.without_tensors()
 
@@ -168,6 +170,7 @@ class SidePaths:
         }
         if not here or layer_hooks(module) is not None:
             return
+        self.let_scenes_go()
         scene = build_scene(
             {name: one.resident for name, one in here.items()}, {path: module}, None, self.room
         )
@@ -187,15 +190,15 @@ class SidePaths:
         stands = unmoved is not None and scene is standing
         if scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
-            scene = build_scene(residents, self.modules, standing, self.room)
+            held = standing if unmoved is not None else None
+            scene = build_scene(residents, self.modules, held, self.room)
             self._keep(names, scene, undo)
         if not for_call:
             scene.strengths.write(strengths, undo)
         if not stands:
             self._put(scene, undo, is_held=unmoved is not None)
         if for_call:
-            pieces = scene.strengths.apart(strengths)
-            undo.set_in_all([scene.buffers[path] for path in pieces], SCALE, pieces.values())
+            undo.set_in_all(scene.buffers.values(), SCALE, scene.strengths.apart(strengths))
         return scene, bool(scene.buffers) and scene.places is unmoved
 
     def _keep(self, names: tuple[str, ...], scene: Scene, undo: Undo) -> None:
@@ -221,7 +224,8 @@ class SidePaths:
         known = standing.columns if standing is not None and is_beside and is_held else {}
         for name, column in scene.columns.items():
             undo.set_in_all([before[path] for path in left], name, repeat(None))
-            undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
+            if known.get(name) is not column:
+                undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
         undo.set_attribute(self, "_scene", scene)
         mark_empty([self.modules[path] for path in left], FACTORS, undo)
         mark_filled([self.modules[path] for path in entered], FACTORS, undo)

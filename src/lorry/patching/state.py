@@ -299,7 +299,7 @@ class AdapterState:
         """
         chosen = self._acting() if names is None else names
         modules = self._sides.modules
-        layers = {path: modules[path] for name in chosen for path in self.adapters[name].deltas}
+        layers = {path: modules[path] for name in chosen for path in self.adapters[name].firsts}
         idle = find_idle(self.model, layers)
         if idle is not None:
             raise StateError(
@@ -363,21 +363,20 @@ class AdapterState:
             now: where it is. Its buffers have moved with it. Where both are one, it was cast, and what stands in it,
                 rounded now, is made anew from the bits of the files.
         """
+        self._weights.follow(path, before, now)
         if before == now:
             self._sides.recast(path, self._acting(), self._weights)
             return
         self._sides.let_scenes_go()
         for resident in self.adapters.values():
             resident.follow(path, now)
-        self._weights.follow(path, before, now)
 
     def follow_bare(self, owner: str, before: torch.device, now: torch.device) -> None:
         """Do so for a block that has bare parameters."""
-        if before == now:
-            self._bare.recast(self.model, owner, self._acting(), self._weights)
-            return
         for name in self._bare.names_of(owner):
             self._weights.follow(name, before, now)
+        if before == now:
+            self._bare.recast(self.model, owner, self._acting(), self._weights)
 
     def _settle(self, paths: Iterable[str], undo: Undo) -> None:
         """Let modules tell where they go."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self, final
 
 import numpy as np
@@ -20,32 +21,74 @@ from lorry.patching.undo import Undo
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
-class StrengthVector:
-    """One float32 number for every rank of every module: strength times the scale of the adapter's file there.
+class Pieces:
+    """Memory for one float32 number of every rank of every module, of which each module holds a piece."""
 
-    Modules hold pieces of it as their `lorry_scale`, so that a new strength is one small write, whatever their number.
-    """
-
-    pieces: Mapping[str, Tensor]
-    """By module path: (joined rank,), a view of the vector."""
-    _vectors: Sequence[Tensor]
-    """The vector, cut by the devices that it lies on."""
-    _sizes: Sequence[Sequence[int]]
-    """The lengths of the pieces, by device."""
+    layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]
+    """By device: the paths of its modules, and how many numbers each has."""
+    tensors: Sequence[Tensor]
+    """The pieces."""
+    host: NDArray[np.float32]
+    """All numbers: the memory of the pieces on the CPU, and what those elsewhere are copies of."""
+    _elsewhere: Sequence[tuple[Tensor, Tensor]]
+    """The memory of the pieces on other devices, each with its part of `host`."""
     _addresses: Sequence[int]
     """Where the pieces begin."""
+    written: dict[str, tuple[StrengthVector, Sequence[Strength]]]
+    """What they hold, under "last": the strengths of the adapters of a vector."""
+
+    @classmethod
+    def of(cls, layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]) -> Self:
+        """Make them, of zeros."""
+        lengths = [sum(sizes) for _, _, sizes in layout]
+        host = np.zeros(sum(lengths), dtype=np.float32)
+        tensors: list[Tensor] = []
+        elsewhere: list[tuple[Tensor, Tensor]] = []
+        for (device, _, sizes), part in zip(layout, torch.from_numpy(host).split(lengths), strict=True):
+            vector = part
+            if device.type != "cpu":
+                vector = torch.zeros_like(part, device=device)
+                elsewhere.append((vector, part))
+            tensors += vector.split(sizes)
+        return cls(layout, tensors, host, elsewhere, [*map(Tensor.data_ptr, tensors)], {})
+
+    @property
+    def paths(self) -> list[str]:
+        """The modules that have a piece, in the order of these."""
+        return [path for _, paths, _ in self.layout for path in paths]
+
+    def are(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether tensors are these, in their order, and still views of the same memory.
+
+        Offloading puts other memory under a module's buffers, or other buffers into it.
+        """
+        return self._addresses == [*map(Tensor.data_ptr, tensors)]
+
+    def send(self) -> None:
+        """Bring what was written into `host` to the other devices."""
+        for vector, part in self._elsewhere:
+            vector.copy_(part)
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class StrengthVector:
+    """The strengths of some adapters at every rank of every module: strength times the scale of the file there.
+
+    They are written into `pieces`, which modules hold as their `lorry_scale`, so that a new strength is one small
+    write, whatever their number. Adapters of the same ranks in the same modules have their pieces in common.
+    """
+
+    pieces: Pieces
     _names: Sequence[str]
     """The adapters that it has strengths of."""
     _parts: Sequence[tuple[int, str]]
     """For each run of places with one strength, the number of its adapter and the path of its module."""
     _ranks: NDArray[np.int64]
     """The lengths of the runs."""
-    _adapters: NDArray[np.int64]
-    """For each place in the vectors, the number of its adapter; of any where no factors are."""
-    _scales: NDArray[np.float64]
-    """For each place, the scale of the file. In numpy: torch's threads would take longer to meet than this takes."""
-    _written: dict[str, Mapping[str, Strength]] | None
-    """The last strengths that were written, under "last". None where others write in the same memory."""
+    _each: tuple[NDArray[np.int64], NDArray[np.float64]]
+    """For each place in the pieces, the number of its adapter (of any where no factors are), and the scale of its file.
+    Vectors that are alike have them in common. In numpy: torch's threads would take longer to meet than this takes."""
 
     @classmethod
     def of(
@@ -53,7 +96,7 @@ class StrengthVector:
         pairs: Mapping[str, Mapping[str, LowRank]],
         places: Places,
         room: int | None = None,
-        standing: StrengthVector | None = None,
+        standing: Pieces | None = None,
     ) -> Self:
         """Make the vector for the factors of each module by adapter; its numbers are written later.
 
@@ -61,7 +104,7 @@ class StrengthVector:
             pairs: by module path, by adapter.
             places: of the modules.
             room: the length of every piece, zeros after the joined ranks; the joined rank itself when None.
-            standing: one of the same modules and room, whose memory is to be written in. Else new memory is.
+            standing: what the modules hold now, which is written into where it has the lengths.
         """
         devices: dict[torch.device, list[str]] = {}
         for path in pairs:
@@ -70,9 +113,9 @@ class StrengthVector:
         parts: list[tuple[int, str]] = []
         scales: list[float] = []
         ranks: list[int] = []
-        sizes: list[list[int]] = []
-        for paths in devices.values():
-            sizes.append([])
+        layout: list[tuple[torch.device, list[str], list[int]]] = []
+        for device, paths in devices.items():
+            sizes: list[int] = []
             for path in paths:
                 joined = 0
                 for name, pair in pairs[path].items():
@@ -86,62 +129,46 @@ class StrengthVector:
                     scales.append(0.0)
                     ranks.append(room - joined)
                     joined = room
-                sizes[-1].append(joined)
+                sizes.append(joined)
+            layout.append((device, paths, sizes))
+        pieces = standing if standing is not None and standing.layout == layout else Pieces.of(layout)
         adapters = np.array([number for number, _ in parts], dtype=np.int64)
         lengths = np.array(ranks, dtype=np.int64)
-        if standing is None:
-            vectors = [
-                torch.zeros(sum(here), dtype=torch.float32, device=device)
-                for device, here in zip(devices, sizes, strict=True)
-            ]
-            pieces = dict[str, Tensor]()
-            for paths, vector, here in zip(devices.values(), vectors, sizes, strict=True):
-                pieces.update(zip(paths, vector.split(here), strict=True))
-        else:
-            vectors, pieces = standing._vectors, standing.pieces
-        return cls(
-            pieces,
-            vectors,
-            sizes,
-            [*map(Tensor.data_ptr, pieces.values())],
-            [*numbers],
-            parts,
-            lengths,
-            adapters.repeat(lengths),
-            np.array(scales, dtype=np.float64).repeat(lengths),
-            {} if room is None else None,
-        )
-
-    def are(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether tensors are its pieces, in their order, and still views of the vector.
-
-        Offloading puts other memory under a module's buffers, or other buffers into it.
-        """
-        return self._addresses == [*map(Tensor.data_ptr, tensors)]
+        each = adapters.repeat(lengths), np.array(scales, dtype=np.float64).repeat(lengths)
+        last = pieces.written.get("last")
+        if last is not None and all(map(np.array_equal, each, last[0]._each)):
+            each = last[0]._each
+        return cls(pieces, [*numbers], parts, lengths, each)
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
-        """Write the strengths of the adapters into the vector, where it has not just these."""
-        if self._written is not None:
-            if self._written.get("last") == strengths:
+        """Write the strengths of the adapters into the pieces, where others stand there."""
+        own, last = [strengths[name] for name in self._names], self.pieces.written.get("last")
+        if last is not None:
+            before, standing = last
+            if before._each is self._each and standing == own:
                 return
-            undo.set_item(self._written, "last", strengths)
-        for vector, values in zip(self._vectors, self._values(strengths), strict=True):
-            undo.write(vector, values)
+            undo.on_failure(partial(before._write, standing))
+        undo.set_item(self.pieces.written, "last", (self, own))
+        self._write(own)
+
+    def _write(self, own: Sequence[Strength]) -> None:
+        self._work_out(own, self.pieces.host)
+        self.pieces.send()
 
     @without_modes()
-    def apart(self, strengths: Mapping[str, Strength]) -> dict[str, Tensor]:
+    def apart(self, strengths: Mapping[str, Strength]) -> list[Tensor]:
         """Return what the pieces would be at these strengths, in memory of their own."""
-        values = zip(self._vectors, self._values(strengths), self._sizes, strict=True)
-        pieces = [piece for own, new, sizes in values for piece in new.to(own.device).split(sizes)]
-        return dict(zip(self.pieces, pieces, strict=True))
+        apart = Pieces.of(self.pieces.layout)
+        self._work_out([strengths[name] for name in self._names], apart.host)
+        apart.send()
+        return [*apart.tensors]
 
-    def _values(self, strengths: Mapping[str, Strength]) -> tuple[Tensor, ...]:
-        own = [strengths[name] for name in self._names]
+    def _work_out(self, own: Sequence[Strength], out: NDArray[np.float32]) -> None:
+        adapters, scales = self._each
         if any(strength.by_path is not None for strength in own):
             each = np.array([own[number].at(path) for number, path in self._parts]).repeat(self._ranks)
         elif len(own) > 1:
-            each = np.array([strength.value for strength in own])[self._adapters]
+            each = np.array([strength.value for strength in own])[adapters]
         else:
-            each = np.array([strength.value for strength in own] or 0.0)
-        values = (each * self._scales).astype(np.float32)
-        return torch.from_numpy(values).split([len(vector) for vector in self._vectors])
+            each = own[0].value if own else 0.0
+        np.multiply(scales, each, out=out, casting="same_kind")

@@ -87,31 +87,22 @@ class Undo:
         self._steps.append((_set_in_all, (holders, key, before)))
         _set_in_all(holders, key, values)
 
-    def add_to_sets(self, sets: Iterable[set[str]], names: Iterable[str]) -> None:
-        """Add names to sets, of which each loses those again that it did not have."""
-        every = [*sets]
-        for name in names:
-            lacking = [one for one in every if name not in one]
-            self._steps.append((_discard_from, (lacking, name)))
-            _add_to(lacking, name)
+    def add_to_sets(self, sets: Iterable[set[str]], names: Sequence[str]) -> None:
+        """Add names to sets, of which each has all of them already, or none."""
+        lacking = [one for one in sets if names[0] not in one]
+        self._steps.append((_discard_from, (lacking, names)))
+        _add_to(lacking, names)
 
-    def discard_from_sets(self, sets: Iterable[set[str]], names: Iterable[str]) -> None:
-        """Take names out of sets, of which each gets those back that it had."""
-        filled = [*filter(None, sets)]
-        for name in names:
-            having = [one for one in filled if name in one]
-            self._steps.append((_add_to, (having, name)))
-            _discard_from(having, name)
+    def discard_from_sets(self, sets: Iterable[set[str]], names: Sequence[str]) -> None:
+        """Take names out of sets, of which each has all of them, or none."""
+        having = [one for one in filter(None, sets) if names[0] in one]
+        self._steps.append((_add_to, (having, names)))
+        _discard_from(having, names)
 
     def set_data(self, parameters: Sequence[Tensor], values: Sequence[Tensor], now: Sequence[Tensor]) -> None:
         """`parameter.data = value` for all of `parameters`, which have `now` there: one step for them all."""
         self._steps.append((_set_data, (parameters, now)))
         _set_data(parameters, values)
-
-    def write(self, tensor: Tensor, values: Tensor) -> None:
-        """`tensor.copy_(values)`, to be taken back by the numbers that are there now. For small tensors."""
-        self._steps.append((tensor.copy_, (tensor.clone(),)))
-        tensor.copy_(values)
 
     def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
@@ -140,12 +131,12 @@ def _set_in_all(holders: Iterable[dict[str, Any]], key: str, values: Iterable[ob
     deque(map(setitem, holders, repeat(key), values), maxlen=0)
 
 
-def _add_to(sets: Iterable[set[str]], name: str) -> None:
-    deque(map(set.add, sets, repeat(name)), maxlen=0)
+def _add_to(sets: Iterable[set[str]], names: Sequence[str]) -> None:
+    deque(map(set.update, sets, repeat(names)), maxlen=0)
 
 
-def _discard_from(sets: Iterable[set[str]], name: str) -> None:
-    deque(map(set.discard, sets, repeat(name)), maxlen=0)
+def _discard_from(sets: Iterable[set[str]], names: Sequence[str]) -> None:
+    deque(map(set.difference_update, sets, repeat(names)), maxlen=0)
 
 
 def _set_data(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:

@@ -13,14 +13,16 @@ from lorry.errors import StateError, did_you_mean
 from lorry.names import DENOISERS, OTHERS, TEXT_ENCODERS
 from lorry.patching import AdapterState, find_state
 
+PLACES = (*DENOISERS, *OTHERS, *TEXT_ENCODERS)
+
 
 def components_of(pipeline: object) -> dict[str, nn.Module | None]:
     """Return the denoisers, text encoders and what stands between them of a pipeline by name; None for an empty place.
 
     A model that `torch.compile` has wrapped is looked into.
     """
-    places = _parameters(type(pipeline).__init__) | getattr(pipeline, "__dict__", {}).keys()
-    names = [name for name in (*DENOISERS, *OTHERS, *TEXT_ENCODERS) if name in places]
+    parameters, own = _parameters(type(pipeline).__init__), getattr(pipeline, "__dict__", {})
+    names = [name for name in PLACES if name in parameters or name in own]
     models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
     return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}
 

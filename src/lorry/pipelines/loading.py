@@ -234,9 +234,9 @@ def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> No
     Raises:
         UnknownAdapterError: names it, the loaded ones, and the likeliest meant.
     """
-    loaded = loaded_names(models)
-    unknown = [name for name in names if name not in loaded]
+    unknown = [name for name in names if not any(name in state.adapters for state in _states(models))]
     if unknown:
+        loaded = loaded_names(models)
         raise UnknownAdapterError(
             f"No adapter named {', '.join(map(repr, unknown))}: not in the list of present adapters "
             f"({', '.join(map(repr, loaded)) or 'none'}).{did_you_mean(unknown[0], loaded)}"
