@@ -15,6 +15,7 @@ from lorry.binding.plan import Plan, bind, report_on
 from lorry.binding.renaming import in_names_of_model, in_original_names, join_exactly
 from lorry.binding.report import ComponentReport, LoadReport, Mismatch, size_of
 from lorry.binding.targets import (
+    INPUTS,
     BareParameter,
     bare_names,
     bare_parameters,
@@ -29,6 +30,7 @@ __all__ = [
     "BareParameter",
     "Base",
     "ComponentReport",
+    "INPUTS",
     "LoadReport",
     "Mismatch",
     "ModuleIndex",

@@ -1,7 +1,7 @@
 """Make plans active, fused, and off again, exactly: the only room that changes a model."""
 
 from lorry.patching.call_scale import take_scale
-from lorry.patching.finite import find_not_finite
+from lorry.patching.finite import common_block, find_not_finite, is_finite
 from lorry.patching.fuse_kinds import LayersOfAKind, layers_by_kind
 from lorry.patching.fuse_loss import FuseLoss, FuseLosses
 from lorry.patching.locks import exclusive
@@ -24,11 +24,13 @@ __all__ = [
     "Undo",
     "add_rows",
     "can_be_kept",
+    "common_block",
     "check_passes_gradients",
     "check_strength",
     "copied",
     "exclusive",
     "find_not_finite",
+    "is_finite",
     "find_state",
     "get_state",
     "layers_by_kind",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
     """Return the module path and the name of a tensor that holds a NaN or an infinity, or None.
 
-    Tensors that lie side by side, as a loaded adapter's do, are looked through together.
+    Tensors that lie side by side are looked through together.
     """
-    if _is_one_finite_block([t for delta in deltas.values() for t in delta.tensors().values()]):
-        return None
     named = [
         (path, name, t.detach()) for path, delta in deltas.items() for name, t in delta.tensors().items()
     ]
@@ -31,31 +29,35 @@ def find_not_finite(deltas: Mapping[str, Delta]) -> tuple[str, str] | None:
         if _is_whole_finite(run, tensors):
             continue
         for index, _ in run.members:  # or it is a gap between them that is not finite
-            if not _is_finite(tensors[index]):
+            if not is_finite(tensors[index]):
                 return named[index][:2]
     return None
 
 
-def _is_one_finite_block(tensors: list[Tensor]) -> bool:
-    """Whether tensors of one dtype share a storage, as a file's do, in which every number is finite."""
-    storage = one_storage(tensors)
-    if storage is None or len({tensor.dtype for tensor in tensors}) != 1:
-        return False
+def common_block(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the whole memory that tensors of one dtype share, as a file's do, as (numbers,) of it.
+
+    None where they do not, or are but a few of what lies in it: of a whole checkpoint, say.
+    """
+    storage, dtypes = one_storage(tensors), {tensor.dtype for tensor in tensors}
+    if storage is None or len(dtypes) > 1 or dtypes.isdisjoint(ORDERED):
+        return None
     first, length = tensors[0], storage.nbytes() // tensors[0].itemsize
     if 2 * sum(map(Tensor.numel, tensors)) < length:
-        return False  # a few tensors of a whole checkpoint, say
+        return None
     whole = torch.empty(0, dtype=first.dtype, device=first.device)
-    return first.dtype in ORDERED and _is_finite(whole.set_(storage, 0, (length,)))  # pyright: ignore[reportCallIssue]
+    return whole.set_(storage, 0, (length,))  # pyright: ignore[reportCallIssue]
 
 
 def _is_whole_finite(run: Run, tensors: list[Tensor]) -> bool:
     dtype = run.first.dtype
     if dtype not in ORDERED or any(tensors[index].dtype != dtype for index, _ in run.members):
         return False
-    return _is_finite(run.bytes().view(dtype))
+    return is_finite(run.bytes().view(dtype))
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds no NaN and no infinity."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     ordered = tensor if tensor.dtype in ORDERED else tensor.float()

@@ -14,7 +14,6 @@ from torch import nn
 _numbers = itertools.count()
 _locks: WeakKeyDictionary[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
 """A lock for each model, and its number: pipelines may share models."""
-_making = threading.Lock()
 
 
 @final
@@ -26,8 +25,7 @@ class exclusive:  # noqa: N801  # a context, named as one reads it
 
     def __init__(self, models: Iterable[nn.Module | None]) -> None:
         """Make it; `models` that are None are passed over."""
-        with _making:
-            found = {_lock_of(model) for model in models if model is not None}
+        found = {_lock_of(model) for model in models if model is not None}
         self._locks = [lock for _, lock in sorted(found, key=itemgetter(0))]
         """In one order for all pipelines, so that they cannot wait for each other in turn."""
 
@@ -41,4 +39,5 @@ class exclusive:  # noqa: N801  # a context, named as one reads it
 
 
 def _lock_of(model: nn.Module) -> tuple[int, Any]:
+    # Of two threads that make one at once, both get that of the first.
     return _locks.get(model) or _locks.setdefault(model, (next(_numbers), threading.RLock()))

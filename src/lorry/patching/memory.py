@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -43,7 +44,7 @@ def can_be_kept(tensors: Sequence[Tensor]) -> bool:
     one = one_storage(tensors)
     storages = [one] if one is not None else [tensor.untyped_storage() for tensor in tensors]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    used = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    used = dict(zip(map(Tensor.data_ptr, tensors), map(attrgetter("nbytes"), tensors), strict=True))
     plain = all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_inference, tensors))
     return plain and sum(used.values()) >= IN_USE * held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import final
 
 import torch
@@ -48,11 +49,12 @@ class Resident:
         bare = own_copy(bare, dict.fromkeys(bare, torch.device("cpu")))
         layers = {path: delta for path, delta in deltas.items() if path not in bare}
         devices = {path: module_device(modules[path]) for path in layers}
-        tensors = {path: list(delta.tensors().values()) for path, delta in layers.items()} if owned else {}
-        if not owned or any(t.device != devices[path] for path, here in tensors.items() for t in here):
+        tensors = (
+            [tensor for delta in layers.values() for tensor in delta.tensors().values()] if owned else []
+        )
+        if {*map(attrgetter("device"), tensors)} != {*devices.values()} or len({*devices.values()}) > 1:
             return cls(own_copy(layers, devices), bare=bare)
-        number = sum(map(len, tensors.values()))
-        is_each_once = len({id(t) for here in tensors.values() for t in here}) == number
+        is_each_once = len({*map(id, tensors)}) == len(tensors)
         kept = layers if is_each_once else {path: _apart(delta) for path, delta in layers.items()}
         return cls(kept, bare=bare)
 

@@ -86,11 +86,13 @@ class SidePaths:
     def _leave(self, paths: Iterable[str], undo: Undo) -> None:
         uses = {path: self._uses[path] - 1 for path in paths}
         unused = {path for path, number in uses.items() if not number}
-        unpatch([self.modules[path] for path in unused], undo)
         left = {**self._uses, **uses}
-        undo.set_attribute(self, "_uses", {path: left[path] for path in left if path not in unused})
-        modules = {path: module for path, module in self.modules.items() if path not in unused}
-        undo.set_attribute(self, "modules", modules)
+        if unused:
+            unpatch([self.modules[path] for path in unused], undo)
+            modules = {path: module for path, module in self.modules.items() if path not in unused}
+            undo.set_attribute(self, "modules", modules)
+            left = {path: number for path, number in left.items() if number}
+        undo.set_attribute(self, "_uses", left)
 
     def forget(self, name: str, undo: Undo) -> None:
         """Make the scenes of an adapter anew when they are next needed: its tensors change."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta
+from lorry.binding import INPUTS
 from lorry.errors import FuseError, StateError
 from lorry.patching.group_copies import check_not_on_disk, groups_by_stream
 from lorry.patching.layer_kinds import check_plain
@@ -47,12 +48,16 @@ class Widened:
 
     @staticmethod
     def wanted(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> dict[str, tuple[int, int]]:
-        """Return the shape (out, in) that the weight of each layer must have that deltas are too wide for."""
+        """Return the shape (out, in) that the weight of each layer must have that deltas are too wide for.
+
+        A plan has such for first layers alone.
+        """
         return {
             path: (shape[0], shape[1])
-            for path, delta in deltas.items()
-            if isinstance(layer := modules[path], nn.Linear)
-            and len(shape := delta.shape) == 2
+            for path in INPUTS
+            if path in deltas
+            and isinstance(layer := modules[path], nn.Linear)
+            and len(shape := deltas[path].shape) == 2
             and shape[1] > layer.in_features
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import final
@@ -23,9 +23,11 @@ from lorry.patching import (
     Strength,
     Undo,
     can_be_kept,
+    common_block,
     find_not_finite,
     find_state,
     get_state,
+    is_finite,
     unknown_adapter,
 )
 from lorry.pipelines.components import told_of_peft
@@ -119,11 +121,10 @@ def load_adapter(
             f"`hotswap=True`, or take it off with `delete_adapters({name!r})`."
         )
     tokenizers = tokenizers_of(pipeline)
+    block = common_block(_tensors(entry.delta for entry in adapter.entries))
+    looked = None if block is None or block.nbytes < LARGE else begun(_is_finite, adapter, block)
     plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
-    tensors = _tensors(plan)
-    is_large = sum(tensor.nbytes for tensor in tensors) >= LARGE
-    wrong = begun(_not_finite, plan) if is_large else None
-    owned = owned and can_be_kept(tensors)
+    owned = owned and can_be_kept(_tensors(delta for here in plan.deltas.values() for delta in here.values()))
     with Undo() as undo:
         if hotswap:
             _swap(plan.deltas, models, name, undo, owned=owned)
@@ -138,13 +139,13 @@ def load_adapter(
                     state.set_enabled(False, undo)
         if pipeline is not None:  # behind the layers: an embedding that carries one gets no rows
             put_tokens(pipeline, name, plan.embeddings, undo)
-        _check_finite(_not_finite(plan) if wrong is None else wrong.result(), strict)
+        finite = block is not None and (_is_finite(adapter, block) if looked is None else looked.result())
+        _check_finite(None if finite else _not_finite(plan), strict)
     _log(plan.report, name, models)
     return plan.report
 
 
-def _tensors(plan: Plan) -> list[Tensor]:
-    deltas = [delta for here in plan.deltas.values() for delta in here.values()]
+def _tensors(deltas: Iterable[Delta]) -> list[Tensor]:
     return [tensor for delta in deltas for tensor in delta.tensors().values()]
 
 
@@ -170,6 +171,12 @@ def _swap(
                 here.set_enabled(False, undo)
         elif state is not None and name in state.adapters:
             state.remove([name], undo)
+
+
+def _is_finite(adapter: Adapter, block: Tensor) -> bool:
+    """Whether the memory of an adapter's tensors holds no NaN and no infinity, once it is read."""
+    adapter.arrived()
+    return is_finite(block)
 
 
 def _not_finite(plan: Plan) -> tuple[str, str] | None:
