@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter
-from lorry.binding import Plan, bind, known
+from lorry.binding import Plan, bind, carriers, index, known
 from lorry.dialects import read_adapter
-from lorry.errors import ShapeMismatchError, UnknownTargetError
+from lorry.errors import ShapeMismatchError, StateError, UnknownTargetError
 from lorry.files import read_safetensors, write_safetensors
 
 
@@ -89,6 +90,56 @@ def test_a_layer_that_became_wider_is_found(tmp_path: Path) -> None:
     model.to_q = nn.Linear(8, 16)
     with pytest.raises(ShapeMismatchError, match="to_q"):
         plan(read(tmp_path, 2), model)
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The models that were walked."""
+    walked: list[nn.Module] = []
+    monkeypatch.setattr(index, "carriers", lambda model: walked.append(model) or carriers(model))
+    return walked
+
+
+def test_a_model_is_walked_once(tmp_path: Path, walks: list[nn.Module]) -> None:
+    first, second = Model(), Model()
+    for seed, model in enumerate((first, first, second, second, first)):
+        found, _ = plan(read(tmp_path, seed), model)
+        assert set(found.deltas["unet"]) == {"to_q", "to_k"}
+    assert walks == [first, second]
+
+
+CHANGES = {
+    "a neighbour has come": lambda model: setattr(model, "to_qkv", nn.Linear(8, 24)),
+    "the bias has gone": lambda model: setattr(model.to_q, "bias", None),
+    "a module is inside": lambda model: model.to_q.add_module("parametrizations", nn.Identity()),
+    "the class is another": lambda model: setattr(model, "to_q", nn.Bilinear(8, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_is_walked_again_where_of_a_layer(
+    change: str, tmp_path: Path, walks: list[nn.Module]
+) -> None:
+    model = Model()
+    plan(read(tmp_path, 0), model)
+    plan(read(tmp_path, 1), model)
+    assert walks == [model]
+    CHANGES[change](model)
+    with contextlib.suppress(ShapeMismatchError):
+        plan(read(tmp_path, 2), model)
+    assert walks == [model, model]
+
+
+def test_wrappers_of_peft_are_found_in_blocks_that_a_plan_is_not_for(tmp_path: Path) -> None:
+    model = Model()
+    model.block = nn.Sequential(nn.Linear(8, 8))
+    plan(read(tmp_path, 0), model)
+    wrapper = nn.Module()
+    wrapper.base_layer = model.block[0]
+    model.block[0] = wrapper
+    setattr(model, "peft_config", {})  # noqa: B010
+    with pytest.raises(StateError, match="carries adapters that PEFT loaded"):
+        plan(read(tmp_path, 1), model)
 
 
 def test_what_lands_otherwise_than_it_stands_in_the_file_is_planned_each_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import time
 import weakref
 from collections.abc import Sequence
@@ -440,6 +441,28 @@ def test_fusing_again_writes_into_the_memory_of_the_last_time() -> None:
     unfuse(model)
     fuse(model, scale=0.5)
     assert model.out.weight.data_ptr() == memory
+
+
+@pytest.mark.parametrize("how", ["cast", "other memory", "another parameter"])
+def test_what_was_moved_since_it_was_fused_gets_its_original_back(how: str) -> None:
+    model = Small()
+    put(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fuse(model)
+    memory = {parameter.data_ptr() for parameter in model.parameters()}
+    for parameter in model.parameters():
+        if how == "other memory":
+            parameter.data = parameter.data.clone()
+    if how == "another parameter":
+        model.out.weight = nn.Parameter(model.out.weight.data.clone())
+    if how == "cast":
+        model.double()
+        held = [one for one in gc.get_objects() if type(one) is Tensor and one.dtype == torch.float32]
+        assert memory.isdisjoint(one.data_ptr() for one in held)  # fused memory that nobody needs any more
+        model.float()
+    unfuse(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_fused_weights_that_somebody_took_hold_of_are_not_written_over() -> None:

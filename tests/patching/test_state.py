@@ -544,3 +544,23 @@ def test_a_family_without_factors_acts_by_copies_and_fuses_and_leaves_no_trace(f
         state.clear(undo)
     assert torch.equal(model(x), bare)
     check_same(snapshot(model), before)
+
+
+def test_adapters_of_the_same_ranks_share_the_memory_of_their_strengths() -> None:
+    model = Small()
+    for name, rank in (("a", 2), ("b", 2), ("wider", 3)):
+        with changing(model) as (state, undo):
+            state.add(name, random_deltas(model, len(name), PATHS, rank=rank), undo)
+            state.set_active({name: Strength()}, undo)
+    memory, numbers = {}, {}
+    for name, strength in (("a", 0.5), ("wider", 0.25), ("b", -2.0), ("a", 0.5)):
+        with changing(model) as (state, undo):
+            state.set_active({name: Strength(strength)}, undo)
+        scales = [model.get_submodule(path).get_buffer("lorry_scale") for path in PATHS]
+        memory[name] = [scale.data_ptr() for scale in scales]
+        numbers.setdefault(name, []).append([scale.tolist() for scale in scales])
+    assert memory["a"] == memory["b"]
+    assert memory["a"] != memory["wider"]
+    assert numbers["a"][0] == numbers["a"][1] == [[0.5, 0.5]] * len(PATHS)
+    assert numbers["b"] == [[[-2.0, -2.0]] * len(PATHS)]
+    assert numbers["wider"] == [[[0.25] * 3] * len(PATHS)]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorry.algebra import LoraDelta
-from lorry.files import safetensors_reader, write_safetensors
+from lorry.errors import BrokenFileError, NotFiniteError
+from lorry.files import read_safetensors, safetensors_reader, write_safetensors
 from lorry.memory import new_block
 from lorry.patching.resident import Resident
+from lorry.pipelines import loading
 from pipelines.unet_alone import UnetAlone, attention_loras
+from snapshots import check_same, snapshot
 
 
 def factors(pipeline: UnetAlone) -> list[torch.Tensor]:
@@ -62,6 +68,103 @@ def test_a_file_that_is_changed_after_loading_changes_no_weight(
         file.write(b"\xff" * (size if change == "overwritten" else 0))
     for now, then in zip(factors(pipeline), before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are read by a thread too, which takes its time."""
+    fill = safetensors_reader._fill
+
+    def late(*given: Any) -> None:
+        time.sleep(0.1)
+        fill(*given)
+
+    for module in (safetensors_reader, loading):
+        monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(safetensors_reader, "_fill", late)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_file_can_be_had_before_its_bytes(tmp_path: Path) -> None:
+    tensors = {"a": torch.full((4, 4), 7.0), "b": torch.arange(5)}
+    path = write_safetensors(tmp_path / "one.safetensors", tensors)
+    early = read_safetensors(path, into_memory=True, early=True)
+    assert {key: tensor.shape for key, tensor in early.tensors.items()} == {"a": (4, 4), "b": (5,)}
+    assert not torch.equal(early.tensors["a"], tensors["a"])
+    early.arrived()
+    for found in (early, read_safetensors(path, into_memory=True)):
+        assert all(torch.equal(found.tensors[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("alphas", [True, False], ids=["with alphas", "without"])
+def test_nothing_is_looked_at_before_it_is_read(
+    alphas: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[torch.Tensor] = []
+
+    def used_before(nbytes: int) -> torch.Tensor:
+        """Memory that holds the first file still."""
+        blocks.append(torch.empty(nbytes, dtype=torch.uint8))
+        return blocks[-1].copy_(blocks[0]) if len(blocks) > 1 else blocks[0]
+
+    monkeypatch.setattr(safetensors_reader, "new_block", used_before)
+    pipeline = UnetAlone()
+    drawn = []
+    for seed in (0, 1, 2):  # of a layout that is new, and of one that is known
+        torch.manual_seed(seed)
+        shapes = {key: tensor.shape for key, tensor in attention_loras(pipeline).items()}
+        tensors = {
+            key: torch.randn(shape) if seed < 2 else torch.zeros(shape) for key, shape in shapes.items()
+        }
+        if alphas:
+            names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")]
+            tensors |= {f"{name}.alpha": torch.tensor(3.0 + seed) for name in names}
+        path = write_safetensors(tmp_path / f"{seed}.safetensors", tensors)
+        for given in (tensors, str(path)):
+            report = pipeline.load_lora_weights(given)
+            assert report.adds_nothing == (seed == 2)
+            modules = [m for m in pipeline.unet.modules() if getattr(m, "lorry_down", None) is not None]
+            drawn.append([(m.lorry_up * m.lorry_scale) @ m.lorry_down for m in modules])
+            pipeline.unload_lora_weights()
+    for of_a_dict, of_a_file in zip(drawn[::2], drawn[1::2], strict=True):
+        assert len(of_a_dict) == len(of_a_file) > 0
+        assert all(map(torch.equal, of_a_dict, of_a_file))
+
+
+@pytest.mark.usefixtures("slow")
+def test_numbers_are_looked_through_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        safetensors_reader, "new_block", lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8)
+    )
+    pipeline = UnetAlone()
+    tensors = attention_loras(pipeline)
+    pipeline.load_lora_weights(str(write_safetensors(tmp_path / "one.safetensors", tensors)))
+    next(iter(tensors.values()))[-1, -1] = torch.nan
+    with pytest.raises(NotFiniteError):
+        pipeline.load_lora_weights(str(write_safetensors(tmp_path / "two.safetensors", tensors)))
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_file_that_is_cut_off_while_it_is_read_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = UnetAlone()
+    path = write_safetensors(tmp_path / "one.safetensors", attention_loras(pipeline))
+    pipeline.load_lora_weights(str(path))
+    pipeline.unload_lora_weights()
+    before, fill = snapshot(pipeline.unet), safetensors_reader._fill
+
+    def of_less(whole: Any, file: Any, source: str) -> None:
+        os.truncate(path, path.stat().st_size - 4)
+        fill(whole, file, source)
+
+    monkeypatch.setattr(safetensors_reader, "_fill", of_less)
+    with pytest.raises(BrokenFileError, match=r"one\.safetensors: expected \d+ bytes of data, got less"):
+        pipeline.load_lora_weights(str(path))
+    check_same(snapshot(pipeline.unet), before)
 
 
 def test_a_dictionarys_tensors_are_copied() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import lorry
 from lorry.errors import StateError
+from lorry.files import write_safetensors
 from models import tiny_flux_pipeline, tiny_sd_pipeline
 from snapshots import check_same, snapshot
 
@@ -99,6 +101,26 @@ def test_a_call_says_that_the_layers_were_taken_apart_after_loading(made: Made) 
         drawn(pipe)
     pipe.unload_lora_weights()
     torch.testing.assert_close(drawn(pipe), bare, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_are_fused_again_are_loaded_into_again(made: Made, tmp_path: Path) -> None:
+    pipe, model, tensors = made
+    file = write_safetensors(
+        tmp_path / "one.safetensors", tensors
+    )  # of a layout that is known from the second time on
+    drawings = []
+    for _ in range(3):
+        model.fuse_qkv_projections()
+        pipe.load_lora_weights(str(file))
+        drawings.append(drawn(pipe))
+        pipe.unload_lora_weights()
+        model.unfuse_qkv_projections()
+        pipe.load_lora_weights(str(file))
+        torch.testing.assert_close(drawn(pipe), drawings[-1], rtol=1e-4, atol=1e-4)
+        pipe.unload_lora_weights()
+    assert not torch.equal(drawn(pipe), drawings[0])
+    assert torch.equal(drawings[0], drawings[1])
+    assert torch.equal(drawings[0], drawings[2])
 
 
 def test_blocks_that_are_gone_with_their_layers_are_passed_over() -> None:
