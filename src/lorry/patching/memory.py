@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import accumulate
+from operator import attrgetter, mul
 from typing import Any, final
 
 import torch
@@ -87,14 +88,17 @@ class Block:
     """Memory on one device, handed out tensor by tensor. It is freed when the last of them is."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
-        self._memory = empty_block(nbytes, device)
+        self._memory = empty_block(padded(nbytes), device)
+        self._typed: dict[torch.dtype, Tensor] = {}
         self._start = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor over the next bytes, uninitialised."""
-        start, nbytes = self._start, torch.Size(shape).numel() * dtype.itemsize
-        self._start += padded(nbytes)
-        return self._memory[start : start + nbytes].view(dtype).view(shape)
+        if dtype not in self._typed:
+            self._typed[dtype] = self._memory.view(dtype)
+        strides = [*accumulate(reversed(shape[1:]), mul, initial=1)]
+        start, self._start = self._start, self._start + padded(strides[-1] * shape[0] * dtype.itemsize)
+        return self._typed[dtype].as_strided(shape, strides[::-1], start // dtype.itemsize)
 
 
 def copied(tensors: Sequence[Tensor], device: torch.device, *, pinned: bool = False) -> list[Tensor]:
