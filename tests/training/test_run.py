@@ -366,6 +366,13 @@ def test_a_checkpoint_of_other_prior_pictures_is_refused(sd: Path, data: Path, t
         run(data, sd, tmp_path / "run", resume=True, steps=2, prior=str(prior), prior_weight=0.5)
 
 
+def test_a_run_whose_folder_cannot_be_made_says_so(sd: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(SettingsError, match=r"`out`: expected a folder.*file.*cannot be made"):
+            run(data, sd, out, steps=1)
+
+
 def test_a_folder_with_a_run_in_it_is_not_written_over(sd: Path, data: Path, tmp_path: Path) -> None:
     run(data, sd, tmp_path, steps=1)
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,9 @@ def _lorry(
     ] = False,
 ) -> None:
     """Draw with LoRA-type adapters for diffusion models, and look into their files."""
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # it has notes for programmers when it is imported
 
 
 @app.command()

@@ -86,8 +86,8 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
     """Take the place among the processes that accelerate gives this one.
 
     Raises:
-        SettingsError: the processes are to share out a model in a way that lorry does not know, or this is one of
-            several that do not know of each other.
+        SettingsError: the run's folder cannot be made, the processes are to share out a model in a way that lorry does
+            not know, or this is one of several that do not know of each other.
         MissingPackageError: accelerate or tensorboard is not installed.
     """
     _check_launched()
@@ -100,7 +100,13 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
         needed("tensorboard", "TensorBoard logs (`tensorboard = false` does without)")
         trackers = ["tensorboard"]
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"`out`: expected a folder, or a place for one, and {out} cannot be made: {error.strerror}. "
+            "Choose another by `--out`."
+        ) from error
     try:
         accelerator = Accelerator(
             mixed_precision=_mixed_precision(settings),
