@@ -200,6 +200,15 @@ def test_a_new_strength_rewrites_no_factors() -> None:
         assert type(model.get_submodule(path)) is cls
 
 
+def test_a_gradient_through_another_strength_than_the_one_that_stands_is_refused() -> None:
+    model = Small()
+    put(model)
+    added = model(small_input().requires_grad_()).sum()
+    activate(model, toy=0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        added.backward()
+
+
 def test_a_module_has_the_factors_of_the_active_adapters_only() -> None:
     model = Small()
     put(model, "first", rank=2)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lorry.algebra import LowRank
 from lorry.patching.modes import without_modes
@@ -28,7 +29,7 @@ class Pieces:
     """By device: the paths of its modules, and how many numbers each has."""
     tensors: Sequence[Tensor]
     """The pieces."""
-    host: NDArray[np.float32]
+    host: Tensor
     """All numbers: the memory of the pieces on the CPU, and what those elsewhere are copies of."""
     _elsewhere: Sequence[tuple[Tensor, Tensor]]
     """The memory of the pieces on other devices, each with its part of `host`."""
@@ -41,10 +42,10 @@ class Pieces:
     def of(cls, layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]) -> Self:
         """Make them, of zeros."""
         lengths = [sum(sizes) for _, _, sizes in layout]
-        host = np.zeros(sum(lengths), dtype=np.float32)
+        host = torch.zeros(sum(lengths), dtype=torch.float32, device="cpu")
         tensors: list[Tensor] = []
         elsewhere: list[tuple[Tensor, Tensor]] = []
-        for (device, _, sizes), part in zip(layout, torch.from_numpy(host).split(lengths), strict=True):
+        for (device, _, sizes), part in zip(layout, host.split(lengths), strict=True):
             vector = part
             if device.type != "cpu":
                 vector = torch.zeros_like(part, device=device)
@@ -65,7 +66,11 @@ class Pieces:
         return self._addresses == [*map(Tensor.data_ptr, tensors)]
 
     def send(self) -> None:
-        """Bring what was written into `host` to the other devices."""
+        """Bring what numpy wrote into `host` to the other devices.
+
+        Autograd is told, which refuses a backward through what was computed from the numbers before.
+        """
+        increment_version(self.host)
         for vector, part in self._elsewhere:
             vector.copy_(part)
 
@@ -152,14 +157,14 @@ class StrengthVector:
         self._write(own)
 
     def _write(self, own: Sequence[Strength]) -> None:
-        self._work_out(own, self.pieces.host)
+        self._work_out(own, self.pieces.host.numpy())
         self.pieces.send()
 
     @without_modes()
     def apart(self, strengths: Mapping[str, Strength]) -> list[Tensor]:
         """Return what the pieces would be at these strengths, in memory of their own."""
         apart = Pieces.of(self.pieces.layout)
-        self._work_out([strengths[name] for name in self._names], apart.host)
+        self._work_out([strengths[name] for name in self._names], apart.host.numpy())
         apart.send()
         return [*apart.tensors]
 
