@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import pickle
 import time
 import weakref
 from collections.abc import Sequence
@@ -281,6 +282,24 @@ def test_kept_fused_parameters_stay_when_all_adapters_go() -> None:
     check_equal(weights(model), fused)
     assert type(model.conv) is nn.Conv2d
     assert "lorry" not in vars(model)
+
+
+def test_originals_that_are_let_go_are_held_by_nothing() -> None:
+    model = Small()
+    put(model)
+    fuse(model)
+    state = state_of(model)
+    held = [weakref.ref(tensor) for tensor in state._weights.tensors()]
+    clear(model, keep_fused=True)
+    assert not [one for one in held if one() is not None]
+
+
+def test_a_copy_of_a_fused_model_holds_the_fused_weights_once() -> None:
+    model = nn.Sequential(nn.Linear(256, 256, bias=False))
+    put(model)
+    fuse(model)
+    with_original = 2 * model[0].get_parameter("weight").nbytes
+    assert with_original < len(pickle.dumps(model)) < 1.25 * with_original
 
 
 # --- with the other operations ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import is_
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,9 @@ class FusedWeights:
         """Memory of parameters that were fused, for the next time: new memory costs as much as the sums do."""
         self._written: list[nn.Parameter] = []
         """Parameters that have other numbers since `take_written` was called."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_given": {}}  # the parameters of a copy have memory of their own
 
     def __bool__(self) -> bool:
         return bool(self._originals)
@@ -326,6 +329,7 @@ class FusedWeights:
     def let_go(self, undo: Undo) -> None:
         """Forget the originals: what is fused now stays for good."""
         undo.set_attribute(self, "_originals", {})
+        undo.set_attribute(self, "_given", {})
 
     def check_kept(self) -> None:
         """Raise when an original was not kept.
