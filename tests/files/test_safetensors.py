@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorry.errors import AdapterNotFoundError, BrokenFileError, FileError
-from lorry.files import read_header, read_safetensors, write_safetensors
+from lorry.files import read_header, read_safetensors, safetensors_reader, write_safetensors
 from lorry.files._layout import DTYPES
 
 DATA = bytes(range(16))
@@ -231,6 +233,44 @@ def test_a_key_that_comes_twice_among_many_is_found_at_once(tmp_path: Path) -> N
     keys = ",".join(f'"{number}": 1' for number in range(200_000))
     with pytest.raises(BrokenFileError, match="the key '199999' twice"):
         read_header(file_of(tmp_path / "x.safetensors", f'{{{keys}, "199999": 1}}'.encode()))
+
+
+def test_a_file_is_closed_where_no_thread_can_be_started_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(example(), path)
+    file = path.open("rb")
+    monkeypatch.setattr(safetensors_reader, "LARGE", 0)
+    monkeypatch.setattr(safetensors_reader, "_open", lambda _: file)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="new thread"):
+        read_safetensors(path, into_memory=True, early=True)
+    assert file.closed
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_early_is_told_when_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1 << 18)}, path)  # more than is read along with the header
+    fill, is_cut = safetensors_reader._fill, threading.Event()
+
+    def waits(*args: Any) -> None:
+        is_cut.wait()
+        fill(*args)
+
+    monkeypatch.setattr(safetensors_reader, "LARGE", 0)
+    monkeypatch.setattr(safetensors_reader, "_fill", waits)
+    found = read_safetensors(path, into_memory=True, early=True)
+    assert found.tensors["a"].shape == (1 << 18,)
+    os.truncate(path, path.stat().st_size - 1)
+    is_cut.set()
+    with pytest.raises(BrokenFileError, match="changed meanwhile"):
+        found.arrived()
 
 
 def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:

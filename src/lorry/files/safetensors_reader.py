@@ -54,12 +54,12 @@ def read_safetensors(
             whole = torch.frombuffer(data, dtype=torch.uint8)
             views = _views(whole, layout.data_start, layout.spans)
             return TensorFile(views, layout.metadata, source, spans=layout.table)
-        stack.pop_all()  # whoever reads the rest closes it
-    whole, arrived = new_block(layout.table.nbytes), there
-    if len(whole) < LARGE:
-        _fill(whole, file, source)
-    else:  # they are laid out meanwhile
-        arrived = begun(_fill, whole, file, source).result
+        whole, arrived = new_block(layout.table.nbytes), there
+        if len(whole) < LARGE:
+            _fill(whole, file, source)
+        else:  # they are laid out meanwhile
+            arrived = begun(_fill, whole, file, source).result
+        stack.pop_all()  # who reads it closes it
     views = _views(whole, 0, layout.spans, arrived)
     found = TensorFile(views, layout.metadata, source, spans=layout.table, arrived=arrived)
     return found if early else found.whole()
