@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.hooks import remove_hook_from_module
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lorry
@@ -268,3 +268,21 @@ def test_a_difference_of_another_shape_is_named_and_nothing_changes() -> None:
     ):
         pipe.load_lora_weights(file)
     check_same(snapshot(pipe.transformer), before)
+
+
+def test_one_that_changed_or_is_gone_is_named_where_the_file_was_loaded_before(tmp_path: Path) -> None:
+    pipe = pipeline()
+    save_file(as_file(differences()), tmp_path / "x.safetensors")
+    for _ in range(2):
+        pipe.load_lora_weights(tmp_path / "x.safetensors")
+        pipe.unload_lora_weights()
+    pipe.transformer.blocks[0].scale_shift_table = nn.Parameter(torch.zeros(1, 5, WIDTH))
+    with pytest.raises(
+        lorry.errors.ShapeMismatchError, match=r"`blocks\.0\.scale_shift_table`: the delta is"
+    ):
+        pipe.load_lora_weights(tmp_path / "x.safetensors")
+    del pipe.transformer.blocks[0].scale_shift_table
+    with pytest.raises(
+        lorry.errors.UnknownTargetError, match=r"no place in this pipeline.*blocks\.0\.diff_m"
+    ):
+        pipe.load_lora_weights(tmp_path / "x.safetensors")

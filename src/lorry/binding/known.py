@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from lorry.adapters import Adapter, Form, form_of
@@ -29,23 +30,33 @@ Deltas = dict[str, dict[str, Delta]]
 @final
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """The layers of a live model that a plan is for, and the blocks that these are in."""
+    """The layers and bare parameters of a live model that a plan is for, and the blocks that these are in."""
 
     layers: Sequence[tuple[tuple[int, ...] | None, bool, int]]
     """Of each, the shape of the weight that a delta must have, whether it has no bias, how many modules are in it."""
     blocks: Sequence[tuple[str, tuple[str, ...], bool]]
     """Of each, the path, the names of what is in it, and whether it is an attention that computes fused."""
+    bare: Mapping[str, torch.Size | None]
+    """By name, the shapes of the bare parameters that the plan is for; None where there is none."""
 
     @classmethod
-    def of(cls, model: nn.Module, paths: Iterable[str]) -> _Ground:
+    def of(cls, model: nn.Module, paths: Collection[str]) -> _Ground:
         layers, blocks = layers_at(model, paths)
+        others = [path for path in paths if path not in layers] if len(layers) < len(paths) else ()
         return cls(
             [
                 (weight_shape(one), one._parameters.get("bias") is None, len(one._modules))
                 for one in layers.values()
             ],
             [(path, tuple(block._modules), computes_fused(block)) for path, block in blocks.items()],
+            {path: _bare_shape(blocks, path) for path in others},
         )
+
+
+def _bare_shape(blocks: Mapping[str, nn.Module], path: str) -> torch.Size | None:
+    owner, _, name = path.rpartition(".")
+    parameter = blocks[owner]._parameters.get(name) if owner in blocks else None
+    return None if parameter is None else parameter.shape
 
 
 @final
