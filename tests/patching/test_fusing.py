@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lorry.algebra import DoraDelta, FullDelta
 from lorry.errors import FuseError, StateError
@@ -300,6 +301,19 @@ def test_a_copy_of_a_fused_model_holds_the_fused_weights_once() -> None:
     fuse(model)
     with_original = 2 * model[0].get_parameter("weight").nbytes
     assert with_original < len(pickle.dumps(model)) < 1.25 * with_original
+
+
+def test_the_memory_of_fused_weights_is_free_when_others_put_them_elsewhere() -> None:
+    model = Small()
+    before = weights(model)
+    put(model)
+    fuse(model)
+    held = [StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # as diffusers' offloading by stream does
+    assert all(one.expired() for one in held)
+    unfuse(model)
+    check_equal(weights(model), before)
 
 
 # --- with the other operations ------------------------------------------------------------------------------------

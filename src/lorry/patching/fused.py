@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import is_
+from operator import attrgetter, is_
 from types import MappingProxyType
 from typing import Any, final
 
@@ -38,17 +38,20 @@ class _Given:
     key: str
     parameter: nn.Parameter
     original: Tensor
-    fused: Tensor
     address: int
-    """Of the fused memory."""
+    """Of the fused memory, which is not held: offloading may put other memory in its place to have it free."""
 
 
 def _are_unmoved(given: Collection[_Given]) -> bool:
     """Whether all these parameters are where they were, with the memory that they were given."""
     parameters = [one.parameter for one in given]
     standing = map(dict.get, [one.holder for one in given], [one.key for one in given])
-    addresses = [one.address for one in given]
-    return all(map(is_, standing, parameters)) and [*map(Tensor.data_ptr, parameters)] == addresses
+    addresses, dtypes = [one.address for one in given], [one.original.dtype for one in given]
+    return (
+        all(map(is_, standing, parameters))
+        and [*map(Tensor.data_ptr, parameters)] == addresses
+        and all(map(is_, map(attrgetter("dtype"), parameters), dtypes))
+    )
 
 
 @final
@@ -223,7 +226,7 @@ class FusedWeights:
         """Note what a parameter was given, where it is put back by a pointer. What stands for bare ones is not kept."""
         saved = self._originals[name]
         if saved.beside and type(saved.tensor) is Tensor and not isinstance(module, BareParameter):
-            self._given[name] = _Given(module._parameters, key, parameter, saved.tensor, new, new.data_ptr())
+            self._given[name] = _Given(module._parameters, key, parameter, saved.tensor, new.data_ptr())
 
     def _repack(
         self,
@@ -275,7 +278,7 @@ class FusedWeights:
         if not _are_unmoved(given.values()):
             given = {}
         swapped = [one.parameter for one in given.values()]
-        fused, originals = [one.fused for one in given.values()], [one.original for one in given.values()]
+        fused, originals = [one.data for one in swapped], [one.original for one in given.values()]
         spare = dict(zip(given, fused, strict=True))
         for name, one in saved.items() if len(given) < len(saved) else ():
             if name in given:
