@@ -466,6 +466,24 @@ def test_a_weight_that_cannot_take_a_delta_without_loss_is_refused(
 # --- memory that is used again --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_weight_that_two_layers_share_is_not_fused_for_both(at_once: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    original = model[0].get_parameter("weight").detach().clone()
+    deltas = random_deltas(model)
+    put(model, "first", deltas={"0": deltas["0"]})
+    put(model, "second", deltas={"1": deltas["1"]})
+    if not at_once:
+        fuse(model, ["first"])
+    before = snapshot(model)
+    with pytest.raises(FuseError, match=r"`0\.weight` and `1\.weight` are one parameter"):
+        fuse(model, ["first", "second"] if at_once else ["second"])
+    check_same(snapshot(model), before)
+    unfuse(model)
+    assert torch.equal(model[0].get_parameter("weight"), original)
+
+
 def test_fusing_again_writes_into_the_memory_of_the_last_time() -> None:
     model = Small()
     put(model)

@@ -165,11 +165,14 @@ class FusedWeights:
 
         Raises:
             FuseError: a parameter cannot take a delta without loss (and not `lossy`, or its library cannot quantize it
-                again), its original was not kept, or `safe` found a value that is not finite.
+                again), two layers of different deltas share it, its original was not kept, or `safe` found a value that
+                is not finite.
         """
         lost: dict[str, FuseLoss] = {}
         fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
         leaving: list[str] = []
+        paths = {name: name.rpartition(".")[::2] for name in self._originals}
+        names = {id(modules[path]._parameters.get(key)): name for name, (path, key) in paths.items()}
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_given", dict(self._given))
         undo.set_attribute(self, "_spare", dict(self._spare))
@@ -183,6 +186,7 @@ class FusedWeights:
                         # what is fused with loss already was asked for
                         again = lossy or name in self._originals
                         parameter, kind = check_fusable(path, modules[path], key, lossy=again)
+                        _check_untied(names.setdefault(id(parameter), name), name)
                         if name not in self._originals:
                             before[name] = _contents(parameter)  # `undo` holds it as long
                         if kind.refusal is None:
@@ -395,6 +399,14 @@ def _taken(parameter: nn.Parameter, modules: Mapping[str, nn.Module], name: str,
             undo.set_attribute(parameter, part, getattr(module.state, part))
             undo.set_attribute(module.state, part, None)
     return parameter
+
+
+def _check_untied(other: str, name: str) -> None:
+    if other != name:
+        raise FuseError(
+            f"`{other}` and `{name}` are one parameter, in which what is fused for either layer would act in both. "
+            "Leave the adapter unfused, where each layer has its own."
+        )
 
 
 def _check_finite(name: str, new: Tensor) -> None:
