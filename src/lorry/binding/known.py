@@ -93,7 +93,10 @@ _known: WeakKeyDictionary[Form, tuple[_Known, ...]] = WeakKeyDictionary()
 def find_known(
     adapter: Adapter, indexes: Mapping[str, ModuleIndex], routes: Routes
 ) -> tuple[Deltas, LoadReport] | None:
-    """Return the deltas and the report of an adapter whose like was planned before on such models, or None."""
+    """Return the deltas and the report of an adapter whose like was planned before on such models, or None.
+
+    Where there are such, its numbers are waited for: the report says whether all are zeros.
+    """
     form = form_of(adapter)
     known = () if form is None else _known.get(form, ())
     if not known:

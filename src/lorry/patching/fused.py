@@ -227,7 +227,10 @@ class FusedWeights:
     def _note_given(
         self, name: str, module: nn.Module, key: str, parameter: nn.Parameter, new: Tensor
     ) -> None:
-        """Note what a parameter was given, where it is put back by a pointer. What stands for bare ones is not kept."""
+        """Note what a parameter was given, where it is put back by a pointer.
+
+        Not of a bare one: the module that stands for it is made anew each time.
+        """
         saved = self._originals[name]
         if saved.beside and type(saved.tensor) is Tensor and not isinstance(module, BareParameter):
             self._given[name] = _Given(module._parameters, key, parameter, saved.tensor, new.data_ptr())

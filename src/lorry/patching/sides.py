@@ -47,7 +47,8 @@ class SidePaths:
         """The paths of the modules that stay patched whoever is loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_scenes": {}}
+        scene = None if self._scene is None else self._scene.without_tensors()
+        return {**vars(self), "_scenes": {}, "_scene": scene}
 
     def add(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Patch the modules that an adapter has deltas for, by path."""

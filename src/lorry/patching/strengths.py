@@ -1,11 +1,11 @@
-"""The strengths of all side paths of a model, as one vector."""
+"""The strengths of all side paths of a model: the memory that modules hold, and what adapters write into it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from lorry.patching.undo import Undo
 
 
 @final
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Pieces:
     """Memory for one float32 number of every rank of every module, of which each module holds a piece."""
 
@@ -35,8 +35,8 @@ class Pieces:
     """The memory of the pieces on other devices, each with its part of `host`."""
     _addresses: Sequence[int]
     """Where the pieces begin."""
-    written: dict[str, tuple[StrengthVector, Sequence[Strength]]]
-    """What they hold, under "last": the strengths of the adapters of a vector."""
+    last: tuple[StrengthVector, Sequence[Strength]] | None = None
+    """What they hold: the strengths of the adapters of a vector. Nothing was written yet where it is None."""
 
     @classmethod
     def of(cls, layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]) -> Self:
@@ -51,7 +51,7 @@ class Pieces:
                 vector = torch.zeros_like(part, device=device)
                 elsewhere.append((vector, part))
             tensors += vector.split(sizes)
-        return cls(layout, tensors, host, elsewhere, [*map(Tensor.data_ptr, tensors)], {})
+        return cls(layout, tensors, host, elsewhere, [*map(Tensor.data_ptr, tensors)])
 
     @property
     def paths(self) -> list[str]:
@@ -75,6 +75,15 @@ class Pieces:
             vector.copy_(part)
 
 
+class _Each(NamedTuple):
+    """Of each place in the pieces. In numpy: torch's threads would take longer to meet than the products take."""
+
+    adapters: NDArray[np.int64]
+    """The number of the adapter; of any where no factors are."""
+    scales: NDArray[np.float64]
+    """The scale of its file."""
+
+
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class StrengthVector:
@@ -91,9 +100,8 @@ class StrengthVector:
     """For each run of places with one strength, the number of its adapter and the path of its module."""
     _ranks: NDArray[np.int64]
     """The lengths of the runs."""
-    _each: tuple[NDArray[np.int64], NDArray[np.float64]]
-    """For each place in the pieces, the number of its adapter (of any where no factors are), and the scale of its file.
-    Vectors that are alike have them in common. In numpy: torch's threads would take longer to meet than this takes."""
+    _each: _Each
+    """Vectors that are alike have it in common."""
 
     @classmethod
     def of(
@@ -139,21 +147,20 @@ class StrengthVector:
         pieces = standing if standing is not None and standing.layout == layout else Pieces.of(layout)
         adapters = np.array([number for number, _ in parts], dtype=np.int64)
         lengths = np.array(ranks, dtype=np.int64)
-        each = adapters.repeat(lengths), np.array(scales, dtype=np.float64).repeat(lengths)
-        last = pieces.written.get("last")
-        if last is not None and all(map(np.array_equal, each, last[0]._each)):
-            each = last[0]._each
+        each = _Each(adapters.repeat(lengths), np.array(scales, dtype=np.float64).repeat(lengths))
+        if pieces.last is not None and all(map(np.array_equal, each, pieces.last[0]._each)):
+            each = pieces.last[0]._each
         return cls(pieces, [*numbers], parts, lengths, each)
 
     def write(self, strengths: Mapping[str, Strength], undo: Undo) -> None:
         """Write the strengths of the adapters into the pieces, where others stand there."""
-        own, last = [strengths[name] for name in self._names], self.pieces.written.get("last")
-        if last is not None:
-            before, standing = last
+        own = [strengths[name] for name in self._names]
+        if self.pieces.last is not None:
+            before, standing = self.pieces.last
             if before._each is self._each and standing == own:
                 return
             undo.on_failure(partial(before._write, standing))
-        undo.set_item(self.pieces.written, "last", (self, own))
+        undo.set_attribute(self.pieces, "last", (self, own))
         self._write(own)
 
     def _write(self, own: Sequence[Strength]) -> None:
@@ -169,11 +176,10 @@ class StrengthVector:
         return [*apart.tensors]
 
     def _work_out(self, own: Sequence[Strength], out: NDArray[np.float32]) -> None:
-        adapters, scales = self._each
         if any(strength.by_path is not None for strength in own):
             each = np.array([own[number].at(path) for number, path in self._parts]).repeat(self._ranks)
         elif len(own) > 1:
-            each = np.array([strength.value for strength in own])[adapters]
+            each = np.array([strength.value for strength in own])[self._each.adapters]
         else:
             each = own[0].value if own else 0.0
-        np.multiply(scales, each, out=out, casting="same_kind")
+        np.multiply(self._each.scales, each, out=out, casting="same_kind")
