@@ -29,8 +29,10 @@ class Pieces:
     """By device: the paths of its modules, and how many numbers each has."""
     tensors: Sequence[Tensor]
     """The pieces."""
-    host: Tensor
+    host: NDArray[np.float32]
     """All numbers: the memory of the pieces on the CPU, and what those elsewhere are copies of."""
+    _whole: Tensor
+    """The same memory, as a tensor."""
     _elsewhere: Sequence[tuple[Tensor, Tensor]]
     """The memory of the pieces on other devices, each with its part of `host`."""
     _addresses: Sequence[int]
@@ -42,16 +44,16 @@ class Pieces:
     def of(cls, layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]) -> Self:
         """Make them, of zeros."""
         lengths = [sum(sizes) for _, _, sizes in layout]
-        host = torch.zeros(sum(lengths), dtype=torch.float32, device="cpu")
+        whole = torch.zeros(sum(lengths), dtype=torch.float32, device="cpu")
         tensors: list[Tensor] = []
         elsewhere: list[tuple[Tensor, Tensor]] = []
-        for (device, _, sizes), part in zip(layout, host.split(lengths), strict=True):
+        for (device, _, sizes), part in zip(layout, whole.split(lengths), strict=True):
             vector = part
             if device.type != "cpu":
                 vector = torch.zeros_like(part, device=device)
                 elsewhere.append((vector, part))
             tensors += vector.split(sizes)
-        return cls(layout, tensors, host, elsewhere, [*map(Tensor.data_ptr, tensors)])
+        return cls(layout, tensors, whole.numpy(), whole, elsewhere, [*map(Tensor.data_ptr, tensors)])
 
     @property
     def paths(self) -> list[str]:
@@ -70,7 +72,7 @@ class Pieces:
 
         Autograd is told, which refuses a backward through what was computed from the numbers before.
         """
-        increment_version(self.host)
+        increment_version(self._whole)
         for vector, part in self._elsewhere:
             vector.copy_(part)
 
@@ -164,14 +166,14 @@ class StrengthVector:
         self._write(own)
 
     def _write(self, own: Sequence[Strength]) -> None:
-        self._work_out(own, self.pieces.host.numpy())
+        self._work_out(own, self.pieces.host)
         self.pieces.send()
 
     @without_modes()
     def apart(self, strengths: Mapping[str, Strength]) -> list[Tensor]:
         """Return what the pieces would be at these strengths, in memory of their own."""
         apart = Pieces.of(self.pieces.layout)
-        self._work_out([strengths[name] for name in self._names], apart.host.numpy())
+        self._work_out([strengths[name] for name in self._names], apart.host)
         apart.send()
         return [*apart.tensors]
 

@@ -33,6 +33,8 @@ def strength_for(given: object, component: str, model: nn.Module) -> Strength:
     """
     if given is None:
         return Strength()
+    if isinstance(given, (int, float)):  # most are, and to ask for the abstract kinds below takes longer
+        return Strength(check_strength(given, "the strength"))
     if isinstance(given, Strengths):
         return given.on(component, model)
     if isinstance(given, LoraTag):
