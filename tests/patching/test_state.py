@@ -573,3 +573,27 @@ def test_adapters_of_the_same_ranks_share_the_memory_of_their_strengths() -> Non
     assert numbers["a"][0] == numbers["a"][1] == [[0.5, 0.5]] * len(PATHS)
     assert numbers["b"] == [[[-2.0, -2.0]] * len(PATHS)]
     assert numbers["wider"] == [[[0.25] * 3] * len(PATHS)]
+
+
+class Scaled(nn.Module):
+    """A block whose parameters are called as lorry's factors are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.scale = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.down * self.scale
+
+
+def test_parameters_that_are_called_as_factors_are_go_one_by_one() -> None:
+    model = nn.Sequential(Scaled())
+    before = snapshot(model)
+    with changing(model) as (state, undo):
+        state.add("toy", {"0.scale": FullDelta(torch.full((4,), 2.0))}, undo)
+        state.set_active({"toy": Strength()}, undo)
+    assert torch.equal(model(torch.ones(4)), torch.full((4,), 3.0))
+    with changing(model) as (state, undo):
+        state.remove(["toy"], undo)
+    assert torch.equal(model(torch.ones(4)), torch.ones(4))
+    check_same(snapshot(model), before)

@@ -224,7 +224,7 @@ def _unpatch(owner: nn.Module, undo: Undo) -> None:
     """Make a block what it was."""
     if not isinstance(owner, Owner):
         return
-    take_out([owner], _buffers_of(owner.lorry_names), undo)
+    take_out([owner], [[name] for name in _buffers_of(owner.lorry_names)], undo)
     check_own_class(owner, _owner_class(owner.lorry_class, owner.lorry_names))
     undo.set_classes([owner], [owner.lorry_class])
 

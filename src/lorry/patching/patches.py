@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import cast
 
@@ -66,14 +67,22 @@ def mark_empty(modules: Collection[nn.Module], names: Sequence[str], undo: Undo)
 
 def unpatch(modules: Sequence[SidePath], undo: Undo) -> None:
     """Make modules what they were before `patch`."""
-    take_out(modules, BUFFERS, undo)
+    take_out(modules, (FACTORS, *([name] for name in BUFFERS if name not in FACTORS)), undo)
     for module in modules:
         check_own_class(module, side_path_class(module.lorry_class))
     change_classes(modules, [module.lorry_class for module in modules], undo)
 
 
-def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo) -> None:
-    """Take buffers of lorry's out of modules, and their homes."""
+def take_out(modules: Collection[nn.Module], groups: Iterable[Sequence[str]], undo: Undo) -> None:
+    """Take buffers of lorry's out of modules, and their homes.
+
+    Args:
+        modules: that have them.
+        groups: the names of the buffers, those together that are filled and emptied together.
+        undo: takes it back.
+    """
+    groups = [*groups]
+    names = {*chain.from_iterable(groups)}
     attributes = [*map(vars, modules)]
     own = [
         # most layers have no buffers but lorry's, of which all are there
@@ -81,9 +90,8 @@ def take_out(modules: Collection[nn.Module], names: Collection[str], undo: Undo)
         for here in map(itemgetter("_buffers"), attributes)
     ]
     undo.set_in_all(attributes, "_buffers", own)
-    together = [name for name in names if name in FACTORS]
-    for marked in filter(None, (together, *([name] for name in names if name not in FACTORS))):
-        mark_empty(modules, marked, undo)
+    for group in groups:
+        mark_empty(modules, group, undo)
     undo.delete_in_all(attributes, "lorry_home")
 
 
