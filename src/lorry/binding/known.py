@@ -76,8 +76,12 @@ class _Known:
 
     def is_for(self, indexes: Mapping[str, ModuleIndex]) -> bool:
         """Whether these are models that the plan was for before, where all that it names stands as it stood."""
-        return self.makes.keys() == indexes.keys() and all(
-            self.grounds[name].get(index.model) == _Ground.of(index.model, self.numbers.get(name, ()))
+        if self.makes.keys() != indexes.keys() or any(
+            index.model not in self.grounds[name] for name, index in indexes.items()
+        ):
+            return False
+        return all(
+            self.grounds[name][index.model] == _Ground.of(index.model, self.numbers.get(name, ()))
             for name, index in indexes.items()
         )
 

@@ -165,8 +165,7 @@ class FusedWeights:
 
         Raises:
             FuseError: a parameter cannot take a delta without loss (and not `lossy`, or its library cannot quantize it
-                again), two layers of different deltas share it, its original was not kept, or `safe` found a value that
-                is not finite.
+                again), two layers share it, its original was not kept, or `safe` found a value that is not finite.
         """
         lost: dict[str, FuseLoss] = {}
         fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
@@ -287,9 +286,8 @@ class FusedWeights:
         swapped = [one.parameter for one in given.values()]
         fused, originals = [one.data for one in swapped], [one.original for one in given.values()]
         spare = dict(zip(given, fused, strict=True))
-        for name, one in saved.items() if len(given) < len(saved) else ():
-            if name in given:
-                continue
+        for name in [name for name in saved if name not in given]:
+            one = saved[name]
             parameter = _parameter(modules, name)
             contents = _taken(parameter, modules, name, undo)
             original = one.found(contents, name)

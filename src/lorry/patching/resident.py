@@ -49,10 +49,9 @@ class Resident:
         bare = own_copy(bare, dict.fromkeys(bare, torch.device("cpu")))
         layers = {path: delta for path, delta in deltas.items() if path not in bare}
         devices = {path: module_device(modules[path]) for path in layers}
-        tensors = (
-            [tensor for delta in layers.values() for tensor in delta.tensors().values()] if owned else []
-        )
-        if {*map(attrgetter("device"), tensors)} != {*devices.values()} or len({*devices.values()}) > 1:
+        tensors = [tensor for delta in layers.values() for tensor in delta.tensors().values()]
+        wanted = {*devices.values()}
+        if not owned or len(wanted) > 1 or {*map(attrgetter("device"), tensors)} != wanted:
             return cls(own_copy(layers, devices), bare=bare)
         is_each_once = len({*map(id, tensors)}) == len(tensors)
         kept = layers if is_each_once else {path: _apart(delta) for path, delta in layers.items()}

@@ -136,10 +136,9 @@ def build_scene(
     alike = standing if standing is not None and standing.places is places and standing.room == room else None
     strengths = StrengthVector.of(joined, places, room, None if alike is None else alike.strengths.pieces)
     pieces = strengths.pieces
-    if alike is None or pieces is not alike.strengths.pieces:
-        alike, buffers = None, {path: modules[path]._buffers for path in pieces.paths}
-    else:
-        buffers = alike.buffers
+    if alike is not None and alike.strengths.pieces is not pieces:
+        alike = None
+    buffers = {path: modules[path]._buffers for path in pieces.paths} if alike is None else alike.buffers
     if alike is not None and room is not None:
         return Scene(buffers, alike.columns, copied, joined, strengths, places, room)
     made = _join(joined) if room is None else empty_slots(joined, modules, places, room)
