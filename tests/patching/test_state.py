@@ -36,6 +36,11 @@ def remove(model: nn.Module, *names: str) -> None:
         state.remove(names, undo)
 
 
+def fuse(model: nn.Module, *, off: bool = False) -> None:
+    with changing(model) as (state, undo):
+        (state.unfuse if off else state.fuse)(undo)
+
+
 def park(model: nn.Module, *names: str, device: str = "cpu") -> None:
     with changing(model) as (state, undo):
         state.park(names, torch.device(device), undo)
@@ -597,3 +602,56 @@ def test_parameters_that_are_called_as_factors_are_go_one_by_one() -> None:
         state.remove(["toy"], undo)
     assert torch.equal(model(torch.ones(4)), torch.ones(4))
     check_same(snapshot(model), before)
+
+
+def test_nn_module_knows_of_just_the_buffers_that_are_filled() -> None:
+    model = Small()
+    before = snapshot(model)
+    put(model, "all", rank=2)
+    put(model, "one", deltas=random_deltas(model, 1, PATHS[:1], rank=3))
+    steps = {
+        "disabled": lambda: enable(model, False),
+        "chosen while disabled": lambda: activate(model, all=1.0),
+        "enabled": lambda: enable(model, True),
+        "one of two": lambda: activate(model, one=1.0),
+        "nobody": lambda: activate(model),
+        "both": lambda: activate(model, all=1.0, one=0.5),
+        "fused": lambda: fuse(model),
+        "removed": lambda: remove(model, "one"),
+        "unfused": lambda: fuse(model, off=True),
+        "disabled again": lambda: enable(model, False),
+        "cast": lambda: model.to(torch.float64),
+        "enabled again": lambda: enable(model, True),
+        "nobody again": lambda: activate(model),
+        "another": lambda: put(model, "one", deltas=random_deltas(model, 1, PATHS[:1], rank=3)),
+    }
+    filled: dict[str, int] = {}
+    for step, change in steps.items():
+        change()
+        filled[step] = 0
+        for path in PATHS:
+            module = model.get_submodule(path)
+            names = {name for name, tensor in module._buffers.items() if tensor is not None}
+            assert module._non_persistent_buffers_set == names, (step, path)
+            filled[step] += len(names & {"lorry_down", "lorry_up"})
+    assert filled["disabled"] == filled["fused"] == filled["nobody"] == filled["nobody again"] == 0
+    assert filled["one of two"] == filled["another"] == 2
+    assert filled["enabled"] == filled["both"] == filled["unfused"] == 2 * len(PATHS)
+    remove(model, "all", "one")
+    model.float()
+    check_same(snapshot(model), before, identity=False)
+
+
+def test_a_layer_that_is_cast_while_nobody_acts_computes_in_its_dtype_afterwards() -> None:
+    model, exact = Small(), Small()
+    put(model, "toy")
+    enable(model, False)
+    for one in (model, exact):
+        one.get_submodule(PATHS[0]).to(torch.float64)
+    put(exact, "toy")
+    enable(model, True)
+    for path in PATHS:
+        for name in ("lorry_down", "lorry_up"):
+            got, wanted = (one.get_submodule(path).get_buffer(name) for one in (model, exact))
+            assert got.dtype == wanted.dtype, (path, name)
+            assert torch.equal(got, wanted), (path, name)

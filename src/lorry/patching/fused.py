@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter, is_
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +27,51 @@ from lorry.patching.undo import Undo
 Contributions = Sequence[tuple[Delta, float]]
 
 
-@final
-@dataclass(frozen=True, eq=False, slots=True)
-class _Given:
+class _One(NamedTuple):
     """A plain parameter that was given fused memory, with its original beside it."""
 
+    name: str
     holder: dict[str, nn.Parameter | None]
     """The parameters of its module."""
     key: str
     parameter: nn.Parameter
     original: Tensor
+    dtype: torch.dtype
     address: int
     """Of the fused memory, which is not held: offloading may put other memory in its place to have it free."""
 
 
-def _are_unmoved(given: Collection[_Given]) -> bool:
-    """Whether all these parameters are where they were, with the memory that they were given."""
-    parameters = [one.parameter for one in given]
-    standing = map(dict.get, [one.holder for one in given], [one.key for one in given])
-    addresses, dtypes = [one.address for one in given], [one.original.dtype for one in given]
-    return (
-        all(map(is_, standing, parameters))
-        and [*map(Tensor.data_ptr, parameters)] == addresses
-        and all(map(is_, map(attrgetter("dtype"), parameters), dtypes))
-    )
+@final
+class _Given:
+    """All such parameters, by what each of them has: they are asked and changed together."""
+
+    def __init__(self, ones: Iterable[_One] = ()) -> None:
+        columns = zip(*ones, strict=True)
+        (
+            self.names,
+            self._holders,
+            self._keys,
+            self.parameters,
+            self.originals,
+            self._dtypes,
+            self._addresses,
+        ) = ([*next(columns, ())] for _ in _One._fields)
+
+    def by_name(self) -> dict[str, _One]:
+        """Return each by its name."""
+        columns = (self._holders, self._keys, self.parameters, self.originals, self._dtypes, self._addresses)
+        return {one[0]: _One(*one) for one in zip(self.names, *columns, strict=True)}
+
+    def fused(self) -> list[Tensor] | None:
+        """Return what was given to them; None where one of them is elsewhere, or has other memory, by now."""
+        standing = map(dict.get, self._holders, self._keys)
+        fused = [one.data for one in self.parameters]
+        is_unmoved = (
+            all(map(is_, standing, self.parameters))
+            and [*map(Tensor.data_ptr, fused)] == self._addresses
+            and all(map(is_, map(attrgetter("dtype"), fused), self._dtypes))
+        )
+        return fused if is_unmoved else None
 
 
 @final
@@ -61,7 +81,7 @@ class FusedWeights:
     def __init__(self) -> None:
         self._originals: dict[str, Saved] = {}
         """Of each fused parameter."""
-        self._given: dict[str, _Given] = {}
+        self._given = _Given()
         """Those of them that are plain, and have their originals beside them."""
         self._aside: dict[str, Tensor] | None = None
         """The fused tensors, while they are put aside."""
@@ -71,7 +91,7 @@ class FusedWeights:
         """Parameters that have other numbers since `take_written` was called."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_given": {}}  # the parameters of a copy have memory of their own
+        return {**vars(self), "_given": _Given()}  # the parameters of a copy have memory of their own
 
     def __bool__(self) -> bool:
         return bool(self._originals)
@@ -136,7 +156,7 @@ class FusedWeights:
             saved = self._originals.get(name)
             beside = saved.tensor if saved is not None and saved.beside else None
             self._spare.pop(name, None)
-            self._given.pop(name, None)  # what it was given is not to be held, nor what it was
+            self._given = _Given()  # what one of them was is not to be held
             for tensor in (beside, (self._aside or {}).get(name)):
                 if tensor is not None and type(tensor) is Tensor and tensor.device == before:
                     bring(tensor, now)
@@ -173,8 +193,8 @@ class FusedWeights:
         paths = {name: name.rpartition(".")[::2] for name in self._originals}
         names = {id(modules[path]._parameters.get(key)): name for name, (path, key) in paths.items()}
         undo.set_attribute(self, "_originals", dict(self._originals))
-        undo.set_attribute(self, "_given", dict(self._given))
         undo.set_attribute(self, "_spare", dict(self._spare))
+        given = self._given.by_name()
         with Keeper(keep) as keeper:
             for path, deltas in contributions.items():
                 for key in PARAMETERS:
@@ -191,14 +211,19 @@ class FusedWeights:
                         if kind.refusal is None:
                             new = self._fuse(name, parameter, parts, later, keeper, undo)
                             fused[name] = new
-                            self._note_given(name, modules[path], key, parameter, new)
+                            module, original = modules[path], self._originals[name].beside_it
+                            # for a bare parameter another module stands each time
+                            if original is not None and not isinstance(module, BareParameter):
+                                now = (original, new.dtype, new.data_ptr())
+                                given[name] = _One(name, module._parameters, key, parameter, *now)
                         else:
                             lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
                         leaving.append(name)
             later.run()
-        given = {name: self._given.pop(name) for name in leaving if name in self._given}
-        self._restore({name: self._originals.pop(name) for name in leaving}, given, modules, undo)
+        left = _Given(given.pop(name) for name in leaving if name in given)
+        undo.set_attribute(self, "_given", _Given(given.values()))
+        self._restore({name: self._originals.pop(name) for name in leaving}, left, modules, undo)
         if safe:
             for name, new in fused.items():
                 _check_finite(name, new)
@@ -222,17 +247,6 @@ class FusedWeights:
         undo.set_attribute(parameter, "data", new)
         self._written.append(parameter)
         return new
-
-    def _note_given(
-        self, name: str, module: nn.Module, key: str, parameter: nn.Parameter, new: Tensor
-    ) -> None:
-        """Note what a parameter was given, where it is put back by a pointer.
-
-        Not of a bare one: the module that stands for it is made anew each time.
-        """
-        saved = self._originals[name]
-        if saved.beside and type(saved.tensor) is Tensor and not isinstance(module, BareParameter):
-            self._given[name] = _Given(module._parameters, key, parameter, saved.tensor, new.data_ptr())
 
     def _repack(
         self,
@@ -263,13 +277,13 @@ class FusedWeights:
         """Put back all originals: nothing is fused any more."""
         saved, given = self._originals, self._given
         undo.set_attribute(self, "_originals", {})
-        undo.set_attribute(self, "_given", {})
+        undo.set_attribute(self, "_given", _Given())
         self._restore(saved, given, modules, undo)
 
     def _restore(
         self,
         saved: Mapping[str, Saved],
-        given: Mapping[str, _Given],
+        given: _Given,
         modules: Mapping[str, nn.Module],
         undo: Undo,
     ) -> None:
@@ -281,12 +295,13 @@ class FusedWeights:
             modules: by path.
             undo: takes it back.
         """
-        if not _are_unmoved(given.values()):
-            given = {}
-        swapped = [one.parameter for one in given.values()]
-        fused, originals = [one.data for one in swapped], [one.original for one in given.values()]
-        spare = dict(zip(given, fused, strict=True))
-        for name in [name for name in saved if name not in given]:
+        unmoved = given.fused()
+        if unmoved is None:
+            given, unmoved = _Given(), []
+        swapped, originals, fused = [*given.parameters], [*given.originals], unmoved
+        spare = dict(zip(given.names, fused, strict=True))
+        others = [name for name in saved if name not in spare] if len(spare) < len(saved) else ()
+        for name in others:
             one = saved[name]
             parameter = _parameter(modules, name)
             contents = _taken(parameter, modules, name, undo)
@@ -337,7 +352,7 @@ class FusedWeights:
     def let_go(self, undo: Undo) -> None:
         """Forget the originals: what is fused now stays for good."""
         undo.set_attribute(self, "_originals", {})
-        undo.set_attribute(self, "_given", {})
+        undo.set_attribute(self, "_given", _Given())
 
     def check_kept(self) -> None:
         """Raise when an original was not kept.
@@ -345,6 +360,8 @@ class FusedWeights:
         Raises:
             FuseError: names the parameter.
         """
+        if len(self._given.names) == len(self._originals):
+            return
         for name, saved in self._originals.items():
             if saved.tensor is None:
                 raise no_originals(name)

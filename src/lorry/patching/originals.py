@@ -29,6 +29,11 @@ class Saved:
     beside: bool = False
     """It is where its parameter is, and goes where that goes."""
 
+    @property
+    def beside_it(self) -> Tensor | None:
+        """It, where it is plain and stays beside its parameter."""
+        return self.tensor if self.beside and type(self.tensor) is Tensor else None
+
     def found(self, like: Tensor, name: str) -> Tensor:
         """Return it where `like` is and in its dtype, itself where it is so.
 

@@ -51,6 +51,18 @@ class Scene:
     """Of all modules where one of them acts."""
     room: int | None
     """The rank of the slots that its factors are written into; None where its own tensors stand in the modules."""
+    names_known: Sequence[set[str]] = ()
+    """Of an idle scene: the buffers' names that nn.Module knows, by module."""
+
+    @property
+    def acting(self) -> Mapping[str, dict[str, Any]]:
+        """The buffers of the modules where somebody acts, by path."""
+        return {} if self.is_idle else self.buffers
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is that of nobody, in the modules of another (`left_by_all`)."""
+        return bool(self.names_known)
 
     @property
     def is_held(self) -> bool:
@@ -71,6 +83,18 @@ class Scene:
     def fits(self) -> bool:
         """Whether the modules compute where and in what they did when it was made."""
         return self.places.hold() and self.strengths.pieces.are(self.strengths.pieces.tensors)
+
+    def left_by_all(self, modules: Mapping[str, SidePath]) -> Scene:
+        """Return the scene of nobody in the same modules; itself, where it is that.
+
+        They keep their pieces of strengths, by which it is told that they are where they were.
+        """
+        if self.is_idle:
+            return self
+        nothing = [None] * len(self.buffers)
+        columns = {**self.columns, DOWN: nothing, UP: nothing}
+        known = [modules[path]._non_persistent_buffers_set for path in self.buffers]
+        return replace(self, columns=columns, copied={}, joined={}, names_known=known)
 
     def without_tensors(self) -> Scene:
         """Return what is left to know of it when its tensors are let go: which modules they stand in."""

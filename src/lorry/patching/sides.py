@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, final
 
@@ -16,11 +16,13 @@ from lorry.patching.patches import mark_empty, mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
-from lorry.patching.side_path import BUFFERS, DOWN, FACTORS, SCALE, UP, SidePath
+from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
 from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
 
+DOWN_AND_UP = (DOWN, UP)
+"""The buffers that are empty in a module where nobody acts any more; its strengths may stay."""
 Standing = Mapping[str, Mapping[str, Any]]
 """What the buffers of each module are, by its path."""
 
@@ -89,6 +91,8 @@ class SidePaths:
         unused = {path for path, number in uses.items() if not number}
         left = {**self._uses, **uses}
         if unused:
+            if self._scene is not None and self._scene.is_idle:
+                self._put(build_scene({}, {}), undo, is_held=False)
             unpatch([self.modules[path] for path in unused], undo)
             modules = {path: module for path, module in self.modules.items() if path not in unused}
             undo.set_attribute(self, "modules", modules)
@@ -171,9 +175,11 @@ class SidePaths:
             for name, one in acting.items()
             if path in one.resident.deltas and not one.resident.trainable
         }
-        if not here or layer_hooks(module) is not None:
+        if layer_hooks(module) is not None:
             return
         self.let_scenes_go()
+        if not here:
+            return
         scene = build_scene(
             {name: one.resident for name, one in here.items()}, {path: module}, None, self.room
         )
@@ -189,18 +195,19 @@ class SidePaths:
         for_call = for_call and self.room is None  # strengths keep their addresses there, and are written
         names, strengths = tuple(acting), {name: one.strength for name, one in acting.items()}
         scene, standing = self._scenes.get(names), self._scene
-        unmoved = standing.places if standing is not None and standing.is_held else None
-        stands = unmoved is not None and scene is standing
-        if scene is None or not (scene.places is unmoved or scene.fits):
+        held = standing if standing is not None and standing.is_held else None
+        unmoved = None if held is None else held.places
+        if held is not None and not names and held.room is None and self.room is None:
+            scene = held.left_by_all(self.modules)
+        elif scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
-            held = standing if unmoved is not None else None
             scene = build_scene(residents, self.modules, held, self.room)
             self._keep(names, scene, undo)
-        if not for_call:
+        if not (for_call or scene.is_idle):
             scene.strengths.write(strengths, undo)
-        if not stands:
-            self._put(scene, undo, is_held=unmoved is not None)
-        if for_call:
+        if scene is not held:
+            self._put(scene, undo, is_held=held is not None)
+        if for_call and not scene.is_idle:
             undo.set_in_all(scene.buffers.values(), SCALE, scene.strengths.apart(strengths))
         return scene, bool(scene.buffers) and scene.places is unmoved
 
@@ -223,15 +230,26 @@ class SidePaths:
         is_beside = standing is not None and scene.is_beside(standing)
         others = () if is_beside else before.keys() ^ scene.buffers.keys()
         left = [path for path in others if path in before and path in self.modules]
-        entered = [path for path in others if path not in before]
         known = standing.columns if standing is not None and is_beside and is_held else {}
         for name, column in scene.columns.items():
             undo.set_in_all([before[path] for path in left], name, repeat(None))
             if known.get(name) is not column:
                 undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
         undo.set_attribute(self, "_scene", scene)
-        mark_empty([self.modules[path] for path in left], FACTORS, undo)
-        mark_filled([self.modules[path] for path in entered], FACTORS, undo)
+        if standing is None or not is_beside:
+            self._mark(DOWN_AND_UP, {} if standing is None else standing.acting, scene.acting, undo)
+            self._mark([SCALE], before, scene.buffers, undo)
+        elif standing.is_idle and not scene.is_idle:
+            undo.add_to_sets(standing.names_known, DOWN_AND_UP)
+        elif scene.is_idle and not standing.is_idle:
+            self._mark(DOWN_AND_UP, standing.acting, {}, undo)
+
+    def _mark(self, names: Sequence[str], before: Collection[str], now: Collection[str], undo: Undo) -> None:
+        """Let nn.Module know that these buffers were filled at some paths, and are filled at others now."""
+        mark_empty(
+            [self.modules[path] for path in before if path not in now and path in self.modules], names, undo
+        )
+        mark_filled([self.modules[path] for path in now if path not in before], names, undo)
 
     @without_modes()
     def _place_trained(self, trained: Mapping[str, Acting], undo: Undo, *, any_fused: bool) -> None:
