@@ -20,6 +20,8 @@ SMALL = 1 << 20
 """Bytes. Blocks of less are Python's and torch's own business."""
 LIMIT = 1 << 28
 """Bytes of memory that is kept for the next blocks, all together; twice as many until spare memory is shrunk."""
+IN_USE = 0.95
+"""The share of a block that has to be in use for it to be kept as it is."""
 _spare: list[mmap.mmap] = []
 
 

@@ -1,7 +1,7 @@
 """One adapter as a frozen value."""
 
 from lorry.adapters.adapter import Adapter, Embedding, Entry, Ignored
-from lorry.adapters.forms import Form, form_of, with_form_of
+from lorry.adapters.forms import Form, block_of, form_of, with_form_of
 from lorry.adapters.svd import (
     Svd,
     dense_svd,
@@ -20,6 +20,7 @@ __all__ = [
     "Form",
     "Ignored",
     "Svd",
+    "block_of",
     "dense_svd",
     "energies",
     "factor_spectrum",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorry.adapters.adapter import Adapter, BlockNames, Entry
 from lorry.background import there
+from lorry.memory import IN_USE
 
 
 @final
@@ -26,6 +27,8 @@ class Form:
     """What it says of its text encoders."""
     entries: tuple[tuple[Entry, tuple[tuple[str, str], ...]], ...]
     """Each over tensors on the meta device, with (name of a tensor, key of the file)."""
+    fills: tuple[torch.dtype, int] | None
+    """The dtype of its tensors and how many bytes they take, where they have one dtype and no key is there twice."""
 
     @classmethod
     def of(cls, adapter: Adapter, tensors: Mapping[str, Tensor]) -> Self | None:
@@ -46,7 +49,11 @@ class Form:
             hollow = {name: _outline(tensor, outlines) for name, tensor in own.items()}
             filled_from = tuple((name, keys[id(tensor)]) for name, tensor in own.items())
             entries.append((replace(entry, delta=entry.delta.with_tensors(hollow)), filled_from))
-        form = cls(adapter.dialect, adapter.block_names, adapter.text_encoders, tuple(entries))
+        used = [key for _, filled_from in entries for _, key in filled_from]
+        dtypes = {tensors[key].dtype for key in used}
+        is_plain = len(dtypes) == 1 and len({*used}) == len(used)
+        fills = (dtypes.pop(), sum(tensors[key].nbytes for key in used)) if is_plain else None
+        form = cls(adapter.dialect, adapter.block_names, adapter.text_encoders, tuple(entries), fills)
         _forms[adapter] = form
         return form
 
@@ -56,8 +63,17 @@ class Form:
         metadata: Mapping[str, str],
         source: str,
         arrived: Callable[[], object] = there,
+        block: Tensor | None = None,
     ) -> Adapter:
-        """Return the adapter of this form that a file's tensors make; `arrived` waits for their numbers."""
+        """Return the adapter of this form that a file's tensors make.
+
+        Args:
+            tensors: by key.
+            metadata: of the file.
+            source: the file.
+            arrived: waits for the tensors' numbers.
+            block: (bytes,) of uint8, the memory that they are views of, which nothing else has.
+        """
         entries = tuple(
             Entry(
                 entry.target,
@@ -77,6 +93,9 @@ class Form:
             arrived=arrived,
         )
         _forms[adapter] = self
+        if block is not None and self.fills is not None and self.fills[1] >= IN_USE * len(block):
+            dtype = self.fills[0]
+            _blocks[adapter] = block[: len(block) // dtype.itemsize * dtype.itemsize].view(dtype)
         return adapter
 
 
@@ -89,11 +108,20 @@ def with_form_of(adapter: Adapter, moved: Adapter) -> Adapter:
 
 
 _forms: WeakKeyDictionary[Adapter, Form] = WeakKeyDictionary()
+_blocks: WeakKeyDictionary[Adapter, Tensor] = WeakKeyDictionary()
 
 
 def form_of(adapter: Adapter) -> Form | None:
     """Return the form of an adapter just as it was read; None of one that was changed since, or has none."""
     return _forms.get(adapter)
+
+
+def block_of(adapter: Adapter) -> Tensor | None:
+    """Return the memory, (numbers,), that the tensors of an adapter just as it was read fill, with nothing else in it.
+
+    None where that is not known: what has no form, or was moved or changed since.
+    """
+    return _blocks.get(adapter)
 
 
 def _outline(tensor: Tensor, outlines: dict[tuple[torch.Size, torch.dtype], Tensor]) -> Tensor:

@@ -25,6 +25,8 @@ Routes = Mapping[str, tuple[str, ...]]
 """The pipeline's components for each that the file names."""
 Deltas = dict[str, dict[str, Delta]]
 """By component and by module path."""
+Layers = Mapping[str, nn.Module]
+"""By path."""
 
 
 @final
@@ -40,10 +42,11 @@ class _Ground:
     """By name, the shapes of the bare parameters that the plan is for; None where there is none."""
 
     @classmethod
-    def of(cls, model: nn.Module, paths: Collection[str]) -> _Ground:
+    def of(cls, model: nn.Module, paths: Collection[str]) -> tuple[_Ground, Layers]:
+        """Return that of a plan for these paths, and the layers."""
         layers, blocks = layers_at(model, paths)
         others = [path for path in paths if path not in layers] if len(layers) < len(paths) else ()
-        return cls(
+        ground = cls(
             [
                 (weight_shape(one), one._parameters.get("bias") is None, len(one._modules))
                 for one in layers.values()
@@ -51,6 +54,7 @@ class _Ground:
             [(path, tuple(block._modules), computes_fused(block)) for path, block in blocks.items()],
             {path: _bare_shape(blocks, path) for path in others},
         )
+        return ground, layers
 
 
 def _bare_shape(blocks: Mapping[str, nn.Module], path: str) -> torch.Size | None:
@@ -74,21 +78,30 @@ class _Known:
     )
     """By component: the models that were of its make, each as it was then."""
 
-    def is_for(self, indexes: Mapping[str, ModuleIndex]) -> bool:
-        """Whether these are models that the plan was for before, where all that it names stands as it stood."""
+    def layers_of(self, indexes: Mapping[str, ModuleIndex]) -> dict[str, Layers] | None:
+        """Return the layers that the plan is for, by component.
+
+        None where it was not for these models before, or not all that it names stands as it stood.
+        """
         if self.makes.keys() != indexes.keys() or any(
             index.model not in self.grounds[name] for name, index in indexes.items()
         ):
-            return False
-        return all(
-            self.grounds[name][index.model] == _Ground.of(index.model, self.numbers.get(name, ()))
-            for name, index in indexes.items()
-        )
-
-    def remember(self, indexes: Mapping[str, ModuleIndex]) -> None:
-        """Know these models, which are of its make, from now on."""
+            return None
+        layers = {}
         for name, index in indexes.items():
-            self.grounds[name][index.model] = _Ground.of(index.model, self.numbers.get(name, ()))
+            ground, layers[name] = _Ground.of(index.model, self.numbers.get(name, ()))
+            if ground != self.grounds[name][index.model]:
+                return None
+        return layers
+
+    def remember(self, indexes: Mapping[str, ModuleIndex]) -> dict[str, Layers]:
+        """Know these models, which are of its make, from now on; return the layers that the plan is for."""
+        layers = {}
+        for name, index in indexes.items():
+            self.grounds[name][index.model], layers[name] = _Ground.of(
+                index.model, self.numbers.get(name, ())
+            )
+        return layers
 
 
 _known: WeakKeyDictionary[Form, tuple[_Known, ...]] = WeakKeyDictionary()
@@ -96,8 +109,8 @@ _known: WeakKeyDictionary[Form, tuple[_Known, ...]] = WeakKeyDictionary()
 
 def find_known(
     adapter: Adapter, indexes: Mapping[str, ModuleIndex], routes: Routes
-) -> tuple[Deltas, LoadReport] | None:
-    """Return the deltas and the report of an adapter whose like was planned before on such models, or None.
+) -> tuple[Deltas, LoadReport, Mapping[str, Layers]] | None:
+    """Return the deltas, the report and the layers of an adapter whose like was planned before on such models, or None.
 
     Where there are such, its numbers are waited for: the report says whether all are zeros.
     """
@@ -106,13 +119,13 @@ def find_known(
     if not known:
         return None
     known = [one for one in known if one.routes == routes]
-    found = next((one for one in known if one.is_for(indexes)), None)
+    found, layers = next(((one, here) for one in known if (here := one.layers_of(indexes))), (None, {}))
     if found is None:
         makes = _makes(indexes)
         found = next((one for one in known if one.makes == makes), None)
         if found is None:
             return None
-        found.remember(indexes)
+        layers = found.remember(indexes)
     deltas = {
         component: {path: adapter.entries[number].delta for path, number in numbers.items()}
         for component, numbers in found.numbers.items()
@@ -122,7 +135,7 @@ def find_known(
         replace(one, adds_nothing=all(delta.adds_nothing() for delta in deltas[one.component].values()))
         for one in found.report.components
     )
-    return deltas, replace(found.report, source=adapter.source, components=components)
+    return deltas, replace(found.report, source=adapter.source, components=components), layers
 
 
 def remember(
@@ -139,6 +152,8 @@ def remember(
         component: {path: places[id(delta)] for path, delta in here.items()}
         for component, here in deltas.items()
     }
+    if len({number for here in numbers.values() for number in here.values()}) < len(adapter.entries):
+        return
     one = _Known(_makes(indexes), routes, numbers, report)
     one.remember(indexes)
     _known[form] = (one, *_known.get(form, ())[: KEPT - 1])

@@ -37,6 +37,9 @@ class Plan:
     report: LoadReport
     embeddings: tuple[Embedding, ...] = ()
     """Tokens for text encoders, each with the pipeline's own name for the one it is for."""
+    layers: Mapping[str, Mapping[str, nn.Module]] | None = None
+    """The modules at these paths, by component, where all deltas of the adapter are there just as it has them: as in a
+    plan like one that was made before. None of a new one."""
 
     def __str__(self) -> str:
         return str(self.report)
@@ -71,7 +74,8 @@ def bind(
     found = routes(adapter, indexes, models, denoisers)
     known = find_known(adapter, indexes, found)
     if known is not None:
-        return Plan(*known)
+        deltas, report, layers = known
+        return Plan(deltas, report, layers=layers)
     adapter.arrived()
     draft = _drafted(adapter, models, indexes, found)
     report = draft.report(adapter, place_embeddings(adapter.embeddings, models, tokenizers))

@@ -69,7 +69,9 @@ def find_known(file: TensorFile) -> Adapter | None:
         return None
     numbers = _numbers(file)
     form = next((one.form for one in known if one.fits(file, numbers)), None)
-    return None if form is None else form.filled(file.tensors, file.metadata, file.source, file.arrived)
+    if form is None:
+        return None
+    return form.filled(file.tensors, file.metadata, file.source, file.arrived, file.block)
 
 
 def remember(file: TensorFile, adapter: Adapter, text: Watched) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, NoReturn, final
+from typing import Any, NamedTuple, NoReturn, Self, final
 
 import torch
 
@@ -63,6 +63,24 @@ class Span(NamedTuple):
     stop: int
 
 
+class Columns(NamedTuple):
+    """Tensors of one dtype, each at a multiple of its width, by what they have: their views are made all at once."""
+
+    dtype: torch.dtype
+    keys: list[str]
+    shapes: list[tuple[int, ...]]
+    strides: list[tuple[int, ...]]
+    starts: list[int]
+    """In numbers, not in bytes."""
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, spans: Sequence[Span]) -> Self:
+        """Sort out spans of tensors of `dtype`."""
+        shapes = [span.shape for span in spans]
+        starts = [span.start // dtype.itemsize for span in spans]
+        return cls(dtype, [span.key for span in spans], shapes, [*map(_strides, shapes)], starts)
+
+
 @final
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Spans:
@@ -73,6 +91,22 @@ class Spans:
     """Of the data that they fill without gap or overlap."""
     numbers: Sequence[str]
     """The keys of the tensors of one element."""
+    columns: Sequence[Columns]
+    """By dtype."""
+    others: Sequence[Span]
+    """Those in no columns: empty ones, and those that do not begin at a multiple of their width."""
+
+    @classmethod
+    def of(cls, each: Sequence[Span]) -> Self:
+        """Check that tensors lie side by side, and sort them out."""
+        by_dtype: dict[torch.dtype, list[Span]] = {}
+        others: list[Span] = []
+        for span in each:
+            is_empty, is_between = span.start == span.stop, span.start % span.dtype.itemsize
+            (others if is_empty or is_between else by_dtype.setdefault(span.dtype, [])).append(span)
+        numbers = [span.key for span in each if span.stop - span.start == span.dtype.itemsize]
+        columns = [Columns.of(dtype, spans) for dtype, spans in by_dtype.items()]
+        return cls(each, _filled_bytes(each), numbers, columns, others)
 
 
 @final
@@ -162,8 +196,7 @@ def _read(text: str) -> tuple[Spans, list[object]]:
     metadata = [parsed.pop("__metadata__")] if "__metadata__" in parsed else []
     _check_text(parsed)
     spans = [_span(key, description) for key, description in parsed.items()]
-    numbers = [span.key for span in spans if span.stop - span.start == span.dtype.itemsize]
-    return Spans(spans, _filled_bytes(spans), numbers), metadata
+    return Spans.of(spans), metadata
 
 
 _read_once = functools.lru_cache(maxsize=KEPT)(_read)
@@ -250,6 +283,10 @@ def _span(key: str, found: Any) -> Span:
         expected = f"{prod(shape) * dtype.itemsize} bytes for {name} {shape}"
         raise _LieError(f"`{key}`", expected, f"bytes {start} to {stop}", _TOOL)
     return Span(key, dtype, tuple(shape), start, stop)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _filled_bytes(spans: Iterable[Span]) -> int:

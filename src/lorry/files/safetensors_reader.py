@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from io import BufferedReader
-from math import prod
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorry.background import LARGE, begun, there
 from lorry.errors import AdapterNotFoundError, BrokenFileError
-from lorry.files._layout import LENGTH_BYTES, Layout, Span, header_length, parse_header
+from lorry.files._layout import LENGTH_BYTES, Layout, Span, Spans, header_length, parse_header
 from lorry.files.tensor_file import TensorFile
 from lorry.memory import new_block
 
@@ -52,7 +52,7 @@ def read_safetensors(
             # Copy on write: torch warns about memory that it may not write to.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             whole = torch.frombuffer(data, dtype=torch.uint8)
-            views = _views(whole, layout.data_start, layout.spans)
+            views = _views(whole, layout.data_start, layout.table)
             return TensorFile(views, layout.metadata, source, spans=layout.table)
         whole, arrived = new_block(layout.table.nbytes), there
         if len(whole) < LARGE:
@@ -60,8 +60,9 @@ def read_safetensors(
         else:  # they are laid out meanwhile
             arrived = begun(_fill, whole, file, source).result
         stack.pop_all()  # who reads it closes it
-    views = _views(whole, 0, layout.spans, arrived)
-    found = TensorFile(views, layout.metadata, source, spans=layout.table, arrived=arrived)
+    views = _views(whole, 0, layout.table, arrived)
+    block = None if layout.table.others else whole
+    found = TensorFile(views, layout.metadata, source, spans=layout.table, arrived=arrived, block=block)
     return found if early else found.whole()
 
 
@@ -111,32 +112,25 @@ def _fill(whole: Tensor, file: BufferedReader, source: str) -> None:
 
 
 def _views(
-    whole: Tensor, data_start: int, spans: Sequence[Span], wait: Callable[[], object] = there
+    whole: Tensor, data_start: int, table: Spans, wait: Callable[[], object] = there
 ) -> dict[str, Tensor]:
     """Return every tensor as a view of one storage: `torch.frombuffer` for each would take longer than the reading.
 
-    `wait` is called before bytes are looked at, which may still be read.
+    `data_start` is a multiple of `ALIGNMENT`. `wait` is called before bytes are looked at, which may still be read.
     """
-    typed: dict[torch.dtype, Tensor] = {}
-    views = {}
-    for key, dtype, shape, start, stop in spans:
-        begin, width = data_start + start, dtype.itemsize
+    views = dict.fromkeys((span.key for span in table.each), whole)  # in their order
+    for dtype, keys, shapes, strides, starts in table.columns:
+        width = dtype.itemsize
+        typed, first = whole[: len(whole) // width * width].view(dtype), data_start // width
+        offsets = [first + start for start in starts] if first else starts
+        views.update(zip(keys, map(Tensor.as_strided, repeat(typed), shapes, strides, offsets), strict=True))
+    for key, dtype, shape, start, stop in table.others:
         if start == stop:
             views[key] = torch.empty(shape, dtype=dtype)
-        elif begin % width:
-            wait()
-            views[key] = whole[begin : data_start + stop].clone().view(dtype).view(shape)
         else:
-            if dtype not in typed:
-                typed[dtype] = whole[: len(whole) // width * width].view(dtype)
-            views[key] = typed[dtype].as_strided(shape, _strides(shape), begin // width)
+            wait()
+            views[key] = whole[data_start + start : data_start + stop].clone().view(dtype).view(shape)
     return views
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 2:
-        return (shape[1], 1)
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _shape_or_value(file: BufferedReader, data_start: int, span: Span) -> Tensor:

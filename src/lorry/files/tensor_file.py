@@ -30,6 +30,9 @@ class TensorFile:
     arrived: Callable[[], object] = there
     """Waits until the bytes of the tensors are there: of a file that is read early, a thread still reads them."""
 
+    block: Tensor | None = None
+    """(bytes,) of uint8: the memory that all its tensors are views of, where it was read into memory for them alone."""
+
     def whole(self) -> Self:
         """Wait until all of it is there, and return it.
 

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorry.memory import new_block
+from lorry.memory import IN_USE, new_block
 
 ALIGNMENT = 64
 """Bytes: a tensor begins at a multiple of it, and a gap of less does not part two tensors. A cache line."""
-
-IN_USE = 0.95
-"""The share of a block that has to be in use for it to be kept as it is."""
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:

@@ -110,6 +110,7 @@ class AdapterState:
         *,
         replace: bool = False,
         owned: bool = False,
+        layers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Load an adapter, inactive; `replace` puts it in the place of the one of that name, active as that was.
 
@@ -117,6 +118,7 @@ class AdapterState:
             name: what to call it.
             deltas: {path of a module, or name of a bare parameter: delta of its weight's shape}, out of a plan.
             owned: nobody else has their memory, which is not copied where it is on the modules' device.
+            layers: the modules at their paths, where the caller has them.
 
         Raises:
             DuplicateAdapterError: there is one of that name, and not `replace`.
@@ -129,10 +131,9 @@ class AdapterState:
             )
         if name in self.fused:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
-        modules = modules_at(self.model, deltas)
-        layers = {path: deltas[path] for path in modules}
-        self._check_there(deltas.keys() - layers.keys())
-        self._make_room(self._widened.wanted(modules, layers), undo)
+        modules = modules_at(self.model, deltas) if layers is None else layers
+        self._check_there(deltas.keys() - modules.keys())
+        self._make_room(self._widened.wanted(modules, {path: deltas[path] for path in modules}), undo)
         self._put(name, Resident.of(deltas, modules, owned=owned), modules, undo)
 
     def _check_there(self, bare: Collection[str]) -> None:

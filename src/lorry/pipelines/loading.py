@@ -12,7 +12,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lorry.adapters import Adapter
+from lorry.adapters import Adapter, block_of
 from lorry.algebra import Delta
 from lorry.background import LARGE, begun
 from lorry.binding import LoadReport, Plan, bind
@@ -121,10 +121,15 @@ def load_adapter(
             f"`hotswap=True`, or take it off with `delete_adapters({name!r})`."
         )
     tokenizers = tokenizers_of(pipeline)
-    block = common_block(_tensors(entry.delta for entry in adapter.entries))
+    alone = block_of(adapter)
+    block = alone if alone is not None else common_block(_tensors(entry.delta for entry in adapter.entries))
     looked = None if block is None or block.nbytes < LARGE else begun(_is_finite, adapter, block)
     plan = bind(adapter, models, strict=strict, denoisers=denoisers, tokenizers=tokenizers)
-    owned = owned and can_be_kept(_tensors(delta for here in plan.deltas.values() for delta in here.values()))
+    layers = plan.layers or {}
+    owned = owned and (
+        (alone is not None and plan.layers is not None)
+        or can_be_kept(_tensors(delta for here in plan.deltas.values() for delta in here.values()))
+    )
     with Undo() as undo:
         if hotswap:
             _swap(plan.deltas, models, name, undo, owned=owned)
@@ -132,7 +137,8 @@ def load_adapter(
             before = _states(models)
             for component, model in models.items():
                 if model is not None and component in plan.deltas:
-                    get_state(model, undo).add(name, plan.deltas[component], undo, owned=owned)
+                    state, here = get_state(model, undo), layers.get(component)
+                    state.add(name, plan.deltas[component], undo, owned=owned, layers=here)
             for state in _states(models):
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
