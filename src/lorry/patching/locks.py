@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable
-from operator import itemgetter
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -26,7 +25,7 @@ class exclusive:  # noqa: N801  # a context, named as one reads it
     def __init__(self, models: Iterable[nn.Module | None]) -> None:
         """Make it; `models` that are None are passed over."""
         found = {_lock_of(model) for model in models if model is not None}
-        self._locks = [lock for _, lock in sorted(found, key=itemgetter(0))]
+        self._locks = [lock for _, lock in sorted(found)]  # no two have one number
         """In one order for all pipelines, so that they cannot wait for each other in turn."""
 
     def __enter__(self) -> None:

@@ -350,7 +350,7 @@ class AdapterState:
             self._sides.forget_copies(Undo())
             with Undo() as undo:
                 if self._sides.room is None and self._sides.put_back(standing_before, standing):
-                    self._refresh_bare(undo)
+                    self._refresh_bare(self._acting(), undo)
                 else:
                     self._refresh(undo)
                 keep_in_step(self.model, undo, prepared=self._sides.room is not None)
@@ -507,8 +507,9 @@ class AdapterState:
 
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
-        unmoved = self._sides.refresh(self._acting(), self._weights, undo, for_call=for_call)
-        self._refresh_bare(undo)
+        acting = self._acting()
+        unmoved = self._sides.refresh(acting, self._weights, undo, for_call=for_call)
+        self._refresh_bare(acting, undo)
         keep_in_step(
             self.model,
             undo,
@@ -517,13 +518,13 @@ class AdapterState:
             written=self._weights.take_written(),
         )
 
-    def _refresh_bare(self, undo: Undo) -> None:
+    def _refresh_bare(self, acting: Mapping[str, Acting], undo: Undo) -> None:
         """Bring what is added to bare parameters to what the fields say."""
         prepared = self._sides.room is not None
         self._bare.refresh(
             self.model,
             self.adapters.values(),
-            self._acting(),
+            acting,
             self._weights,
             self.follow_bare,
             undo,

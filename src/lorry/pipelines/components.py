@@ -22,9 +22,9 @@ def components_of(pipeline: object) -> dict[str, nn.Module | None]:
     A model that `torch.compile` has wrapped is looked into.
     """
     parameters, own = _parameters(type(pipeline).__init__), getattr(pipeline, "__dict__", {})
-    names = [name for name in PLACES if name in parameters or name in own]
-    models = {name: unwrapped(getattr(pipeline, name, None)) for name in names}
-    return {name: model if isinstance(model, nn.Module) else None for name, model in models.items()}
+    return {
+        name: unwrapped(getattr(pipeline, name, None)) for name in PLACES if name in parameters or name in own
+    }
 
 
 @functools.lru_cache(maxsize=64)
@@ -32,9 +32,9 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def unwrapped(model: object) -> object:
-    """Return the model inside what `torch.compile(model)` gives, or `model` itself."""
-    return model._modules.get("_orig_mod", model) if isinstance(model, nn.Module) else model
+def unwrapped(model: object) -> nn.Module | None:
+    """Return a model, or the one inside what `torch.compile(model)` gives; None of what is no model."""
+    return model._modules.get("_orig_mod", model) if isinstance(model, nn.Module) else None
 
 
 def states_of(pipeline: object, only: Iterable[str] | None = None) -> dict[str, AdapterState]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from torch import nn
-
 from lorry.errors import StateError
 from lorry.patching import LayersOfAKind, find_state, layers_by_kind
 from lorry.pipelines.components import components_of, unwrapped
@@ -62,10 +60,10 @@ def fuse_support(model_or_pipeline: object, adapter: str | None = None) -> FuseS
         UnknownAdapterError: no adapter of that name is loaded.
     """
     model = unwrapped(model_or_pipeline)
-    models = {type(model).__name__: model} if isinstance(model, nn.Module) else components_of(model)
+    models = components_of(model_or_pipeline) if model is None else {type(model).__name__: model}
     if all(one is None for one in models.values()):
         raise StateError(
-            f"{type(model).__name__} has no model that adapters are for: expected a pipeline or a model."
+            f"{type(model_or_pipeline).__name__} has no model that adapters are for: expected a pipeline or a model."
         )
     if adapter is not None:
         check_loaded([adapter], models)

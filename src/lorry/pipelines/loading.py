@@ -247,7 +247,8 @@ def check_loaded(names: list[str], models: Mapping[str, nn.Module | None]) -> No
     Raises:
         UnknownAdapterError: names it, the loaded ones, and the likeliest meant.
     """
-    unknown = [name for name in names if not any(name in state.adapters for state in _states(models))]
+    states = _states(models)
+    unknown = [name for name in names if not any(name in state.adapters for state in states)]
     if unknown:
         loaded = loaded_names(models)
         raise UnknownAdapterError(
