@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lorry.errors import FuseError
 from lorry.patching import AdapterState, Strength, Undo, find_state
 from models import random_deltas, tiny_unet, unet_inputs
-from small import PATHS, Small, changing, check_near, put, small_input, total, with_deltas
+from small import PATHS, Small, changing, check_near, put, small_input, state_of, total, with_deltas
 from snapshots import check_same, snapshot
 
 CPU = torch.device("cpu")
@@ -295,6 +295,25 @@ def test_the_device_that_a_hook_computes_on_is_the_adapters_device() -> None:
     add_hook_to_module(model.conv, AlignDevicesHook(execution_device="meta"))
     put(model, ends=("conv",))
     assert model.conv.get_buffer("lorry_down").device.type == "meta"
+
+
+def test_a_device_that_a_hook_names_in_another_way_is_still_that_device() -> None:
+    model, named = Small(), torch.device("cpu:0")  # as "cuda" is to "cuda:0": one device, and not equal
+    for path in PATHS:
+        add_hook_to_module(model.get_submodule(path), AlignDevicesHook(execution_device=named))
+    deltas = random_deltas(model)
+    put(
+        model,
+        "a",
+        deltas={path: delta.with_tensors(halves(delta.tensors())) for path, delta in deltas.items()},
+    )
+    cast = state_of(model).adapters["a"]._factors["out"]
+    put(model, "b", seed=1)
+    assert state_of(model).adapters["a"]._factors["out"] is cast  # made once
+
+
+def halves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])

@@ -39,9 +39,19 @@ def device_with(module: nn.Module, parameter: Tensor | None) -> torch.device:
     hook = vars(module).get("_hf_hook")
     device = getattr(hook, "execution_device", None)
     if device is not None:
-        return torch.device(device)
+        return as_tensors_say(torch.device(device))
     here = weight_of(module) if parameter is None else parameter
     return torch.device("cpu") if here.is_meta else here.device
+
+
+def as_tensors_say(device: torch.device) -> torch.device:
+    """Return a device as the tensors on it name it: with a number, which "cuda" lacks, but on the CPU.
+
+    Only devices that are named alike compare equal.
+    """
+    if (device.index is None) == (device.type in ("cpu", "meta")):
+        return device
+    return torch.empty(0, device=device).device
 
 
 def module_dtype(module: nn.Module) -> torch.dtype:
