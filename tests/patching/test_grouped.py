@@ -7,10 +7,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
+from lorry.algebra import LowRank
 from lorry.patching import grouped
 from lorry.patching.grouped import Grouped
 from small import Small, changing, put, small_input
@@ -93,11 +97,36 @@ def test_a_launch_that_fails_leaves_the_weights_as_they_were(
     check_same(snapshot(model), before)
 
 
+def test_a_launch_is_made_with_the_device_of_its_tensors_as_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.clear()
+
+    def launch(*_: object) -> None:
+        assert current == [start]
+        launched.append(True)
+
+    start, launched = torch.zeros(4, 6), list[bool]()
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    kernel = SimpleNamespace(ROWS=2, COLUMNS=2, launch=launch)
+    monkeypatch.setitem(sys.modules, "lorry.patching.grouped_kernel", kernel)
+    monkeypatch.setattr(grouped, "DTYPES", {torch.float32: "float32"})
+    together = Grouped()
+    together.add(start, [(LowRank(torch.ones(1, 6), torch.ones(4, 1), 1.0), 0.5)], torch.empty(4, 6))
+    together.run()
+    assert launched
+
+
 def test_without_triton_layers_are_fused_one_by_one_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "lorry.patching.grouped_kernel", None)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     grouped._works.cache_clear()
     for _ in range(2):
         assert not grouped._works(torch.device("cpu"), torch.float16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lorry.patching.memory import can_be_kept, one_storage
+from lorry.patching.memory import can_be_kept, copied, one_storage
 
 
 def pieces(block: torch.Tensor, number: int) -> list[torch.Tensor]:
@@ -32,3 +32,10 @@ def test_a_tensor_that_two_layers_have_counts_once() -> None:
     first, second = pieces(torch.randn(64), 2)
     assert not can_be_kept([first, first])
     assert can_be_kept([first, second, second])
+
+
+def test_what_is_no_main_memory_is_copied_without_being_pinned() -> None:
+    elsewhere = torch.device("meta")
+    [copy] = copied([torch.ones(3, device=elsewhere)], elsewhere, pinned=True)
+    assert copy.shape == (3,)
+    assert copy.device == elsewhere

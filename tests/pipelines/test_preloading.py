@@ -112,6 +112,12 @@ def test_it_is_loaded_once_and_wrong_arguments_are_named(tmp_path: Path) -> None
     assert pipeline.get_active_adapters() == ["one"]
 
 
+def test_its_device_is_named_as_tensors_name_it(tmp_path: Path) -> None:
+    coming = lorry.preload(written(tmp_path, UnetAlone()), device="cpu:0")
+    assert coming._device == torch.device("cpu")
+    coming.take()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_has_it_before_it_is_loaded(tmp_path: Path) -> None:
     pipeline = UnetAlone()
@@ -121,5 +127,16 @@ def test_a_gpu_has_it_before_it_is_loaded(tmp_path: Path) -> None:
     assert {t.device.type for t in preloading._tensors(coming._reading.result())} == {"cuda"}
     pipeline.load_lora_weights(coming, adapter_name="one")
     pipeline.load_lora_weights(path, adapter_name="two")
+    for ours, theirs in zip(factors(pipeline, "one"), factors(pipeline, "two"), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_dict_that_is_on_a_gpu_is_copied_there() -> None:
+    pipeline = UnetAlone()
+    pipeline.unet.to("cuda")
+    tensors = {key: tensor.cuda() for key, tensor in attention_loras(pipeline).items()}
+    pipeline.load_lora_weights(lorry.preload(tensors, device="cuda"), adapter_name="one")
+    pipeline.load_lora_weights(tensors, adapter_name="two")
     for ours, theirs in zip(factors(pipeline, "one"), factors(pipeline, "two"), strict=True):
         assert torch.equal(ours, theirs)

@@ -82,21 +82,23 @@ def _run(jobs: Sequence[Job], device: torch.device, dtype: torch.dtype) -> None:
         layers.append((start.data_ptr(), result.data_ptr(), rows, columns, first, len(pairs), sum(counts)))
         counts.append(-(-rows // ROWS) * -(-columns // COLUMNS))
     tiles = np.repeat(np.arange(len(jobs), dtype=np.int32), counts)
-    launch(
-        torch.tensor(layers).to(device),
-        torch.tensor(pairs).to(device),
-        torch.tensor(scales, dtype=torch.float32).to(device),
-        torch.from_numpy(tiles).to(device),
-        DTYPES[dtype],
-    )
+    with torch.cuda.device_of(
+        jobs[0][0]
+    ):  # Triton launches on the current one, whatever its arguments are on
+        launch(
+            torch.tensor(layers, device=device),
+            torch.tensor(pairs, device=device),
+            torch.tensor(scales, dtype=torch.float32, device=device),
+            torch.from_numpy(tiles).to(device),
+            DTYPES[dtype],
+        )
 
 
 @functools.cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel computes a small sum rightly here, rounding once; said once where it does not."""
     try:
-        with torch.cuda.device(device):
-            error = trial(device, dtype)
+        error = trial(device, dtype)
     except Exception as problem:  # noqa: BLE001  # of Triton, its compiler, the driver
         log.warning("Fusing goes layer by layer: Triton cannot be used on %s: %s", device, problem)
         return False
@@ -112,7 +114,7 @@ def trial(device: torch.device, dtype: torch.dtype) -> float:
     random = torch.Generator().manual_seed(0)
 
     def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random).to(device, dtype)
+        return torch.randn(*shape, generator=random, device="cpu").to(device, dtype)
 
     grouped, sums = Grouped(), []
     for (rows, columns), ranks in (((200, 136), (8, 20)), ((70, 330), (24,))):

@@ -64,7 +64,7 @@ def is_held_once(tensor: Tensor) -> bool:
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None:
         return False
-    alone = torch.empty(1)
+    alone = torch.empty(1, device="cpu")
     return count(tensor.untyped_storage()._cdata) == count(alone.untyped_storage()._cdata)
 
 
@@ -106,8 +106,8 @@ def copied(tensors: Sequence[Tensor], device: torch.device, *, pinned: bool = Fa
     Args:
         tensors: on any device.
         device: where to.
-        pinned: by way of pinned memory, so that a GPU fetches them by itself. The copies are there when the current
-            stream has come so far.
+        pinned: by way of pinned memory where they are on the CPU, so that a GPU fetches them by itself. The copies are
+            there when the current stream has come so far.
     """
     sources = [tensor.detach().contiguous() for tensor in tensors]
     runs = runs_of(sources)
@@ -116,7 +116,9 @@ def copied(tensors: Sequence[Tensor], device: torch.device, *, pinned: bool = Fa
     copies: list[Tensor] = [block] * len(sources)
     start = 0
     for run in runs:
-        source = run.bytes().pin_memory() if pinned else run.bytes()
+        source = run.bytes()
+        if pinned and source.device.type == "cpu":
+            source = source.pin_memory()
         block[start : start + run.nbytes].copy_(source, non_blocking=pinned)
         for index, offset in run.members:
             source = sources[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -86,13 +87,24 @@ def _read(source: Source, device: torch.device, where: dict[str, Any]) -> Adapte
         adapter = read_source(source, **where)
         if device.type != "cuda":
             return adapter
-        stream = torch.cuda.Stream(device)
-        tensors = _tensors(adapter)
+        stream, tensors = _stream(device), _tensors(adapter)
+        for elsewhere in {tensor.device for tensor in tensors if tensor.is_cuda}:
+            torch.cuda.synchronize(elsewhere)  # other streams may still be making a state dict
         with torch.cuda.stream(stream):
             moved = copied(tensors, device, pinned=True)
         stream.synchronize()
     there = {id(tensor): copy for tensor, copy in zip(tensors, moved, strict=True)}
     return with_form_of(adapter, adapter.map_tensors(lambda tensor: there.get(id(tensor), tensor)))
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of a device that adapters come over.
+
+    Memory that was allocated for a stream is used again for that one alone: with a stream for each adapter, what those
+    that have gone held would be no use to those that come.
+    """
+    return torch.cuda.Stream(device)
 
 
 def _tensors(adapter: Adapter) -> list[torch.Tensor]:
