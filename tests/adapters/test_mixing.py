@@ -6,9 +6,10 @@ import pytest
 import torch
 from peft.utils import merge_utils
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorry.adapters.matrices import dense_of
-from lorry.adapters.mixing import Method, dropped, largest, mix, orthogonalised
+from lorry.adapters.mixing import Method, _voted, dropped, largest, mix, orthogonalised
 from lorry.algebra import LowRank
 
 THEIRS = {
@@ -77,3 +78,8 @@ def test_orthogonalising_against_itself_leaves_nothing_of_the_second() -> None:
     one = pair(24, 36, 4)
     _, second = orthogonalised([one, one])
     assert float(dense_of(second).norm()) < 1e-5 * float(dense_of(one).norm())
+
+
+def test_a_vote_of_matrices_on_a_gpu_is_held_there() -> None:
+    with FakeTensorMode():
+        assert _voted(torch.zeros(2, 3, 4, device="cuda"), [1.0, 0.5]).device == torch.device("cuda:0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from algebra.contract import SHAPES, STRENGTHS, check_contract, check_formula
 from lorry.algebra import LoraDelta, SparseDelta
@@ -55,3 +56,11 @@ def test_it_takes_axes_of_1_as_its_inner_delta_does() -> None:
 def test_indices_that_do_not_fit_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(FormatError, match=message):
         made((12, 8), **wrong)
+
+
+def test_indices_on_a_gpu_are_looked_at_there() -> None:
+    with FakeTensorMode():
+        down, up, values = (torch.zeros(*shape, device="cuda") for shape in ((2, 8), (12, 2), (COUNT,)))
+        indices = torch.zeros(2, COUNT, dtype=torch.long, device="cuda")
+        with pytest.raises(DataDependentOutputException):  # by then it asks for the answer, which no fake has
+            SparseDelta(LoraDelta(down, up, None, ALPHA), values, indices)

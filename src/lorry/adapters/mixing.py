@@ -110,5 +110,7 @@ def _voted(stacked: Tensor, factors: Sequence[float]) -> Tensor:
     """The mean, at their factors, of those numbers that have the sign of the sum of all."""
     sign = torch.where(stacked.sum(0) >= 0, 1.0, -1.0).to(stacked.dtype)
     agree = stacked.sign() == sign
-    weights = torch.tensor(factors, dtype=stacked.dtype).view(-1, *(1 for _ in stacked.shape[1:]))
+    weights = torch.tensor(factors, dtype=stacked.dtype, device=stacked.device).view(
+        -1, *(1 for _ in stacked.shape[1:])
+    )
     return (stacked * weights * agree).sum(0) / agree.sum(0).clamp(min=1)

@@ -59,7 +59,7 @@ def split_blocks(delta: Delta, rows: Rows) -> list[Delta | None] | None:
     used = torch.stack([block.ne(0).any(dim=0) for block in blocks])
     if not used.any() or (used.sum(dim=0) > 1).any():
         return _without_empty(delta, rows, used)
-    owners = torch.tensor(_owners(used))
+    owners = torch.tensor(_owners(used), device=used.device)
     return [_own(delta, block, owners == layer) for layer, block in enumerate(blocks)]
 
 

@@ -45,7 +45,8 @@ class SparseDelta(AroundDelta):
             raise no_meaning("a sparse difference", {"values": self.values, "indices": self.indices}, problem)
 
     def _is_inside(self) -> bool:
-        size = torch.tensor([self.inner.shape[0], columns(self.inner.shape)])[:, None]
+        rows, width = self.inner.shape[0], columns(self.inner.shape)
+        size = torch.tensor([[rows], [width]], device=self.indices.device)
         return bool(((self.indices >= 0) & (self.indices < size)).all())
 
     @property
