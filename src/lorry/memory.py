@@ -28,7 +28,7 @@ _spare: list[mmap.mmap] = []
 def new_block(nbytes: int) -> Tensor:
     """Return (nbytes,) of uninitialised uint8 on the CPU, which nobody else has."""
     if nbytes < SMALL or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     pages = _take_spare(nbytes) or mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     lent = np.frombuffer(pages, dtype=np.uint8, count=nbytes)  # goes with the last tensor over it
     weakref.finalize(lent, _give_back, pages).atexit = False

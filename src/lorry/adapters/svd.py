@@ -113,7 +113,9 @@ def sketch_svd(
     """
     matrix = matrix.flatten(1).to(dtype)
     width = min(rank + OVERSAMPLING, *matrix.shape)
-    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype).to(matrix.device)
+    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype, device="cpu").to(
+        matrix.device
+    )
     basis, _ = torch.linalg.qr(matrix @ sketch)
     for _ in range(passes):
         other, _ = torch.linalg.qr(matrix.T @ basis)

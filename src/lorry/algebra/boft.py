@@ -137,7 +137,7 @@ class BoftDelta(Delta):
 
     def _order(self, stage: int) -> Tensor:
         """The rows in the order in which the blocks of a stage take them."""
-        rows, half = torch.arange(self._turned), self.blocks.shape[2] // 2
+        rows, half = torch.arange(self._turned, device="cpu"), self.blocks.shape[2] // 2
         if not self.on_input:  # those 2^stage half blocks apart become neighbours
             return rows.unflatten(0, (-1, 2, 2**stage * half)).mT.flatten()
         if self.blocks.shape[0] == 1:

@@ -51,7 +51,7 @@ def _nameless(delta: Delta) -> Roles:
 
 def number(value: float, beside: Tensor) -> Tensor:
     """Return a number as a tensor of no axes, in the dtype of `beside` or the next wider one that holds it."""
-    exact = torch.tensor(value, dtype=torch.float64)
+    exact = torch.tensor(value, dtype=torch.float64, device="cpu")
     first = ALPHA_DTYPES.index(beside.dtype) if beside.dtype in ALPHA_DTYPES else 2
     fitting = (exact.to(dtype) for dtype in (ALPHA_DTYPES[first], *ALPHA_DTYPES[2:]))
     return next(found for found in fitting if found.double() == exact)
@@ -103,7 +103,11 @@ def _oft(delta: OftDelta) -> Roles:
             role = "oft_R_of_any_layer"
         is_back = len(delta.shape) > 2 and not delta.back_on_kernels
         blocks = -delta.blocks if is_back else delta.blocks
-        return {role: blocks, **({"scaled_oft": torch.tensor(True)} if delta.scaled else {}), **rescale}
+        return {
+            role: blocks,
+            **({"scaled_oft": torch.tensor(True, device="cpu")} if delta.scaled else {}),
+            **rescale,
+        }
     role = "kohya_oft_blocks" if delta.constraint == 0 else "oft_blocks"
     return {role: delta.blocks, **rescale, "alpha": number(delta.constraint or 0.0, delta.blocks)}
 
@@ -123,7 +127,7 @@ def _boft(delta: BoftDelta) -> Roles:
 def _ia3(delta: Ia3Delta) -> Roles:
     if delta.neutral:
         return {"ia3_l": delta.vector}
-    return {"ia3_weight": delta.vector, "on_input": torch.tensor(delta.on_input)}
+    return {"ia3_weight": delta.vector, "on_input": torch.tensor(delta.on_input, device="cpu")}
 
 
 def _full(delta: FullDelta) -> Roles:
@@ -142,7 +146,7 @@ def _dora(delta: DoraDelta) -> Roles:
 
 def _sparse(delta: SparseDelta) -> Roles:
     """LyCORIS counts in 16 bits, which a wide layer's columns do not fit into."""
-    size = torch.tensor([delta.shape[0], torch.Size(delta.shape[1:]).numel()])
+    size = torch.tensor([delta.shape[0], torch.Size(delta.shape[1:]).numel()], device="cpu")
     dtype = torch.int16 if int(size.max()) <= torch.iinfo(torch.int16).max else torch.int64
     numbers = {"bias_indices": delta.indices.to(dtype), "bias_size": size.to(dtype)}
     return {**take_apart(delta.inner), **numbers, "bias_values": delta.values}

@@ -128,7 +128,7 @@ def _wider_shapes(adapter: Adapter) -> dict[str, Tensor]:
     if not any(isinstance(entry.delta, ReplaceDelta) for entry in adapter.entries):
         return {}
     return {
-        f"{_name(adapter, entry)}.reshape_weight": torch.tensor(entry.delta.shape)
+        f"{_name(adapter, entry)}.reshape_weight": torch.tensor(entry.delta.shape, device="cpu")
         for entry in adapter.entries
         if entry.target.path == "img_in" and entry.delta.part("weight") is not None
     }

@@ -50,7 +50,7 @@ class Sat(Dialect):
             layer = match["layer"] if counts[match["layer"]] == 1 else f"{match['layer']}.{match['part']}"
             keys[f"{layer}.lora_{match['factor']}.weight"] = key
         tensors = {name: file.tensors[key] for name, key in keys.items()}
-        alphas = {f"{name.rpartition('.lora_')[0]}.alpha": torch.ones(()) for name in keys}
+        alphas = {f"{name.rpartition('.lora_')[0]}.alpha": torch.ones((), device="cpu") for name in keys}
         try:
             named = read_named(replace(file, tensors=tensors | alphas), self.name)
         except FormatError as error:

@@ -168,7 +168,7 @@ def _tensor(value: object, key: object, source: str, size: int) -> Tensor:
             raise _broken(source, f"at most {size} bytes under {key!r}", f"{value.nbytes}")
         return value.detach()
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     raise _broken(source, f"a tensor under {key!r}", type(value).__name__)
 
 

@@ -126,7 +126,7 @@ def _views(
         views.update(zip(keys, map(Tensor.as_strided, repeat(typed), shapes, strides, offsets), strict=True))
     for key, dtype, shape, start, stop in table.others:
         if start == stop:
-            views[key] = torch.empty(shape, dtype=dtype)
+            views[key] = torch.empty(shape, dtype=dtype, device="cpu")
         else:
             wait()
             views[key] = whole[data_start + start : data_start + stop].clone().view(dtype).view(shape)
@@ -138,6 +138,6 @@ def _shape_or_value(file: BufferedReader, data_start: int, span: Span) -> Tensor
     if size > span.dtype.itemsize:
         return torch.empty(span.shape, dtype=span.dtype, device="meta")
     if size == 0:
-        return torch.empty(span.shape, dtype=span.dtype)
+        return torch.empty(span.shape, dtype=span.dtype, device="cpu")
     file.seek(data_start + span.start)
     return torch.frombuffer(bytearray(file.read(size)), dtype=span.dtype).view(span.shape)

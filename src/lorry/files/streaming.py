@@ -63,7 +63,7 @@ class TensorReader(Closing):
         span = self._spans[key]
         size = span.stop - span.start
         if size == 0:
-            return torch.empty(span.shape, dtype=span.dtype)
+            return torch.empty(span.shape, dtype=span.dtype, device="cpu")
         data = mmap.mmap(-1, size) if size >= LARGE else bytearray(size)
         self._file.seek(self._layout.data_start + span.start)
         if self._file.readinto(data) != size:

@@ -72,6 +72,8 @@ def _are_bits_finite(tensor: Tensor) -> bool:
     By numpy, in the calling thread alone: torch's threads would wait for each other, and for whoever loads meanwhile.
     """
     integers = INTEGERS[tensor.itemsize]
-    infinities = torch.tensor([torch.inf, -torch.inf], dtype=tensor.dtype).view(integers).numpy()
+    infinities = (
+        torch.tensor([torch.inf, -torch.inf], dtype=tensor.dtype, device="cpu").view(integers).numpy()
+    )
     bits, unsigned = tensor.view(integers).numpy(), f"u{tensor.itemsize}"
     return bool(bits.max() < infinities[0] and bits.view(unsigned).max() < infinities.view(unsigned)[1])

@@ -131,5 +131,5 @@ def _loss(module: nn.Module, parts: Sequence[tuple[Delta, float]] | None) -> Fus
 def _changed(weight: Tensor) -> Tensor:
     """The weight with a random change by a hundredth of it."""
     random = torch.Generator().manual_seed(0)
-    change = torch.randn(weight.shape, generator=random, dtype=weight.dtype).to(weight.device)
+    change = torch.randn(weight.shape, generator=random, dtype=weight.dtype, device="cpu").to(weight.device)
     return weight + 0.01 * weight.square().mean().sqrt() * change

@@ -121,7 +121,7 @@ def _rounds_once(device_type: str, dtype: torch.dtype) -> bool:
     """Whether this machine's product of halves sums in float32 and rounds the sum once: asked by a small one."""
     random = torch.Generator().manual_seed(0)
     weight, up, down = (
-        torch.randn(*shape, generator=random).to(device_type, dtype)
+        torch.randn(*shape, generator=random, device="cpu").to(device_type, dtype)
         for shape in ((192, 160), (192, 8), (8, 160))
     )
     got = torch.addmm(weight, up, down, alpha=0.7)

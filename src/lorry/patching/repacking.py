@@ -99,7 +99,7 @@ def gguf_can_write(kind: Any) -> bool:
     if library is None:
         return False
     try:
-        library.quants.quantize(torch.zeros(1, library.GGML_QUANT_SIZES[kind][0]).numpy(), kind)
+        library.quants.quantize(torch.zeros(1, library.GGML_QUANT_SIZES[kind][0], device="cpu").numpy(), kind)
     except NotImplementedError:
         return False
     return True

@@ -120,7 +120,7 @@ def _with_alphas(state_dict: Mapping[str, Any], alphas: Mapping[str, Any]) -> di
         tensors[key] = value
     for key, alpha in alphas.items():
         if alpha is not None:
-            tensors[f"{_module_of(key)}.alpha"] = torch.as_tensor(float(alpha))
+            tensors[f"{_module_of(key)}.alpha"] = torch.as_tensor(float(alpha), device="cpu")
     return tensors
 
 

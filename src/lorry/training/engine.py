@@ -157,21 +157,21 @@ class Engine:
         s, item = self._settings, self._material.items[picture]
         entry = self._material.cache.read(item.key)
         random = generator_of(s.seed, "sample", number, place)
-        coins = torch.rand(3, generator=random, dtype=torch.float64)
+        coins = torch.rand(3, generator=random, dtype=torch.float64, device="cpu")
         side = int(coins[0] * len(entry["mean"]))
         latents = entry["mean"][side].clone()
         if "deviation" in entry:
-            latents += entry["deviation"][side] * torch.randn(latents.shape, generator=random)
-        noise = torch.randn(latents.shape, generator=random)
+            latents += entry["deviation"][side] * torch.randn(latents.shape, generator=random, device="cpu")
+        noise = torch.randn(latents.shape, generator=random, device="cpu")
         if s.noise_offset:
-            noise += s.noise_offset * torch.randn(latents.shape[0], 1, 1, generator=random)
+            noise += s.noise_offset * torch.randn(latents.shape[0], 1, 1, generator=random, device="cpu")
         return {
             "latents": latents,
             "noise": noise,
             "places": entry["places"][side],
             # The places of a batch share the moments out among them, so that each batch sees all of the noise.
             "moment": (place + coins[2]) / self._total_batch,
-            "weight": torch.tensor(item.picture.weight),
+            "weight": torch.tensor(item.picture.weight, device="cpu"),
             "caption": "" if coins[1] < s.caption_dropout else item.picture.caption,
         }
 

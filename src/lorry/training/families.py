@@ -45,10 +45,10 @@ class Site:
 
     def kaiming(self, *shape: int) -> Tensor:
         """Uniform, as `nn.Linear` initialises its own weight."""
-        return nn.init.kaiming_uniform_(torch.empty(*shape), a=5**0.5, generator=self.generator)
+        return nn.init.kaiming_uniform_(torch.empty(*shape, device="cpu"), a=5**0.5, generator=self.generator)
 
     def normal(self, *shape: int, std: float) -> Tensor:
-        return nn.init.normal_(torch.empty(*shape), std=std, generator=self.generator)
+        return nn.init.normal_(torch.empty(*shape, device="cpu"), std=std, generator=self.generator)
 
 
 def fresh_delta(family: Family, site: Site) -> Delta:
@@ -63,7 +63,7 @@ def _lora(site: Site) -> LoraDelta:
     shape = (site.rank, *site.shape[1:])
     gaussian = site.initialisation == "gaussian"
     down = site.normal(*shape, std=1 / site.rank) if gaussian else site.kaiming(*shape)
-    up = torch.zeros(site.out, site.rank)
+    up = torch.zeros(site.out, site.rank, device="cpu")
     return LoraDelta(down, up, alpha=site.alpha, rank_stabilised=site.rank_stabilised)
 
 
@@ -92,7 +92,7 @@ def _loha(site: Site) -> LohaDelta:
     return LohaDelta(
         w1_a=site.normal(site.out, site.rank, std=0.1),
         w1_b=site.normal(site.rank, site.columns, std=1.0),
-        w2_a=torch.zeros(site.out, site.rank),
+        w2_a=torch.zeros(site.out, site.rank, device="cpu"),
         w2_b=site.normal(site.rank, site.columns, std=1.0),
         alpha=site.alpha,
         target_shape=site.shape,
@@ -109,22 +109,22 @@ def _lokr(site: Site) -> LokrDelta:
     out2, in2 = site.out // out1, fan_in // in1
     w1 = site.kaiming(out1, in1)
     if 2 * site.rank >= max(out2, in2):
-        return LokrDelta(w1=w1, w2=torch.zeros(out2, in2, *kernel), target_shape=site.shape)
+        return LokrDelta(w1=w1, w2=torch.zeros(out2, in2, *kernel, device="cpu"), target_shape=site.shape)
     columns = in2 * torch.Size(kernel).numel()
-    w2_a, w2_b = site.kaiming(out2, site.rank), torch.zeros(site.rank, columns)
+    w2_a, w2_b = site.kaiming(out2, site.rank), torch.zeros(site.rank, columns, device="cpu")
     return LokrDelta(w1=w1, w2_a=w2_a, w2_b=w2_b, alpha=site.alpha, target_shape=site.shape)
 
 
 def _ia3(site: Site) -> Ia3Delta:
     """Source: Liu et al. (arXiv:2205.05638), section 3.3: factors of 1, of which the difference to 1 is stored."""
     size = site.shape[1] if site.scales_input else site.out
-    return Ia3Delta(torch.zeros(size), on_input=site.scales_input, target_shape=site.shape)
+    return Ia3Delta(torch.zeros(size, device="cpu"), on_input=site.scales_input, target_shape=site.shape)
 
 
 def _oft(site: Site) -> OftDelta:
     """Source: Qiu et al. (arXiv:2306.07280), section 3: every rotation starts as the identity."""
     size = next(n for n in range(min(site.rank, site.out), site.out + 1) if site.out % n == 0)
-    return OftDelta(torch.zeros(site.out // size, size, size), target_shape=site.shape)
+    return OftDelta(torch.zeros(site.out // size, size, size, device="cpu"), target_shape=site.shape)
 
 
 _MAKERS: Final[Mapping[Family, Callable[[Site], Delta]]] = {

@@ -77,7 +77,7 @@ def _encoded(vae: Any, item: Item, *, flip: bool) -> dict[str, Tensor]:
     shift, factor = getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
     width, height = item.size
     place = [*fitted.original[::-1], *fitted.corner[::-1], height, width]
-    entry = {"places": torch.tensor([place] * len(images), dtype=torch.float32)}
+    entry = {"places": torch.tensor([place] * len(images), dtype=torch.float32, device="cpu")}
     if not hasattr(encoded, "latent_dist"):
         return entry | {"mean": ((encoded.latents - shift) * factor).float()}
     spread = encoded.latent_dist
