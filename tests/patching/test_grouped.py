@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +29,42 @@ print(trial(torch.device("cpu"), torch.float16))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
+COMPILE = """
+import triton
+import triton.language as tl
+from lorry.patching.grouped_kernel import COLUMNS, RANKS, ROWS, _kernel
+types = {"layers": "*i64", "pairs": "*i64", "scales": "*fp32", "tiles": "*i32"}
+for dtype in (tl.float16, tl.bfloat16):
+    constants = {"dtype": dtype, "height": ROWS, "width": COLUMNS, "depth": RANKS}
+    source = triton.compiler.ASTSource(
+        fn=_kernel, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants
+    )
+    for capability in (75, 80, 86, 89, 90, 100):
+        triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", capability, 32))
+"""
+no_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
+
+
+@no_triton
+def test_the_kernel_is_compiled_for_every_kind_of_gpu(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_kernel_names_nothing_that_triton_cannot_compile() -> None:
+    tree = ast.parse((Path(grouped.__file__).parent / "grouped_kernel.py").read_text())
+    kernel = next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "_fuse")
+    notes = [ast.unparse(argument.annotation) for argument in kernel.args.args if argument.annotation]
+    assert {note.partition(".")[0] for note in notes} == {"tl"}  # it looks names in the signature up, too
+
+
+@no_triton
 def test_the_kernel_rounds_the_sum_of_all_adapters_once() -> None:
     run = subprocess.run(
         [sys.executable, "-c", KERNEL],

@@ -13,10 +13,10 @@ ROWS, COLUMNS, RANKS = 64, 128, 16
 
 @no_type_check
 def _fuse(
-    layers: Any,
-    pairs: Any,
-    scales: Any,
-    tiles: Any,
+    layers: tl.tensor,
+    pairs: tl.tensor,
+    scales: tl.tensor,
+    tiles: tl.tensor,
     dtype: tl.constexpr,
     height: tl.constexpr,
     width: tl.constexpr,
