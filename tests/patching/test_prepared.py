@@ -156,6 +156,22 @@ def test_a_prepared_model_that_is_cast_computes_in_the_new_dtype(dtype: torch.dt
     )
 
 
+@pytest.mark.parametrize("path", ["", "out"])
+def test_an_adapter_acts_that_is_loaded_after_a_prepared_model_or_a_layer_of_it_is_cast(path: str) -> None:
+    model, exact = prepared(Small()), Small()
+    deltas = random_deltas(exact, 1, ("out",), rank=2)
+    exact.get_submodule(path).double()
+    prepared(exact)
+    model.get_submodule(path).double()
+    for one in (model, exact):
+        do(one, lambda s, u: (s.add("a", deltas, u), act(a=1.0)(s, u)))
+    for name, tensor in exact.out.named_buffers():
+        got = model.get_submodule("out").get_buffer(name)
+        assert got.dtype == tensor.dtype, name
+        assert torch.equal(got, tensor), name
+    assert bool(model.get_buffer("out.lorry_down").any())
+
+
 def test_preparing_that_fails_changes_nothing() -> None:
     model = Small()
     vars(model.out)["forward"] = lambda x: x

@@ -256,6 +256,7 @@ class AdapterState:
             raise StateError(f"Slots have a rank of 0 or more, got {rank}.")
         if self._sides.room != rank:
             self._sides.prepare(self.model, rank, undo)
+            self._settle(self._sides.modules, undo)
             self._refresh(undo)
 
     # --- which act, and how strongly --------------------------------------------------------------------------
