@@ -231,6 +231,23 @@ def test_a_model_cast_while_fused_unfuses_to_its_cast_original(originals: Origin
     check_equal(weights(model), weights(Small().half()))
 
 
+@pytest.mark.parametrize("originals", KEPT)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_what_is_fused_on_top_after_a_cast_unfuses_to_the_cast_original(
+    originals: Originals, one_by_one: bool
+) -> None:
+    model = Small()
+    put(model)
+    fuse(model, originals=originals)
+    model.bfloat16()
+    put(model, "second", seed=1)
+    fuse(model, ["second"], originals=originals)
+    if one_by_one:
+        unfuse(model, ["second"])
+    unfuse(model)
+    check_equal(weights(model), weights(Small().bfloat16()))
+
+
 def test_originals_on_the_cpu_are_copies() -> None:
     model = Small()
     memory = model.conv.weight.data_ptr()

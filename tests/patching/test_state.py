@@ -655,3 +655,61 @@ def test_a_layer_that_is_cast_while_nobody_acts_computes_in_its_dtype_afterwards
             got, wanted = (one.get_submodule(path).get_buffer(name) for one in (model, exact))
             assert got.dtype == wanted.dtype, (path, name)
             assert torch.equal(got, wanted), (path, name)
+
+
+@pytest.mark.parametrize("change", ["parked", "swapped", "another removed"])
+def test_a_model_that_is_cast_while_disabled_adapters_were_changed_has_them_in_its_dtype(change: str) -> None:
+    model, exact = Small(), Small()
+    put(model, "other", seed=1)
+    activate(model)
+    deltas = put(model, "toy")
+    enable(model, False)
+    if change == "parked":
+        park(model, "other", "toy")
+    elif change == "swapped":
+        remove(model, "other")
+        with changing(model) as (state, undo):
+            state.add("toy", deltas, undo, replace=True)
+    else:
+        remove(model, "other")
+        park(model, "toy")
+    model.double()
+    enable(model, True)
+    put(exact.double(), deltas=deltas)
+    check_same_buffers(model, exact)
+
+
+def test_weights_of_another_dtype_that_are_given_while_nobody_acts_are_what_adapters_compute_in() -> None:
+    model, exact = Small(), Small()
+    deltas = put(model, dtype=torch.float64)
+    enable(model, False)
+    model.load_state_dict({key: tensor.double() for key, tensor in model.state_dict().items()}, assign=True)
+    enable(model, True)
+    put(exact.double(), deltas=deltas)
+    check_same_buffers(model, exact)
+
+
+def test_a_call_at_a_scale_leaves_a_copy_on_which_nobody_acts_as_it_is() -> None:
+    model = Small()
+    put(model)
+    activate(model)
+    model = copy.deepcopy(model)
+    before = snapshot(model)
+    model(small_input(), cross_attention_kwargs={"scale": 0.5})
+    check_same(snapshot(model), before)
+    put(model, "one", deltas=random_deltas(model, 1, ("out",)))
+    for path in PATHS:
+        module = model.get_submodule(path)
+        filled = {name for name, tensor in module._buffers.items() if tensor is not None}
+        assert module._non_persistent_buffers_set == filled, path
+        assert bool(filled) == (path == "out"), path
+
+
+def check_same_buffers(model: nn.Module, exact: nn.Module) -> None:
+    """Raise where what stands in the side paths of one model differs in a bit or a dtype from the other's."""
+    for path in PATHS:
+        here, there = (dict(one.get_submodule(path).named_buffers()) for one in (model, exact))
+        assert here.keys() == there.keys() != set(), path
+        for name, tensor in there.items():
+            assert here[name].dtype == tensor.dtype, (path, name)
+            assert torch.equal(here[name], tensor), (path, name)

@@ -211,7 +211,7 @@ class FusedWeights:
                         if kind.refusal is None:
                             new = self._fuse(name, parameter, parts, later, keeper, undo)
                             fused[name] = new
-                            module, original = modules[path], self._originals[name].beside_it
+                            module, original = modules[path], self._originals[name].beside_it(new)
                             # for a bare parameter another module stands each time
                             if original is not None and not isinstance(module, BareParameter):
                                 now = (original, new.dtype, new.data_ptr())

@@ -29,10 +29,15 @@ class Saved:
     beside: bool = False
     """It is where its parameter is, and goes where that goes."""
 
-    @property
-    def beside_it(self) -> Tensor | None:
-        """It, where it is plain and stays beside its parameter."""
-        return self.tensor if self.beside and type(self.tensor) is Tensor else None
+    def beside_it(self, fused: Tensor) -> Tensor | None:
+        """Return it where it can be put back as it is: plain, kept beside its parameter, and like what is fused there.
+
+        A parameter may have been cast, or moved, since it was fused first.
+        """
+        tensor = self.tensor
+        if not self.beside or type(tensor) is not Tensor:
+            return None
+        return tensor if tensor.dtype is fused.dtype and tensor.device == fused.device else None
 
     def found(self, like: Tensor, name: str) -> Tensor:
         """Return it where `like` is and in its dtype, itself where it is so.

@@ -69,10 +69,12 @@ class Scene:
         """Whether the modules hold what it puts into them, and there are some to tell it by.
 
         What a module holds goes elsewhere together, so that the strengths are looked at. Factors alone are cast, by
-        lorry (`SidePaths.recast`), which lets the scene go.
+        lorry (`SidePaths.recast`), which lets the scene go. Of an idle scene, that has none, the modules are asked
+        whether they compute in what they did: they may have been given other weights meanwhile.
         """
         held = self.buffers.values()
-        return bool(held) and self.strengths.pieces.are(map(itemgetter(SCALE), held))
+        is_there = bool(held) and self.strengths.pieces.are(map(itemgetter(SCALE), held))
+        return is_there and (not self.is_idle or self.places.hold())
 
     def is_beside(self, other: Scene) -> bool:
         """Whether it stands in just the modules of another, in the same order."""
@@ -85,12 +87,10 @@ class Scene:
         return self.places.hold() and self.strengths.pieces.are(self.strengths.pieces.tensors)
 
     def left_by_all(self, modules: Mapping[str, SidePath]) -> Scene:
-        """Return the scene of nobody in the same modules; itself, where it is that.
+        """Return the scene of nobody in the same modules.
 
         They keep their pieces of strengths, by which it is told that they are where they were.
         """
-        if self.is_idle:
-            return self
         nothing = [None] * len(self.buffers)
         columns = {**self.columns, DOWN: nothing, UP: nothing}
         known = [modules[path]._non_persistent_buffers_set for path in self.buffers]

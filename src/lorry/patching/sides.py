@@ -112,8 +112,9 @@ class SidePaths:
         """Keep no tensor but those that stand in the modules, which have moved or are cast: the others are what they
         were.
         """
-        if self._scenes and self._scene is not None:
-            self._scenes, self._scene = {}, self._scene.without_tensors()
+        scene = self._scene
+        if scene is not None and (self._scenes or scene.strengths.pieces.tensors):
+            self._scenes, self._scene = {}, scene.without_tensors()
 
     def tensors(self) -> list[Tensor]:
         """Return what stands in all modules, and what is kept to stand there."""
@@ -197,7 +198,10 @@ class SidePaths:
         scene, standing = self._scenes.get(names), self._scene
         held = standing if standing is not None and standing.is_held else None
         unmoved = None if held is None else held.places
-        if held is not None and not names and held.room is None and self.room is None:
+        is_nobody = not names and self.room is None
+        if is_nobody and standing is not None and standing.is_idle:  # wherever its modules are by now
+            return standing, held is not None
+        if is_nobody and held is not None and held.room is None:
             scene = held.left_by_all(self.modules)
         elif scene is None or not (scene.places is unmoved or scene.fits):
             residents = {name: one.resident for name, one in acting.items()}
