@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lorry
 from lorry.errors import NothingAppliedError, StateError
+from lorry.patching import find_state
 
 WIDTH = 24
 
@@ -87,6 +88,33 @@ def test_one_file_fills_both_denoisers_in_one_call() -> None:
     )
     assert pipe.get_list_adapters() == {"transformer": ["x"], "transformer_2": ["x"]}
     assert (report.applied, report.key_count, report.targets) == (18, 18, 12)
+
+
+@pytest.mark.parametrize("how", ["first", "of a known layout", "hotswap"])
+def test_two_denoisers_of_one_file_have_one_memory_and_move_one_by_one(how: str, tmp_path: Path) -> None:
+    save_file(in_original_names(), tmp_path / "one.safetensors")
+    both: Any = {"adapter_name": "x", "denoisers": ["transformer", "transformer_2"]}
+    pipe = Wan22()
+    pipe.load_lora_weights(tmp_path / "one.safetensors", **both)
+    if how == "hotswap":
+        pipe.load_lora_weights(tmp_path / "one.safetensors", **both, hotswap=True)
+    elif how == "of a known layout":
+        pipe = Wan22()
+        pipe.load_lora_weights(tmp_path / "one.safetensors", **both)
+    one, other = (held(model) for model in (pipe.transformer, pipe.transformer_2))
+    assert not {*map(id, one)} & {*map(id, other)}
+    assert {tensor.untyped_storage().data_ptr() for tensor in one} == {
+        tensor.untyped_storage().data_ptr() for tensor in other
+    }
+
+
+def held(model: WanTransformer3DModel) -> list[Tensor]:
+    """What is kept of the adapter "x" for a model, and the factors that stand in it."""
+    layers = [m for m in model.modules() if m._buffers.get("lorry_down") is not None]
+    standing = [m.get_buffer(name) for m in layers for name in ("lorry_down", "lorry_up")]
+    state = find_state(model)
+    assert state is not None
+    return [*state.adapters["x"].tensors(), *standing]
 
 
 @pytest.mark.parametrize("container", ["", "diffusion_model."])

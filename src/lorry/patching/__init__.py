@@ -7,6 +7,7 @@ from lorry.patching.fuse_loss import FuseLoss, FuseLosses
 from lorry.patching.locks import exclusive
 from lorry.patching.memory import can_be_kept, copied
 from lorry.patching.originals import Originals
+from lorry.patching.resident import apart
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
 from lorry.patching.strength import Strength, check_strength
 from lorry.patching.token_rows import TokenRows, add_rows, remove_rows
@@ -23,6 +24,7 @@ __all__ = [
     "TokenRows",
     "Undo",
     "add_rows",
+    "apart",
     "can_be_kept",
     "common_block",
     "check_passes_gradients",

@@ -54,7 +54,7 @@ class Resident:
         if not owned or len(wanted) > 1 or {*map(attrgetter("device"), tensors)} != wanted:
             return cls(own_copy(layers, devices), bare=bare)
         is_each_once = len({*map(id, tensors)}) == len(tensors)
-        kept = layers if is_each_once else {path: _apart(delta) for path, delta in layers.items()}
+        kept = layers if is_each_once else {path: apart(delta) for path, delta in layers.items()}
         return cls(kept, bare=bare)
 
     @property
@@ -130,6 +130,6 @@ class Resident:
         return exact + [tensor for pair in self._factors.values() if pair for tensor in (pair.down, pair.up)]
 
 
-def _apart(delta: Delta) -> Delta:
-    """Return a delta over the same memory by tensors of its own: those of another module may move elsewhere."""
+def apart(delta: Delta) -> Delta:
+    """Return a delta over the same memory by tensors of its own: those of another module or model may move away."""
     return delta.with_tensors({name: tensor.detach() for name, tensor in delta.tensors().items()})

@@ -17,11 +17,12 @@ from lorry.algebra import Delta
 from lorry.background import LARGE, begun
 from lorry.binding import LoadReport, Plan, bind
 from lorry.errors import DuplicateAdapterError, NotFiniteError, UnknownAdapterError, did_you_mean
-from lorry.names import check_adapter_name
+from lorry.names import DENOISERS, check_adapter_name
 from lorry.patching import (
     AdapterState,
     Strength,
     Undo,
+    apart,
     can_be_kept,
     common_block,
     find_not_finite,
@@ -130,15 +131,16 @@ def load_adapter(
         (alone is not None and plan.layers is not None)
         or can_be_kept(_tensors(delta for here in plan.deltas.values() for delta in here.values()))
     )
+    placed = _each_its_own(plan.deltas) if owned else plan.deltas
     with Undo() as undo:
         if hotswap:
-            _swap(plan.deltas, models, name, undo, owned=owned)
+            _swap(placed, models, name, undo, owned=owned)
         else:
             before = _states(models)
             for component, model in models.items():
-                if model is not None and component in plan.deltas:
+                if model is not None and component in placed:
                     state, here = get_state(model, undo), layers.get(component)
-                    state.add(name, plan.deltas[component], undo, owned=owned, layers=here)
+                    state.add(name, placed[component], undo, owned=owned, layers=here)
             for state in _states(models):
                 state.set_active({name: Strength(strength)}, undo)
                 if before and not any(other.enabled for other in before):
@@ -149,6 +151,15 @@ def load_adapter(
         _check_finite(None if finite else _not_finite(plan), strict)
     _log(plan.report, name, models)
     return plan.report
+
+
+def _each_its_own(deltas: Mapping[str, Mapping[str, Delta]]) -> Mapping[str, Mapping[str, Delta]]:
+    """Return deltas of which a second denoiser has tensors of its own, over the same memory.
+
+    A file may be for both, which move one by one.
+    """
+    others = [component for component in DENOISERS if component in deltas][1:]
+    return {**deltas, **{one: {path: apart(delta) for path, delta in deltas[one].items()} for one in others}}
 
 
 def _tensors(deltas: Iterable[Delta]) -> list[Tensor]:
