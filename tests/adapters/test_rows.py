@@ -103,6 +103,23 @@ def test_what_a_fused_lora_was_cut_into_becomes_that_lora_again() -> None:
     assert split_blocks(joined, ROWS) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_loras_are_joined_as_others_are(dtype: torch.dtype) -> None:
+    whole = cast_to(dtype, lora(12, rank=4, alpha=3.0))
+    joined = join_rows([cut_rows(whole, (span,)) for span in SPANS], ROWS)
+    assert isinstance(joined, LoraDelta)
+    assert joined.down.dtype == dtype
+    assert_same_loras([cast_to(torch.float32, joined)], [cast_to(torch.float32, whole)])
+    parts = [cast_to(dtype, part) for part in (lora(4), lora(3, seed=1), lora(5, seed=2))]
+    joined = join_rows(parts, ROWS)
+    assert joined is not None
+    assert_joins(cast_to(torch.float32, joined), [cast_to(torch.float32, part) for part in parts])
+
+
+def cast_to(dtype: torch.dtype, delta: Delta) -> Delta:
+    return delta.with_tensors({name: tensor.to(dtype) for name, tensor in delta.tensors().items()})
+
+
 def test_a_layer_that_a_fused_lora_leaves_alone_gets_none() -> None:
     whole = lora(12, rank=4)
     up = whole.up.clone()

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorry.algebra import Delta, DoraDelta, FullDelta, Ia3Delta, LohaDelta, LoraDelta, PartsDelta, cut_rows
+from lorry.algebra import (
+    Delta,
+    DoraDelta,
+    FullDelta,
+    Ia3Delta,
+    LohaDelta,
+    LoraDelta,
+    PartsDelta,
+    cut_rows,
+    same_numbers,
+)
 
 Rows = Sequence[int]
 """How many rows each layer has."""
@@ -143,7 +153,7 @@ def _join_loras(deltas: Sequence[LoraDelta | None], rows: Rows) -> LoraDelta | N
 
 def _shares(one: LoraDelta, other: LoraDelta) -> bool:
     same = (one.alpha, one.rank_stabilised) == (other.alpha, other.rank_stabilised)
-    return same and torch.equal(one.down, other.down)
+    return same and same_numbers(one.down, other.down)
 
 
 def _zeros(like: Tensor, count: int) -> Tensor:
@@ -176,7 +186,7 @@ def _join_lohas(deltas: Sequence[LohaDelta | None], rows: Rows) -> LohaDelta | N
     shared = ("w1_b", "w2_b")
     if len(known) < len(deltas) or any(delta.t1 is not None or delta.alpha != first.alpha for delta in known):
         return None
-    if not all(torch.equal(getattr(d, name), getattr(first, name)) for d in known for name in shared):
+    if not all(same_numbers(getattr(d, name), getattr(first, name)) for d in known for name in shared):
         return None
     one, two = (torch.cat([getattr(delta, name) for delta in known]) for name in ("w1_a", "w2_a"))
     shape = (sum(rows), *first.shape[1:])

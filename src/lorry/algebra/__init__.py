@@ -2,7 +2,7 @@
 
 from lorry.algebra._channels import PaddedDelta, pad_channels
 from lorry.algebra._rows import RowsDelta, cut_rows
-from lorry.algebra._shapes import Span, Spans, count_rows
+from lorry.algebra._shapes import Span, Spans, count_rows, same_numbers
 from lorry.algebra.base import Delta, LowRank
 from lorry.algebra.boft import BoftDelta
 from lorry.algebra.bora import BoraDelta
@@ -55,4 +55,5 @@ __all__ = [
     "count_rows",
     "cut_rows",
     "pad_channels",
+    "same_numbers",
 ]

@@ -24,6 +24,16 @@ def take_rows(tensor: Tensor, spans: Spans) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors are of one shape and the same numbers; eight-bit floats, of the same bits.
+
+    `torch.equal` cannot tell it of such where both have the same memory.
+    """
+    if one.dtype == other.dtype and one.is_floating_point() and one.itemsize == 1:
+        one, other = one.view(torch.uint8), other.view(torch.uint8)
+    return torch.equal(one, other)
+
+
 def all_equal(tensor: Tensor, value: float) -> bool:
     """Whether a tensor has numbers, and each is `value`."""
     if tensor.is_meta:

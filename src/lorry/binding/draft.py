@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry, Ignored
-from lorry.algebra import Delta, Span
+from lorry.algebra import Delta, Span, same_numbers
 from lorry.binding.embeddings import PlacedEmbeddings
 from lorry.binding.index import ModuleIndex
 from lorry.binding.places import Place, other_inputs, place_shapes, placed_delta, stack, whole_shape
@@ -204,7 +203,7 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.is_meta or other.is_meta:  # of a header alone
             return one.shape == other.shape
-        return torch.equal(one, other)
+        return same_numbers(one, other)
     return equal(one, other) if isinstance(one, Delta) and isinstance(other, Delta) else one == other
 
 
