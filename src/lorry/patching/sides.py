@@ -140,7 +140,13 @@ class SidePaths:
         return same
 
     def refresh(
-        self, acting: Mapping[str, Acting], weights: FusedWeights, undo: Undo, *, for_call: bool = False
+        self,
+        acting: Mapping[str, Acting],
+        weights: FusedWeights,
+        undo: Undo,
+        *,
+        for_call: bool = False,
+        may_idle: bool = True,
     ) -> bool:
         """Bring every module's side path to what `acting` says: joined factors, their strengths, and copies.
 
@@ -150,6 +156,7 @@ class SidePaths:
             undo: takes it back.
             for_call: leave the strengths that stand now unwritten, to be put back by `put_back`. Those of a prepared
                 model are written all the same, and another refresh takes them back.
+            may_idle: let modules keep their strengths where nobody acts: somebody may again.
 
         Returns:
             Whether something stood in the same modules, where it had been put.
@@ -158,7 +165,7 @@ class SidePaths:
         if trained or self._training:
             self._place_trained(trained, undo, any_fused=bool(weights))
         joined = {name: one for name, one in acting.items() if name not in trained}
-        scene, unmoved = self._set_scene(joined, undo, for_call)
+        scene, unmoved = self._set_scene(joined, undo, for_call, may_idle)
         self._copies.refresh(scene, joined, self.modules, weights, undo)
         if self.room is not None:
             share_parameters(self.modules, scene.copied, undo)
@@ -191,14 +198,16 @@ class SidePaths:
         if self.room is not None:
             share_parameters({path: module}, scene.copied, Undo())
 
-    def _set_scene(self, acting: Mapping[str, Acting], undo: Undo, for_call: bool) -> tuple[Scene, bool]:
+    def _set_scene(
+        self, acting: Mapping[str, Acting], undo: Undo, for_call: bool, may_idle: bool
+    ) -> tuple[Scene, bool]:
         """Make the scene of `acting` stand, at their strengths; return it, and what `refresh` returns."""
         for_call = for_call and self.room is None  # strengths keep their addresses there, and are written
         names, strengths = tuple(acting), {name: one.strength for name, one in acting.items()}
         scene, standing = self._scenes.get(names), self._scene
         held = standing if standing is not None and standing.is_held else None
         unmoved = None if held is None else held.places
-        is_nobody = not names and self.room is None
+        is_nobody = not names and self.room is None and may_idle
         if is_nobody and standing is not None and standing.is_idle:  # wherever its modules are by now
             return standing, held is not None
         if is_nobody and held is not None and held.room is None:

@@ -509,7 +509,9 @@ class AdapterState:
     def _refresh(self, undo: Undo, *, for_call: bool = False) -> None:
         """Bring every module's side path to what the fields say; `for_call`, so that `put_back` takes it back."""
         acting = self._acting()
-        unmoved = self._sides.refresh(acting, self._weights, undo, for_call=for_call)
+        unmoved = self._sides.refresh(
+            acting, self._weights, undo, for_call=for_call, may_idle=bool(self.adapters)
+        )
         self._refresh_bare(acting, undo)
         keep_in_step(
             self.model,
