@@ -27,6 +27,8 @@ from lorry.patching.placement import layer_hooks
 from lorry.patching.sharded import add_sharded, is_sharded
 
 FACTORS = DOWN, UP, SCALE = ("lorry_down", "lorry_up", "lorry_scale")
+DOWN_AND_UP = (DOWN, UP)
+"""The buffers that are empty in a module where nobody acts any more; its strengths may stay."""
 BUFFERS = (*FACTORS, "lorry_weight", "lorry_bias")
 
 

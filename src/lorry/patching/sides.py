@@ -16,13 +16,11 @@ from lorry.patching.patches import mark_empty, mark_filled, patch, unpatch
 from lorry.patching.placement import layer_hooks
 from lorry.patching.resident import Resident
 from lorry.patching.scenes import Scene, build_scene
-from lorry.patching.side_path import BUFFERS, DOWN, SCALE, UP, SidePath
+from lorry.patching.side_path import BUFFERS, DOWN, DOWN_AND_UP, SCALE, UP, SidePath
 from lorry.patching.slots import fill_slots, share_parameters
 from lorry.patching.trained import place_trained
 from lorry.patching.undo import Undo
 
-DOWN_AND_UP = (DOWN, UP)
-"""The buffers that are empty in a module where nobody acts any more; its strengths may stay."""
 Standing = Mapping[str, Mapping[str, Any]]
 """What the buffers of each module are, by its path."""
 
@@ -91,7 +89,9 @@ class SidePaths:
         unused = {path for path, number in uses.items() if not number}
         left = {**self._uses, **uses}
         if unused:
-            if self._scene is not None and self._scene.is_idle:
+            if (
+                self._scene is not None and self._scene.is_idle
+            ):  # a module is unpatched with all of its factors or none
                 self._put(build_scene({}, {}), undo, is_held=False)
             unpatch([self.modules[path] for path in unused], undo)
             modules = {path: module for path, module in self.modules.items() if path not in unused}
