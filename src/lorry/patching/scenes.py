@@ -73,7 +73,7 @@ class Scene:
         whether they compute in what they did: they may have been given other weights meanwhile.
         """
         held = self.buffers.values()
-        is_there = bool(held) and self.strengths.pieces.are(map(itemgetter(SCALE), held))
+        is_there = bool(held) and self.strengths.pieces.are([*map(itemgetter(SCALE), held)])
         return is_there and (not self.is_idle or self.places.hold())
 
     def is_beside(self, other: Scene) -> bool:
@@ -84,7 +84,7 @@ class Scene:
     @property
     def fits(self) -> bool:
         """Whether the modules compute where and in what they did when it was made."""
-        return self.places.hold() and self.strengths.pieces.are(self.strengths.pieces.tensors)
+        return self.places.hold() and self.strengths.pieces.are_in_place
 
     def left_by_all(self, modules: Mapping[str, SidePath]) -> Scene:
         """Return the scene of nobody in the same modules.

@@ -241,11 +241,12 @@ class SidePaths:
             written = standing.joined if standing is not None and before is scene.buffers else {}
             fill_slots(scene.slots(), written, scene.joined, undo)
         is_beside = standing is not None and scene.is_beside(standing)
-        others = () if is_beside else before.keys() ^ scene.buffers.keys()
-        left = [path for path in others if path in before and path in self.modules]
         known = standing.columns if standing is not None and is_beside and is_held else {}
+        if not is_beside:
+            left = [before[path] for path in before.keys() - scene.buffers.keys() if path in self.modules]
+            for name in scene.columns:
+                undo.set_in_all(left, name, repeat(None))
         for name, column in scene.columns.items():
-            undo.set_in_all([before[path] for path in left], name, repeat(None))
             if known.get(name) is not column:
                 undo.set_in_all(scene.buffers.values(), name, column, known.get(name))
         undo.set_attribute(self, "_scene", scene)

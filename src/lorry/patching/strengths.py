@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import NamedTuple, Self, final
 
 import numpy as np
@@ -19,14 +20,16 @@ from lorry.patching.places import Places
 from lorry.patching.strength import Strength
 from lorry.patching.undo import Undo
 
+Layout = Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]
+"""By device: the paths of its modules, and how many numbers each has."""
+
 
 @final
 @dataclass(eq=False, slots=True)
 class Pieces:
     """Memory for one float32 number of every rank of every module, of which each module holds a piece."""
 
-    layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]
-    """By device: the paths of its modules, and how many numbers each has."""
+    layout: Layout
     tensors: Sequence[Tensor]
     """The pieces."""
     host: NDArray[np.float32]
@@ -37,35 +40,48 @@ class Pieces:
     """The memory of the pieces on other devices, each with its part of `host`."""
     _addresses: Sequence[int]
     """Where the pieces begin."""
+    _memories: Sequence[int]
+    """What torch knows each memory by, that of `host` first."""
+    _views: list[int] | None
+    """How many tensors see each; None once others than these do."""
     last: tuple[StrengthVector, Sequence[Strength]] | None = None
     """What they hold: the strengths of the adapters of a vector. Nothing was written yet where it is None."""
 
     @classmethod
-    def of(cls, layout: Sequence[tuple[torch.device, Sequence[str], Sequence[int]]]) -> Self:
+    def of(cls, layout: Layout) -> Self:
         """Make them, of zeros."""
-        lengths = [sum(sizes) for _, _, sizes in layout]
-        whole = torch.zeros(sum(lengths), dtype=torch.float32, device="cpu")
-        tensors: list[Tensor] = []
-        elsewhere: list[tuple[Tensor, Tensor]] = []
-        for (device, _, sizes), part in zip(layout, whole.split(lengths), strict=True):
-            vector = part
-            if device.type != "cpu":
-                vector = torch.zeros_like(part, device=device)
-                elsewhere.append((vector, part))
-            tensors += vector.split(sizes)
-        return cls(layout, tensors, whole.numpy(), whole, elsewhere, [*map(Tensor.data_ptr, tensors)])
+        whole, tensors, elsewhere = _zeros(layout)
+        addresses = [*map(Tensor.data_ptr, tensors)]
+        memories = [one.untyped_storage()._cdata for one in (whole, *(there for there, _ in elsewhere))]
+        pieces = cls(layout, tensors, whole.numpy(), whole, elsewhere, addresses, memories, None)
+        pieces._views = pieces._count_views()
+        return pieces
 
     @property
     def paths(self) -> list[str]:
         """The modules that have a piece, in the order of these."""
         return [path for _, paths, _ in self.layout for path in paths]
 
-    def are(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether tensors are these, in their order, and still views of the same memory.
+    def are(self, tensors: Sequence[object]) -> bool:
+        """Whether tensors are these, in their order, where they were made: see `are_in_place`."""
+        return (
+            len(tensors) == len(self.tensors) and all(map(is_, tensors, self.tensors)) and self.are_in_place
+        )
 
-        Offloading puts other memory under a module's buffers, or other buffers into it.
+    @property
+    def are_in_place(self) -> bool:
+        """Whether all pieces are still views of the memory that is written into: offloading gives a tensor another.
+
+        The views of a memory are counted by it, which tells of all of them at once. A view of somebody else would make
+        up for a piece that is gone, so that from the first of these on every piece is asked.
         """
-        return self._addresses == [*map(Tensor.data_ptr, tensors)]
+        if self._views is not None and self._views == self._count_views():
+            return True
+        self._views = None
+        return self._addresses == [*map(Tensor.data_ptr, self.tensors)]
+
+    def _count_views(self) -> list[int]:
+        return [*map(torch._C._storage_Use_Count, self._memories)]
 
     def send(self) -> None:
         """Bring what numpy wrote into `host` to the other devices.
@@ -75,6 +91,21 @@ class Pieces:
         increment_version(self._whole)
         for vector, part in self._elsewhere:
             vector.copy_(part)
+
+
+def _zeros(layout: Layout) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Return the memory of all numbers, the pieces, and the memory on other devices with its part of all."""
+    lengths = [sum(sizes) for _, _, sizes in layout]
+    whole = torch.zeros(sum(lengths), dtype=torch.float32, device="cpu")
+    tensors: list[Tensor] = []
+    elsewhere: list[tuple[Tensor, Tensor]] = []
+    for (device, _, sizes), part in zip(layout, whole.split(lengths), strict=True):
+        vector = part
+        if device.type != "cpu":
+            vector = torch.zeros_like(part, device=device)
+            elsewhere.append((vector, part))
+        tensors += vector.split(sizes)
+    return whole, tensors, elsewhere
 
 
 class _Each(NamedTuple):

@@ -341,10 +341,10 @@ class LoraLoaderMixin:
         check_parts(weights, models)
         wanted = {}
         for component, model in models.items():
-            chosen = [for_component(weight, component, models) for weight in weights]
-            if model is not None and (state := find_state(model)) is not None:
+            if (state := find_state(model)) is not None:
+                chosen = [for_component(weight, component, models) for weight in weights]
                 wanted[state] = {
-                    n: strength_for(w, component, model) for n, w in zip(names, chosen, strict=True)
+                    n: strength_for(w, component, state.model) for n, w in zip(names, chosen, strict=True)
                 }
         with Undo() as undo:
             for state, strengths in wanted.items():

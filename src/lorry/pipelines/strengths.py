@@ -128,7 +128,7 @@ def for_component(weight: object, component: str, components: Iterable[str]) -> 
     Raises:
         StateError: a dict names something that is not a component of the pipeline.
     """
-    if not isinstance(weight, Mapping):
+    if weight is None or isinstance(weight, (int, float)) or not isinstance(weight, Mapping):
         return weight
     known = list(components)
     for name in weight:
