@@ -27,7 +27,6 @@ from lorry.patching.layer_kinds import COMPUTE_DTYPES
 from lorry.patching.modes import without_modes
 from lorry.patching.patches import check_own_class, mark_empty, mark_filled, patched_already, take_out
 from lorry.patching.placement import device_with
-from lorry.patching.resident import Resident
 from lorry.patching.sharded import is_sharded
 from lorry.patching.undo import Undo
 
@@ -80,7 +79,7 @@ class BareParameters:
     def refresh(
         self,
         model: nn.Module,
-        loaded: Iterable[Resident],
+        names: tuple[str, ...],
         acting: Mapping[str, Acting],
         weights: FusedWeights,
         tell: Tell,
@@ -92,7 +91,7 @@ class BareParameters:
 
         Args:
             model: has them.
-            loaded: all adapters, acting or not: blocks stay patched as long as one of these has something for them.
+            names: of those that a loaded adapter, acting or not, has something for: their blocks stay patched.
             acting: by name.
             weights: the fused weights, for families that need the original.
             tell: is told when a block has moved or was cast.
@@ -102,14 +101,13 @@ class BareParameters:
         Raises:
             StateError: a parameter is spread over processes, packed, or needed and not here.
         """
-        names = [name for resident in loaded for name in resident.bare]
         if not (names or self._names or all_of_them or self._all):
             return
         if all_of_them and self._all is None:
             undo.set_attribute(self, "_all", tuple(bare_parameters(model)))
         elif not all_of_them:
             undo.set_attribute(self, "_all", None)
-        wanted = tuple(dict.fromkeys(names)) if self._all is None else self._all
+        wanted = names if self._all is None else self._all
         owners = dict.fromkeys(_split(name)[0] for name in self._names)
         for path in dict.fromkeys(_split(name)[0] for name in wanted):
             _patch(path, model.get_submodule(path), tell, undo, known=path in owners)

@@ -59,6 +59,8 @@ class AdapterState:
         """Make the state of a model that carries nothing yet; `attach` puts it there."""
         self._model = ref(model)
         self.adapters: dict[str, Resident] = {}
+        self._bare_names: tuple[str, ...] = ()
+        """The bare parameters that they have deltas for, acting or not."""
         self.strengths: dict[str, Strength] = {}
         """For every loaded adapter, active or not."""
         self.active: tuple[str, ...] = ()
@@ -184,7 +186,7 @@ class AdapterState:
                 raise StateError(f"`{path}`: {name!r} cannot follow this layer to another number of inputs.")
             deltas = {**resident.deltas, path: delta}
             reshaped = Resident(deltas, parked=resident.parked, bare=resident.bare)
-            undo.set_attribute(self, "adapters", {**self.adapters, name: reshaped})
+            self._carry({**self.adapters, name: reshaped}, undo)
             self._sides.forget(name, undo)
         self._sides.forget_copies(undo)
 
@@ -201,9 +203,14 @@ class AdapterState:
             raise DuplicateAdapterError(f"An adapter named {name!r} is loaded already. Choose another name.")
         self._put(name, Resident(deltas, trainable=True), modules_at(self.model, deltas), undo)
 
+    def _carry(self, adapters: dict[str, Resident], undo: Undo) -> None:
+        undo.set_attribute(self, "adapters", adapters)
+        bare = dict.fromkeys(name for resident in adapters.values() for name in resident.bare)
+        undo.set_attribute(self, "_bare_names", tuple(bare))
+
     def _put(self, name: str, resident: Resident, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         before = self.adapters.get(name)
-        undo.set_attribute(self, "adapters", {**self.adapters, name: resident})
+        self._carry({**self.adapters, name: resident}, undo)
         if before is None:
             undo.set_attribute(self, "strengths", {**self.strengths, name: Strength()})
         self._sides.add(modules, undo)
@@ -219,7 +226,7 @@ class AdapterState:
         leaving = {name: self.adapters[name] for name in names if name in self.adapters}
         if any(name in self.fused for name in leaving):
             self.unfuse(undo, [name for name in leaving if name in self.fused])
-        undo.set_attribute(self, "adapters", {n: r for n, r in self.adapters.items() if n not in leaving})
+        self._carry({n: r for n, r in self.adapters.items() if n not in leaving}, undo)
         undo.set_attribute(self, "strengths", {n: s for n, s in self.strengths.items() if n not in leaving})
         undo.set_attribute(self, "active", tuple(name for name in self.active if name not in leaving))
         for name in leaving:
@@ -399,7 +406,7 @@ class AdapterState:
             for name in names
             if name in self.adapters
         }
-        undo.set_attribute(self, "adapters", {**self.adapters, **moved})
+        self._carry({**self.adapters, **moved}, undo)
         for name in moved:
             self._sides.forget(name, undo)
         self._refresh(undo)
@@ -526,7 +533,7 @@ class AdapterState:
         prepared = self._sides.room is not None
         self._bare.refresh(
             self.model,
-            self.adapters.values(),
+            self._bare_names,
             acting,
             self._weights,
             self.follow_bare,
