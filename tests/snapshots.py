@@ -58,7 +58,7 @@ def check_same(after: Mapping[str, Any], before: Mapping[str, Any], identity: bo
     """Raise where two snapshots differ in anything; without `identity`, tensors may be others of the same bits."""
     assert after.keys() == before.keys(), sorted(after.keys() ^ before.keys())
     for name, value in before.items():
-        if not identity and isinstance(value, tuple) and isinstance(value[-1], Tensor):
+        if not identity and isinstance(value, tuple) and value and isinstance(value[-1], Tensor):
             assert _same(after[name][1:], value[1:]), f"{name}: {value} has become {after[name]}"
             continue
         assert _same(after[name], value), f"{name}: {value} has become {after[name]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter, mul
@@ -16,6 +16,9 @@ from lorry.memory import IN_USE, new_block
 
 ALIGNMENT = 64
 """Bytes: a tensor begins at a multiple of it, and a gap of less does not part two tensors. A cache line."""
+count_views: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+"""Tells how many tensors see a memory, by the `_cdata` of its storage; None where torch, which keeps it to itself, has
+it no more."""
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
@@ -61,11 +64,10 @@ def one_storage(tensors: Sequence[Tensor]) -> torch.UntypedStorage | None:
 
 def is_held_once(tensor: Tensor) -> bool:
     """Whether no other tensor has the same memory: a `state_dict()`, for one, may still have it."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:
+    if count_views is None:
         return False
     alone = torch.empty(1, device="cpu")
-    return count(tensor.untyped_storage()._cdata) == count(alone.untyped_storage()._cdata)
+    return count_views(tensor.untyped_storage()._cdata) == count_views(alone.untyped_storage()._cdata)
 
 
 def padded(nbytes: int) -> int:

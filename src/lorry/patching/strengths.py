@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from lorry.algebra import LowRank
+from lorry.patching.memory import count_views
 from lorry.patching.modes import without_modes
 from lorry.patching.places import Places
 from lorry.patching.strength import Strength
@@ -43,7 +44,7 @@ class Pieces:
     _memories: Sequence[int]
     """What torch knows each memory by, that of `host` first."""
     _views: list[int] | None
-    """How many tensors see each; None once others than these do."""
+    """How many tensors see each; None where that cannot be told, and once others than these do."""
     last: tuple[StrengthVector, Sequence[Strength]] | None = None
     """What they hold: the strengths of the adapters of a vector. Nothing was written yet where it is None."""
 
@@ -80,8 +81,8 @@ class Pieces:
         self._views = None
         return self._addresses == [*map(Tensor.data_ptr, self.tensors)]
 
-    def _count_views(self) -> list[int]:
-        return [*map(torch._C._storage_Use_Count, self._memories)]
+    def _count_views(self) -> list[int] | None:
+        return None if count_views is None else [*map(count_views, self._memories)]
 
     def send(self) -> None:
         """Bring what numpy wrote into `host` to the other devices.
