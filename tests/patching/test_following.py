@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta, FullDelta, PartsDelta
-from lorry.patching import AdapterState, find_state, following, resident
+from lorry.patching import AdapterState, Strength, find_state, following, resident
 from lorry.patching.following import bring, device_of
 from models import random_deltas
 from small import PATHS, Small, changing, check_near, put, small_input, state_of
@@ -193,3 +193,21 @@ def test_an_adapter_that_was_loaded_on_a_half_precision_model_has_its_own_bits_w
     for one in (model, fresh):
         put(one, "a", 0.5)
     check_near(model.float()(x), fresh(x), 0.0)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["", "idle"])
+def test_strengths_set_after_the_memory_was_shared_with_other_processes_are_the_ones_that_act(
+    idle: bool,
+) -> None:
+    model, plain = Small(), Small()
+    for one in (model, plain):
+        put(one, "a", 0.5)
+    for value in (0.25, 2.0):
+        if idle:
+            with changing(model) as (state, undo):
+                state.set_active({}, undo)
+        model.share_memory()  # as torch.multiprocessing does by itself with what it sends
+        for one in (model, plain):
+            with changing(one) as (state, undo):
+                state.set_active({"a": Strength(value)}, undo)
+        check_near(model(small_input()), plain(small_input()), 0.0)

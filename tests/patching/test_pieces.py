@@ -39,3 +39,21 @@ def test_others_are_not_they(pieces: Pieces) -> None:
     assert not pieces.are([first, third, second])
     assert not pieces.are([])
     assert not Pieces.of([]).are([first])
+
+
+def test_memory_that_moves_with_all_its_views_is_told(pieces: Pieces) -> None:
+    pieces.tensors[1].share_memory_()
+    assert not pieces.are_in_place
+
+
+def test_all_in_other_memory_are_told_where_as_many_views_were_left_behind(pieces: Pieces) -> None:
+    left = [piece.detach() for piece in pieces.tensors]
+    for piece in pieces.tensors:
+        piece.data = piece.data.clone()
+    assert not pieces.are_in_place
+    assert len(left) == 3
+
+
+def test_pieces_of_no_numbers_are_where_they_were() -> None:
+    assert Pieces.of([(torch.device("cpu"), ["one", "two"], [0, 0])]).are_in_place
+    assert Pieces.of([]).are_in_place

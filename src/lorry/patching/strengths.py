@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from operator import is_
 from typing import NamedTuple, Self, final
 
@@ -41,6 +42,10 @@ class Pieces:
     """The memory of the pieces on other devices, each with its part of `host`."""
     _addresses: Sequence[int]
     """Where the pieces begin."""
+    _marks: Sequence[Tensor]
+    """Of each memory, that of `host` first: the whole of it and the first piece there."""
+    _begins: Sequence[int]
+    """Where these begin."""
     _memories: Sequence[int]
     """What torch knows each memory by, that of `host` first."""
     _views: list[int] | None
@@ -53,8 +58,14 @@ class Pieces:
         """Make them, of zeros."""
         whole, tensors, elsewhere = _zeros(layout)
         addresses = [*map(Tensor.data_ptr, tensors)]
-        memories = [one.untyped_storage()._cdata for one in (whole, *(there for there, _ in elsewhere))]
-        pieces = cls(layout, tensors, whole.numpy(), whole, elsewhere, addresses, memories, None)
+        wholes = [whole, *(there for there, _ in elsewhere)]
+        numbers = accumulate((len(paths) for _, paths, _ in layout), initial=0)
+        marks = [*wholes, *(tensors[number] for number in numbers if number < len(tensors))]
+        begins = [*map(Tensor.data_ptr, marks)]
+        memories = [one.untyped_storage()._cdata for one in wholes]
+        pieces = cls(
+            layout, tensors, whole.numpy(), whole, elsewhere, addresses, marks, begins, memories, None
+        )
         pieces._views = pieces._count_views()
         return pieces
 
@@ -74,9 +85,16 @@ class Pieces:
         """Whether all pieces are still views of the memory that is written into: offloading gives a tensor another.
 
         The views of a memory are counted by it, which tells of all of them at once. A view of somebody else would make
-        up for a piece that is gone, so that from the first of these on every piece is asked.
+        up for a piece that is gone, so that from the first of these on every piece is asked. What it cannot tell is
+        asked of the first piece: whether the memory itself is elsewhere, with all its views (`share_memory`, and what
+        torch sends to another process), and whether all pieces went away at once and left as many views behind, as
+        diffusers' offloading by stream does.
         """
-        if self._views is not None and self._views == self._count_views():
+        if (
+            self._views is not None
+            and self._views == self._count_views()
+            and self._begins == [*map(Tensor.data_ptr, self._marks)]
+        ):
             return True
         self._views = None
         return self._addresses == [*map(Tensor.data_ptr, self.tensors)]
