@@ -17,6 +17,7 @@ from lorry.errors import FuseError
 from lorry.files import TensorFile, read_safetensors, write_safetensors
 from lorry.workflows.bake import bake_files
 from models import tiny_flux_pipeline
+from small import check_near
 from workflows.test_checkpoints import original_state
 
 PARTS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
@@ -202,3 +203,18 @@ def test_one_file_of_the_original_model_is_baked_to_the_same_bits(tmp_path: Path
     fused = original_state(pipe.transformer)
     assert baked.keys() == fused.keys()
     assert all(torch.equal(baked[key], tensor) for key, tensor in fused.items())
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_they_are_made_anew_when_the_model_is_cast(family: str, prepared: bool) -> None:
+    pipe, cast = (lorry.attach(tiny_flux_pipeline()) for _ in range(2))
+    tensors = file(pipe, FAMILIES[family])
+    cast.transformer.to(torch.bfloat16)
+    if prepared:
+        lorry.prepare(pipe, 4)
+    for one in (pipe, cast):
+        one.load_lora_weights(tensors, adapter_name="a")
+    pipe.transformer.to(torch.bfloat16)
+    assert pipe.transformer.get_submodule(f"{BLOCK}.{PARTS[0]}").weight.dtype == torch.bfloat16
+    check_near(whole_of(pipe), whole_of(cast), 1e-2)  # some rows were made when others were not cast yet

@@ -194,7 +194,7 @@ class SidePaths:
         fill_slots(scene.slots() if self.room is not None else {}, {}, scene.joined, Undo())
         for name in (DOWN, UP):
             Undo().set_in_all(scene.buffers.values(), name, scene.columns[name])
-        Copies().refresh(scene, here, {path: module}, weights, Undo())
+        Copies().refresh(scene, here, self.modules, weights, Undo())  # some need the weights of others
         if self.room is not None:
             share_parameters({path: module}, scene.copied, Undo())
 
