@@ -16,6 +16,7 @@ HOOKS = (
     "_backward_hooks",
     "_state_dict_hooks",
     "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 
 

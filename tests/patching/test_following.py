@@ -14,6 +14,7 @@ from lorry.patching import AdapterState, Strength, find_state, following, reside
 from lorry.patching.following import bring, device_of
 from models import random_deltas
 from small import PATHS, Small, changing, check_near, put, small_input, state_of
+from snapshots import snapshot
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -211,3 +212,31 @@ def test_strengths_set_after_the_memory_was_shared_with_other_processes_are_the_
             with changing(one) as (state, undo):
                 state.set_active({"a": Strength(value)}, undo)
         check_near(model(small_input()), plain(small_input()), 0.0)
+
+
+@pytest.mark.parametrize("room", [None, 4, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("assign", [False, True], ids=["", "assigned"])
+def test_weights_that_a_state_dict_has_brought_are_the_ones_that_adapters_are_added_to(
+    assign: bool, dtype: torch.dtype, room: int | None
+) -> None:
+    model, bringing = Small(), Small(1).to(dtype)
+    fresh = copy.deepcopy(bringing) if assign else copy.deepcopy(bringing).float()
+    before, deltas, x = snapshot(model), mixed(model), small_input().to(dtype if assign else torch.float32)
+    for one in (model, fresh):
+        if room is not None:
+            with changing(one) as (state, undo):
+                state.prepare(room, undo)
+        put(one, "a", 0.5, deltas=deltas)
+    model.load_state_dict(bringing.state_dict(), assign=assign)
+    check_near(model(x), fresh(x), 0.0)
+    for one in (model, fresh):
+        with changing(one) as (state, undo):
+            state.set_active({"a": Strength(-1.0)}, undo)
+    check_near(model(x), fresh(x), 0.0)
+    with changing(model) as (state, undo):
+        state.clear(undo)
+    after = snapshot(model)
+    for path, _ in model.named_modules():
+        assert after[f"{path}:hooks"] == before[f"{path}:hooks"]
+    check_near(model(x), Small(1).to(x.dtype)(x), 1e-2 if dtype != x.dtype else 0.0)

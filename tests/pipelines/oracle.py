@@ -383,6 +383,7 @@ def snapshot(pipe: Any) -> dict[str, Any]:
                 "_forward_pre_hooks",
                 "_state_dict_hooks",
                 "_load_state_dict_pre_hooks",
+                "_load_state_dict_post_hooks",
             )
             seen[f"{name}.{path}:hooks"] = [list(getattr(module, hook)) for hook in hooks]
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):

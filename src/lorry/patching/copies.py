@@ -44,6 +44,9 @@ class Copies:
         self._made: dict[str, tuple[tuple[Resident, float], ...]] = {}
         """By module path: of whom its copies were made, and how strong. Of nobody when they are out of date."""
 
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
     def forget(self, undo: Undo) -> None:
         """Make all copies anew at the next refresh: what they were made from changes."""
         undo.set_attribute(self, "_made", dict.fromkeys(self._made, ()))

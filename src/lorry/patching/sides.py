@@ -116,6 +116,14 @@ class SidePaths:
         if scene is not None and (self._scenes or scene.strengths.pieces.tensors):
             self._scenes, self._scene = {}, scene.without_tensors()
 
+    def depend_on_weights(self, undo: Undo) -> bool:
+        """Whether the next refresh has to make something anew, since modules have other weights; let it do so."""
+        are_elsewhere = self._scene is not None and not self._scene.places.hold()
+        if are_elsewhere:
+            self.let_scenes_go()
+        self.forget_copies(undo)
+        return are_elsewhere or self.room is not None or bool(self._copies)
+
     def tensors(self) -> list[Tensor]:
         """Return what stands in all modules, and what is kept to stand there."""
         standing = [module._buffers[name] for module in self.modules.values() for name in BUFFERS]

@@ -70,6 +70,7 @@ class AdapterState:
         self.step: Step | None = None
         """The denoising step that strengths are set for; None outside of a run."""
         self._hooks: CallScale | None = None
+        self._load_hook: int | None = None
         self._sides = SidePaths()
         self._bare = BareParameters()
         self._weights = FusedWeights()
@@ -95,6 +96,9 @@ class AdapterState:
     def attach(self, undo: Undo) -> None:
         """Put the state on its model."""
         undo.set_item(vars(self.model), "lorry", self)
+        hook = self.model.register_load_state_dict_post_hook(_weights_replaced)
+        undo.on_failure(hook.remove)
+        self._load_hook = hook.id
         if takes_scale(self.model):
             self._hooks = CallScale()
             self._hooks.put_on(self.model, undo)
@@ -102,6 +106,9 @@ class AdapterState:
     def _detach(self, undo: Undo) -> None:
         if self._hooks is not None:
             self._hooks.take_off(self.model, undo)
+        hooks = self.model._load_state_dict_post_hooks
+        if self._load_hook in hooks:
+            undo.delete_item(hooks, self._load_hook)
         undo.delete_item(vars(self.model), "lorry")
 
     def add(
@@ -387,6 +394,12 @@ class AdapterState:
         if before == now:
             self._bare.recast(self.model, owner, self._acting(), self._weights)
 
+    def weights_replaced(self) -> None:
+        """Make anew what was made from the model's weights, which are others now."""
+        with Undo() as undo:
+            if self._sides.depend_on_weights(undo) or self._bare_names:
+                self._refresh(undo)
+
     def _settle(self, paths: Iterable[str], undo: Undo) -> None:
         """Let modules tell where they go."""
         tell = WeakMethod(self.follow)
@@ -582,6 +595,13 @@ class AdapterState:
         return "\n  ".join([head, *lines])
 
     __repr__ = __str__
+
+
+def _weights_replaced(model: nn.Module, _keys: object) -> None:
+    """Tell a model's state that `load_state_dict` was called. The hook keeps no hold on either."""
+    state = find_state(model)
+    if state is not None:
+        state.weights_replaced()
 
 
 def unknown_adapter(name: str, known: Iterable[str]) -> UnknownAdapterError:
