@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lorry
-from lorry.errors import FuseError
+from lorry.errors import FuseError, StateError
 from pipelines.test_two_denoisers import WIDTH, Wan22, inputs, tiny_wan
 from snapshots import check_same, snapshot
 
@@ -286,3 +286,46 @@ def test_one_that_changed_or_is_gone_is_named_where_the_file_was_loaded_before(t
         lorry.errors.UnknownTargetError, match=r"no place in this pipeline.*blocks\.0\.diff_m"
     ):
         pipe.load_lora_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("before", ["", "fused", "disabled", "prepared"])
+def test_a_block_that_was_taken_out_of_the_model_is_passed_over(before: str) -> None:
+    pipe = pipeline()
+    if before == "prepared":
+        lorry.prepare(pipe, 2)
+    pipe.load_lora_weights(as_file(differences()), adapter_name="a")
+    if before in ("fused", "disabled"):
+        pipe.fuse_lora()
+    if before == "disabled":
+        pipe.disable_lora()
+    own = {name: tensor.clone() for name, tensor in tiny_wan(0).state_dict().items()}
+    del pipe.transformer.blocks[1]
+    assert "1 adapters" in str(pipe.transformer.lorry)
+    pipe.disable_lora()
+    pipe.enable_lora()
+    if before not in ("fused", "disabled"):
+        pipe.set_adapters("a", 0.5)
+        pipe.fuse_lora()
+    kept = {name: tensor for name, tensor in differences(1).items() if name != BLOCKS[1]}
+    file = as_file({**kept, BLOCKS[1]: kept[BLOCKS[0]]})
+    pipe.load_lora_weights({key: t for key, t in file.items() if "blocks.1" not in key}, adapter_name="b")
+    pipe.unfuse_lora()
+    base = tiny_wan(0)
+    del base.blocks[1]
+    check(pipe.transformer, (kept, 1.0), base=base)
+    pipe.unload_lora_weights()
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(tensor, own[name]), name
+    assert not hasattr(pipe.transformer, "lorry")
+
+
+def test_another_block_in_the_place_of_one_is_told() -> None:
+    pipe = pipeline()
+    pipe.load_lora_weights(as_file(differences()), adapter_name="a")
+    pipe.transformer.blocks[1] = copy.deepcopy(tiny_wan(1).blocks[1])
+    with pytest.raises(StateError, match=r"`blocks\.1\.scale_shift_table`: another one stands here"):
+        pipe.fuse_lora()
+    pipe.set_adapters("a", 0.5)  # the new one is read with what is added to it from now on
+    base = tiny_wan(0)
+    base.blocks[1] = copy.deepcopy(tiny_wan(1).blocks[1])
+    check(pipe.transformer, (differences(), 0.5), base=base)

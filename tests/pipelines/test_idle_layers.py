@@ -130,3 +130,40 @@ def test_blocks_that_are_gone_with_their_layers_are_passed_over() -> None:
     pipe.fuse_lora()
     pipe.unfuse_lora()
     assert drawn(pipe).isfinite().all()
+
+
+def test_a_layer_that_was_put_in_anothers_place_is_told(made: Made) -> None:
+    pipe, model, tensors = made
+    bare = drawn(pipe)
+    pipe.load_lora_weights(tensors, adapter_name="a")
+    path = next(iter(tensors)).split(".", 1)[1].removesuffix(".lora_A.weight")
+    owner, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    carrying = getattr(owner, name)
+    setattr(owner, name, torch.nn.Linear(carrying.in_features, carrying.out_features, bias=False))
+    getattr(owner, name).weight.data = carrying.weight.data.clone()
+    before = snapshot(model)
+    for action in (lambda: drawn(pipe), pipe.fuse_lora, lambda: pipe.load_lora_weights(tensors)):
+        with pytest.raises(StateError, match=rf"{name}`: another one stands here.*unload_lora_weights"):
+            action()
+        assert pipe.get_list_adapters() == {pipe_component(pipe): ["a"]}
+    check_same(snapshot(model), before)
+    pipe.unload_lora_weights()
+    assert type(carrying) is torch.nn.Linear
+    pipe.load_lora_weights(tensors)
+    assert not torch.equal(drawn(pipe), bare)
+
+
+def pipe_component(pipe: Any) -> str:
+    return "unet" if hasattr(pipe, "unet") else "transformer"
+
+
+def test_layers_and_blocks_that_are_wrapped_after_loading_go_on_acting(made: Made) -> None:
+    pipe, model, tensors = made
+    pipe.load_lora_weights(tensors)
+    acting = drawn(pipe)
+    path = next(iter(tensors)).split(".", 1)[1].removesuffix(".lora_A.weight")
+    for wrapped in (path, path.rpartition(".")[0]):
+        owner, _, name = wrapped.rpartition(".")
+        holder = model.get_submodule(owner)
+        holder._modules[name] = torch.compile(holder._modules[name], backend="eager")
+    assert torch.equal(drawn(pipe), acting)

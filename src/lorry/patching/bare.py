@@ -18,7 +18,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor, nn
 
-from lorry.binding import BareParameter, bare_names, bare_parameters
+from lorry.binding import BareParameter, bare_names, bare_parameters, modules_at
 from lorry.errors import StateError
 from lorry.patching.copies import Acting
 from lorry.patching.following import Home, kept_in, say_moved
@@ -69,12 +69,14 @@ class BareParameters:
 
     def stand_ins(self, model: nn.Module) -> dict[str, BareParameter]:
         """Return what stands for each of them, as if it were a layer: so they are fused."""
-        return {name: BareParameter(_parameter(model, name)) for name in self._names}
+        found = {name: _find(model, name) for name in self._names if not is_replaced(model, name)}
+        return {name: BareParameter(one) for name, one in found.items() if one is not None}
 
     def tensors(self, model: nn.Module) -> list[Tensor]:
         """Return what is added to them."""
-        places = (_place(model, name) for name in self._names)
-        return [t for owner, name in places if (t := owner._buffers.get(f"lorry_{name}")) is not None]
+        places = ((_owner_at(model, name), _split(name)[1]) for name in self._names)
+        held = (None if owner is None else owner._buffers.get(f"lorry_{name}") for owner, name in places)
+        return [tensor for tensor in held if tensor is not None]
 
     def refresh(
         self,
@@ -91,7 +93,8 @@ class BareParameters:
 
         Args:
             model: has them.
-            names: of those that a loaded adapter, acting or not, has something for: their blocks stay patched.
+            names: of those that a loaded adapter, acting or not, has something for: their blocks stay patched. One that
+                was taken out of the model since is passed over.
             acting: by name.
             weights: the fused weights, for families that need the original.
             tell: is told when a block has moved or was cast.
@@ -108,14 +111,18 @@ class BareParameters:
         elif not all_of_them:
             undo.set_attribute(self, "_all", None)
         wanted = names if self._all is None else self._all
-        owners = dict.fromkeys(_split(name)[0] for name in self._names)
+        wanted = tuple(name for name in wanted if _find(model, name) is not None)
+        owners = {_split(name)[0]: _owner_at(model, name) for name in self._names}
         for path in dict.fromkeys(_split(name)[0] for name in wanted):
-            _patch(path, model.get_submodule(path), tell, undo, known=path in owners)
+            owner = model.get_submodule(path)
+            # another block may have been put in the place of one that was patched
+            known = path in owners and isinstance(owner, Owner)
+            _patch(path, owner, tell, undo, known=known)
             owners.pop(path, None)
         for name in wanted:
             self._put(model, name, acting, weights, undo, zeros=all_of_them)
-        for path in owners:
-            _unpatch(model.get_submodule(path), undo)
+        for owner in filter(None, owners.values()):
+            _unpatch(owner, undo)
         undo.set_attribute(self, "_names", wanted)
 
     def recast(
@@ -161,6 +168,12 @@ class BareParameters:
         mark([owner], [buffer], undo)
 
 
+def is_replaced(model: nn.Module, full: str) -> bool:
+    """Whether another block stands where the one was that was patched for a bare parameter."""
+    owner = _owner_at(model, full)
+    return owner is not None and not isinstance(owner, Owner)
+
+
 def bare_buffers(module: nn.Module) -> list[str]:
     """Return the names of the buffers that hold what is added to a block's parameters; none for another module."""
     return _buffers_of(module.lorry_names) if isinstance(module, Owner) else []
@@ -189,9 +202,15 @@ def _place(model: nn.Module, full: str) -> tuple[nn.Module, str]:
     return model.get_submodule(owner), name
 
 
-def _parameter(model: nn.Module, full: str) -> nn.Parameter:
-    owner, name = _place(model, full)
-    return cast(nn.Parameter, owner._parameters[name])
+def _owner_at(model: nn.Module, full: str) -> nn.Module | None:
+    """Return the block that has a bare parameter; None where it is gone."""
+    path, _ = _split(full)
+    return modules_at(model, [path]).get(path) if path else model
+
+
+def _find(model: nn.Module, full: str) -> nn.Parameter | None:
+    owner = _owner_at(model, full)
+    return None if owner is None else owner._parameters.get(_split(full)[1])
 
 
 def _buffers_of(names: Iterable[str]) -> list[str]:

@@ -191,13 +191,17 @@ class FusedWeights:
         fused, before, later = dict[str, Tensor](), dict[str, Tensor](), Grouped()
         leaving: list[str] = []
         paths = {name: name.rpartition(".")[::2] for name in self._originals}
-        names = {id(modules[path]._parameters.get(key)): name for name, (path, key) in paths.items()}
+        names = {
+            id(modules[path]._parameters.get(key)): name
+            for name, (path, key) in paths.items()
+            if path in modules
+        }
         undo.set_attribute(self, "_originals", dict(self._originals))
         undo.set_attribute(self, "_spare", dict(self._spare))
         given = self._given.by_name()
         with Keeper(keep) as keeper:
             for path, deltas in contributions.items():
-                for key in PARAMETERS:
+                for key in PARAMETERS if path in modules else ():
                     name = f"{path}.{key}"
                     parts = [(one, s) for delta, s in deltas if (one := delta.part(key)) is not None]
                     if parts:
@@ -302,6 +306,8 @@ class FusedWeights:
         spare = dict(zip(given.names, fused, strict=True))
         others = [name for name in saved if name not in spare] if len(spare) < len(saved) else ()
         for name in others:
+            if not _is_there(modules, name):
+                continue
             one = saved[name]
             parameter = _parameter(modules, name)
             contents = _taken(parameter, modules, name, undo)
@@ -335,7 +341,8 @@ class FusedWeights:
             FuseError: an original was not kept.
         """
         self.check_kept()
-        parameters = {name: _parameter(modules, name) for name in self._originals}
+        here = [name for name in self._originals if _is_there(modules, name)]
+        parameters = {name: _parameter(modules, name) for name in here}
         aside = {name: _taken(one, modules, name, undo) for name, one in parameters.items()}
         undo.set_attribute(self, "_aside", aside)
         for name, one in parameters.items():
@@ -344,6 +351,8 @@ class FusedWeights:
     def bring_back(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the fused parameters back that were put aside."""
         for name, tensor in (self._aside or {}).items():
+            if not _is_there(modules, name):
+                continue
             parameter = _parameter(modules, name)
             _taken(parameter, modules, name, undo)
             self._put(parameter, there(tensor, parameter.device, parameter.dtype), modules, name, undo)
@@ -386,6 +395,12 @@ class FusedWeights:
         """Return the parameters that have other numbers since the last time that this was called."""
         written, self._written = self._written, []
         return written
+
+
+def _is_there(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a parameter that was fused is in its module, and that in the model: somebody may have taken it out."""
+    path, _, key = name.rpartition(".")
+    return path in modules and modules[path]._parameters.get(key) is not None
 
 
 def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:

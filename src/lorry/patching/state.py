@@ -16,7 +16,7 @@ from lorry.algebra import Delta, pad_channels
 from lorry.binding import bare_parameters, find_idle, modules_at, size_of
 from lorry.errors import DuplicateAdapterError, FuseError, StateError, UnknownAdapterError, did_you_mean
 from lorry.memory import shrink_spare
-from lorry.patching.bare import BareParameters
+from lorry.patching.bare import BareParameters, is_replaced
 from lorry.patching.call_scale import CallScale, takes_scale
 from lorry.patching.copies import Acting
 from lorry.patching.following import Home
@@ -131,7 +131,8 @@ class AdapterState:
 
         Raises:
             DuplicateAdapterError: there is one of that name, and not `replace`.
-            StateError: `replace`, and the one of that name is fused.
+            StateError: `replace`, and the one of that name is fused; or a layer is another one than that which adapters
+                were loaded on before.
         """
         if name in self.adapters and not replace:
             raise DuplicateAdapterError(
@@ -142,6 +143,10 @@ class AdapterState:
             raise StateError(f"{name!r} is fused: unfuse it before it is swapped for another.")
         modules = modules_at(self.model, deltas) if layers is None else layers
         self._check_there(deltas.keys() - modules.keys())
+        patched = self._sides.modules
+        other = next((path for path, one in modules.items() if patched.get(path, one) is not one), None)
+        if other is not None:
+            raise self._replaced(other)
         self._make_room(self._widened.wanted(modules, {path: deltas[path] for path in modules}), undo)
         self._put(name, Resident.of(deltas, modules, owned=owned), modules, undo)
 
@@ -324,6 +329,31 @@ class AdapterState:
                 "(`unfuse_qkv_projections()` or `fuse_qkv_projections()`); to keep it, do it before loading."
             )
 
+    def check_standing(self, names: Iterable[str] | None = None) -> None:
+        """Check that no other layer stands where adapters were loaded: those that act beside the weights when None.
+
+        Raises:
+            StateError: one does, on which they do nothing.
+        """
+        chosen = [self.adapters[name] for name in (self._acting() if names is None else names)]
+        layers = {path: self._sides.modules[path] for one in chosen for path in one.deltas}
+        standing = modules_at(self.model, layers)
+        others = [path for path, layer in standing.items() if layer is not layers[path]]
+        if others:
+            # a layer that was wrapped since, as by `torch.compile(layer)`, is inside of what stands there
+            inside = {*self.model.modules()}
+            others = [path for path in others if layers[path] not in inside]
+        others += [name for one in chosen for name in one.bare if is_replaced(self.model, name)]
+        if others:
+            raise self._replaced(others[0])
+
+    def _replaced(self, path: str) -> StateError:
+        return StateError(
+            f"`{path}`: another one stands here in this {type(self.model).__name__} than adapters were loaded on "
+            "(quantizing after loading does that), and they do nothing there. Call `unload_lora_weights()`, and load "
+            "what is to act again."
+        )
+
     @property
     def changes_by_step(self) -> bool:
         """Whether an adapter that acts has a strength that changes by step."""
@@ -463,6 +493,7 @@ class AdapterState:
             )
         if not new:
             return {}
+        self.check_standing(new)
         check_not_fully_sharded(self.model)
         return self._rewrite({**self.fused, **new}, new, undo, safe=safe, keep=originals, lossy=lossy)
 

@@ -70,6 +70,7 @@ def obeying_scale(call: Callable[..., Any]) -> Callable[..., Any]:
         ):
             for state in states_of(self).values():
                 state.check_called()
+                state.check_standing()
             return call(self, *args, **followed)
 
     return call_with_scale
