@@ -329,3 +329,23 @@ def test_another_block_in_the_place_of_one_is_told() -> None:
     base = tiny_wan(0)
     base.blocks[1] = copy.deepcopy(tiny_wan(1).blocks[1])
     check(pipe.transformer, (differences(), 0.5), base=base)
+
+
+@pytest.mark.parametrize("first", ["loaded", "offloaded"])
+def test_a_prepared_model_with_parameters_of_its_own_is_offloaded_layer_by_layer(first: str) -> None:
+    pipe, one = pipeline(), differences()
+    lorry.prepare(pipe, 2)
+    if first == "loaded":
+        pipe.load_lora_weights(as_file(one), adapter_name="one")
+    # as `enable_sequential_cpu_offload` does where a model has parameters of its own
+    accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=True)
+    if first == "offloaded":
+        check(pipe.transformer)
+        pipe.load_lora_weights(as_file(one), adapter_name="one")
+    check(pipe.transformer, (one, 1.0))
+    pipe.set_adapters("one", -0.5)
+    check(pipe.transformer, (one, -0.5))
+    pipe.unload_lora_weights()
+    check(pipe.transformer)
+    remove_hook_from_module(pipe.transformer, recurse=True)
+    check(pipe.transformer)

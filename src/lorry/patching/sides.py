@@ -77,9 +77,10 @@ class SidePaths:
             return
         undo.set_attribute(self, "room", None)
         undo.set_attribute(self, "_scenes", {})
-        shared = [self.modules[path]._buffers for path in self._prepared]
+        shared = [self.modules[path] for path in self._prepared]
         for name in COPIES:
-            undo.set_in_all(shared, name, repeat(None))
+            undo.set_in_all([module._buffers for module in shared], name, repeat(None))
+            mark_empty(shared, [name], undo)
         self.forget_copies(undo)
         self._leave(self._prepared, undo)
         undo.set_attribute(self, "_prepared", ())

@@ -19,7 +19,7 @@ from lorry.errors import StateError
 from lorry.patching.layer_kinds import PARAMETERS, Plain, find_kind
 from lorry.patching.memory import Block, padded
 from lorry.patching.modes import without_modes
-from lorry.patching.patches import mark_empty
+from lorry.patching.patches import mark_empty, mark_filled
 from lorry.patching.places import Places
 from lorry.patching.side_path import SidePath, shares
 from lorry.patching.undo import Undo
@@ -81,6 +81,7 @@ def _shapes(module: nn.Module, room: int) -> tuple[torch.Size, torch.Size]:
 @without_modes()
 def share_parameters(modules: Mapping[str, SidePath], copied: Container[str], undo: Undo) -> None:
     """Let every layer compute with a view of its parameters, but where a copy stands or a parameter is packed."""
+    shared: dict[str, list[SidePath]] = {}
     for path, module in modules.items():
         for key in PARAMETERS:
             name, parameter = f"lorry_{key}", module._parameters.get(key)
@@ -89,5 +90,9 @@ def share_parameters(modules: Mapping[str, SidePath], copied: Container[str], un
                 continue
             plain = isinstance(find_kind(module, key), Plain)
             undo.set_item(module._buffers, name, parameter.data if plain else None)
-            if standing is not None and not plain:  # offloaded since it was shared
+            if plain:
+                shared.setdefault(name, []).append(module)
+            elif standing is not None:  # offloaded since it was shared
                 mark_empty([module], [name], undo)
+    for name, filled in shared.items():
+        mark_filled(filled, [name], undo)
