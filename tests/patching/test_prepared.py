@@ -243,3 +243,32 @@ def test_slots_are_written_back_when_a_change_fails() -> None:
         do(model, switch_and_fail)
     assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
     assert torch.equal(model(x), expected)
+
+
+def check_known(model: nn.Module) -> None:
+    """Raise where a buffer of lorry's is filled and nn.Module does not know that it is not persistent, or the reverse.
+
+    accelerate's offloading with buffers looks for all others in its copy of the state dict, which has none of lorry's.
+    """
+    for path, module in model.named_modules():
+        filled = {name for name, b in module._buffers.items() if name.startswith("lorry_") and b is not None}
+        known = {name for name in module._non_persistent_buffers_set if name.startswith("lorry_")}
+        assert known == filled, path
+
+
+@pytest.mark.parametrize("ranks", [(ROOM, 2, 0, ROOM), (0, 2), (2, 2)])
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "loaded"])
+def test_what_is_not_persistent_is_known_as_such_at_each_step(loaded: bool, ranks: tuple[int, ...]) -> None:
+    model = Small()
+    before = snapshot(model)
+    if loaded:
+        do(model, lambda s, u: (s.add("few", random_deltas(model, 9, ("to_q",)), u), act(few=1.0)(s, u)))
+    for rank in ranks:
+        prepared(model, rank)
+        check_known(model)
+    for _, operation in journey(model):
+        do(model, operation)
+        check_known(model)
+    if find_state(model) is not None:
+        do(model, lambda s, u: s.clear(u))
+    check_same(snapshot(model), before)

@@ -90,9 +90,8 @@ class SidePaths:
         unused = {path for path, number in uses.items() if not number}
         left = {**self._uses, **uses}
         if unused:
-            if (
-                self._scene is not None and self._scene.is_idle
-            ):  # a module is unpatched with all of its factors or none
+            if self._scene is not None and not unused.isdisjoint(self._scene.buffers):
+                # that of nobody, or of a prepared model: a module is unpatched with all of its factors or none
                 self._put(build_scene({}, {}), undo, is_held=False)
             unpatch([self.modules[path] for path in unused], undo)
             modules = {path: module for path, module in self.modules.items() if path not in unused}
