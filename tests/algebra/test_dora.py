@@ -91,6 +91,18 @@ def test_a_row_of_zeros_stays_zero() -> None:
     assert delta.weight(base).isfinite().all()
 
 
+@pytest.mark.parametrize("on_input", [False, True])
+def test_a_row_of_zeros_has_finite_gradients(on_input: bool) -> None:
+    base, up = torch.randn(6, 8), torch.zeros(6, 2)
+    base[0], base[:, 0] = 0, 0
+    lora = LoraDelta(torch.randn(2, 8), up.requires_grad_())
+    magnitude = base.norm(dim=int(not on_input)).requires_grad_()
+    DoraDelta(lora, magnitude, on_input).weight(base).square().sum().backward()
+    for grad in (up.grad, magnitude.grad):
+        assert grad is not None
+        assert grad.isfinite().all()
+
+
 def test_what_it_says_of_itself() -> None:
     delta = made("LoHa", (12, 8, 3, 3), False)
     assert (delta.shape, delta.rank, delta.rank_scale, delta.low_rank()) == ((12, 8, 3, 3), 3, 2 / 3, None)

@@ -77,7 +77,8 @@ class DoraDelta(AroundDelta):
         wide = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
         axes = [axis for axis in range(weight.ndim) if axis != self.on_input]
         norm = torch.linalg.vector_norm(weight.to(wide) + change.to(wide), dim=axes, keepdim=True)
-        ratio = self.magnitude.to(wide).flatten().reshape(norm.shape) / norm
+        # A row of zeros is divided by 1: of a division by 0, even of one that is not used, autograd makes NaN.
+        ratio = self.magnitude.to(wide).flatten().reshape(norm.shape) / torch.where(norm == 0, 1, norm)
         return torch.where(norm == 0, 1, ratio)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
