@@ -175,6 +175,15 @@ def test_convolutions_have_a_rank_and_an_alpha_of_their_own() -> None:
     }
 
 
+@pytest.mark.parametrize("changes", [{}, {"family": "dora"}, {"initialisation": "pissa"}], ids=str)
+def test_without_an_alpha_a_rank_stabilised_adapter_has_that_of_its_rank(changes: dict[str, Any]) -> None:
+    model = Small()
+    add_adapter(
+        model, AdapterConfig(4, target_modules=["block.to_q"], rank_stabilised=True, **changes), "toy"
+    )
+    assert {delta.rank_scale for delta in get_deltas(model, "toy").values()} == {2.0}
+
+
 def test_a_configuration_of_peft_with_dora_makes_the_numbers_of_peft() -> None:
     settings = LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "fc1", "q_proj"], use_dora=True)
     ours, theirs = tiny_text_encoder(), tiny_text_encoder()

@@ -35,7 +35,7 @@ class AdapterConfig:
     conv_alpha: float | None = None
     """Of those convolutions; None means `conv_rank`, or `alpha` where that is None too."""
     rank_stabilised: bool = False
-    """The strength is alpha / sqrt(rank)."""
+    """The strength is alpha / sqrt(rank): without an alpha sqrt(rank)."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     """Ranks of modules whose path ends in (or matches) the key."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)

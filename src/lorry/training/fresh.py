@@ -78,12 +78,16 @@ def _fresh(
 ) -> Delta:
     shape = weight_shape(module) or (0,)
     rank, alpha = config.of_kernel(wide=any(size > 1 for size in shape[2:]))
+    rank = pattern_value(config.rank_pattern, path, rank)
+    alpha = pattern_value(config.alpha_pattern, path, alpha)
+    if config.rank_stabilised and alpha is None:
+        alpha = float(rank)  # without an alpha a delta has the strength 1
     weight = cast(Tensor, module._parameters["weight"])  # not what a patched class would compute in its place
     site = Site(
         weight=weight,
         shape=shape,
-        rank=pattern_value(config.rank_pattern, path, rank),
-        alpha=pattern_value(config.alpha_pattern, path, alpha),
+        rank=rank,
+        alpha=alpha,
         rank_stabilised=config.rank_stabilised,
         initialisation=config.initialisation,
         iterations=config.iterations,
