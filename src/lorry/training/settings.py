@@ -106,7 +106,9 @@ class Settings:
     prior: str = setting(
         "data", "", "A folder of pictures of the class, that the adapter is to leave as it was."
     )
-    prior_prompt: str = setting("data", "", "Draw the prior pictures with the base, by this prompt.")
+    prior_prompt: str = setting(
+        "data", "", "Draw the prior pictures with the base, by this prompt, in the place of `prior`."
+    )
     prior_count: int = setting("data", 100, "How many of them to draw.")
     prior_weight: float = setting("data", 1.0, "Of their loss.")
 
@@ -145,8 +147,8 @@ class Settings:
             if getattr(self, name) < 1:
                 raise SettingsError(f"`{name}`: expected at least 1, got {getattr(self, name)}.")
         for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise SettingsError(f"`{name}`: expected 0 or more, got {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise SettingsError(f"`{name}`: expected 0 or more, got {value}.")
         for name in _ABOVE_ZERO:
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise SettingsError(f"`{name}`: expected more than 0, got {value}.")
@@ -155,6 +157,12 @@ class Settings:
                 raise SettingsError(f"`{name}`: expected a share from 0 to 1, got {getattr(self, name)}.")
         if not 0 <= self.beta2 < 1:
             raise SettingsError(f"`beta2`: expected a number from 0 to below 1, got {self.beta2}.")
+        if self.name in (".", "..") or any(one in self.name for one in "/\\\0"):
+            raise SettingsError(
+                f"`name`: expected the name of a file without its ending, got {self.name!r}. `out` says the folder."
+            )
+        if self.prior and self.prior_prompt:
+            raise SettingsError("`prior` and `prior_prompt` at once: give pictures, or what to draw.")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -221,6 +229,7 @@ _NOT_NEGATIVE = (
     "bucket_step",
     "init_iterations",
     "rate",
+    "text_rate",
     "weight_decay",
     "warmup",
     "clip",
