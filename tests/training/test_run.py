@@ -445,10 +445,16 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
     [
         ({"targets": "atention"}, "no preset 'atention'"),
         ({"dialect": "diffuser"}, "no dialect 'diffuser'"),
+        (
+            {"family": "oft", "rank": 1},
+            "`rank`: expected at least 2 for oft, where a block of 1 turns nothing",
+        ),
+        ({"family": "oft", "rank": 4, "text_rank": 1, "text_encoder": True}, "`rank`: expected at least 2"),
+        ({"family": "dora", "init": "pissa"}, "pissa is for LoRA, and `family` is 'dora'"),
     ],
     ids=str,
 )
-def test_a_name_that_is_none_is_refused_before_anything_is_done(
+def test_what_is_none_is_refused_before_anything_is_done(
     changes: dict[str, Any], message: str, sd: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(LorryError, match=message):

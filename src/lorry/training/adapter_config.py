@@ -48,9 +48,11 @@ class AdapterConfig:
     """Of a fast, approximate decomposition for pissa; 0 is the exact one."""
 
     def __post_init__(self) -> None:
+        least = 2 if self.family == "oft" else 1
         for name, value in (("rank", self.rank), ("conv_rank", self.conv_rank)):
-            if value is not None and value < 1:
-                raise StateError(f"`{name}`: expected at least 1, got {value}.")
+            if value is not None and value < least:
+                why = " for oft, where a block of 1 turns nothing" if least > 1 else ""
+                raise StateError(f"`{name}`: expected at least {least}{why}, got {value}.")
         for name, value, known in (
             ("family", self.family, get_args(Family)),
             ("initialisation", self.initialisation, get_args(Initialisation)),

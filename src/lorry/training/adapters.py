@@ -29,6 +29,17 @@ USUAL: Final = ("diffusers", "kohya")
 """The dialects to write in where none is named: the first that has names for all of an adapter."""
 
 
+def check_form(settings: Settings) -> None:
+    """Raise now, and not after all pictures are encoded, when there is no adapter such as the settings say.
+
+    Raises:
+        StateError: no such preset, or settings that the family has no use for.
+    """
+    check_preset(settings.targets)
+    for in_text in {False, settings.text_encoder}:
+        _config(settings, in_text)
+
+
 def put_on(base: Base, settings: Settings) -> dict[str, nn.Module]:
     """Put a fresh adapter on the components that are to be trained.
 
@@ -36,9 +47,8 @@ def put_on(base: Base, settings: Settings) -> dict[str, nn.Module]:
         {component: model}.
 
     Raises:
-        StateError: no such preset, or a family that this base cannot be trained by.
+        StateError: a family that this base cannot be trained by.
     """
-    check_preset(settings.targets)
     components = {base.denoiser_name: base.denoiser}
     if settings.text_encoder:
         components |= base.trainable_text_encoders

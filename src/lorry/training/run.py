@@ -24,7 +24,6 @@ from lorry.training.processes import Process, started
 from lorry.training.quantizing import get_package, quantize
 from lorry.training.settings import Settings
 from lorry.training.sharding import share_out
-from lorry.training.targets import check_preset
 from lorry.training.watching import Watcher
 
 
@@ -51,7 +50,7 @@ def train(settings: Settings, watcher: Watcher, *, resume: bool = False) -> Resu
         if not getattr(settings, name):
             raise SettingsError(f"`{name}` is not given: say which folder.")
     check_optimiser(settings)
-    check_preset(settings.targets)
+    adapters.check_form(settings)
     if settings.dialect:
         get_dialect(settings.dialect)
     get_package(settings.quantize)
