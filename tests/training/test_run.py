@@ -27,6 +27,7 @@ from lorry.errors import (
     UnsupportedAdapterError,
 )
 from lorry.files import read_header, read_safetensors
+from lorry.training.bases import StableDiffusion
 from lorry.training.caches import model_hash
 from lorry.training.run import train
 from lorry.training.settings import Family, Settings
@@ -389,6 +390,22 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
 ) -> None:
     with pytest.raises(TrainingError, match=r"The loss of step \d+ is (nan|inf). Lower the learning rate"):
         run(data, sd, tmp_path, steps=30, rate=1e18, clip=0.0, schedule="constant")
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_gradients_that_are_no_numbers_end_the_run_before_they_spoil_the_weights(
+    clip: float, sd: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = StableDiffusion.predict
+
+    def with_a_root_of_nothing(self: StableDiffusion, *args: Any) -> torch.Tensor:
+        found = predict(self, *args)
+        return found + (found * 0).abs().sqrt()  # 0, with a gradient of NaN
+
+    monkeypatch.setattr(StableDiffusion, "predict", with_a_root_of_nothing)
+    with pytest.raises(TrainingError, match="The gradients of step 1 have the norm nan. Lower the learning"):
+        run(data, sd, tmp_path, steps=1, clip=clip)
+    assert not (tmp_path / "toy.safetensors").exists()
 
 
 @pytest.mark.parametrize(

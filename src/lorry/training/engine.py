@@ -69,6 +69,11 @@ class Engine:
         """What accelerate has wrapped."""
         return getattr(self._optimiser, "optimizer", self._optimiser)
 
+    @property
+    def _scaler(self) -> Any:
+        """What scales the loss in float16, or None."""
+        return getattr(self._accelerator, "scaler", None)
+
     def _groups(self) -> list[dict[str, Any]]:
         s = self._settings
         rates = {False: s.rate, True: s.rate if s.text_rate is None else s.text_rate}
@@ -90,19 +95,17 @@ class Engine:
             stop: whether this process was asked to stop; all processes learn of it.
 
         Raises:
-            TrainingError: the loss is no finite number; no parameter was changed.
+            TrainingError: the loss or a gradient is no finite number; no parameter was changed.
         """
         factor = rate_factor(self._settings, number)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         loss, stop = self._averaged(self._gradients(number), stop)
-        if not loss < float("inf"):
-            raise TrainingError(
-                f"The loss of step {number + 1} is {loss}. Lower the learning rate (`rate`), or train in bf16 or "
-                "float32. The checkpoints hold the state before."
-            )
-        if self._settings.clip:
-            self._accelerator.clip_grad_norm_(self._trained, self._settings.clip)
+        _check_finite(f"The loss of step {number + 1} is", loss)
+        # Without a limit the norm is asked for all the same. Loss scaling itself passes over steps that overflow.
+        norm = self._accelerator.clip_grad_norm_(self._trained, self._settings.clip or float("inf"))
+        if self._scaler is None:
+            _check_finite(f"The gradients of step {number + 1} have the norm", float(norm))
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         if self._ema is not None:
@@ -194,11 +197,10 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """Return the state of the optimiser, of the moving average and of the loss scaling."""
-        scaler = getattr(self._accelerator, "scaler", None)
         return {
             "optimiser": self._optimiser.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
     @torch.no_grad()
@@ -210,9 +212,16 @@ class Engine:
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
             self._ema.to(device=self._accelerator.device)
-        scaler = getattr(self._accelerator, "scaler", None)
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
+
+
+def _check_finite(what: str, number: float) -> None:
+    if not number < float("inf"):
+        raise TrainingError(
+            f"{what} {number}. Lower the learning rate (`rate`), or train in bf16 or float32. The checkpoints hold the "
+            "state before."
+        )
 
 
 _BATCHED = ("latents", "noise", "places", "moment", "weight")
