@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lorry
+from lorry.dialects.diffusers import Diffusers
 from lorry.errors import (
     CheckpointError,
     LorryError,
@@ -190,6 +191,29 @@ def test_the_file_says_its_title_and_the_words_that_call_it_up(sd: Path, data: P
     said = read_header(result.adapter).metadata
     assert said["modelspec.title"] == "Two things"
     assert said["modelspec.trigger_phrase"] == "zork, plim"
+
+
+def test_numbers_that_float16_does_not_hold_are_saved_in_float32(
+    sd: Path, data: Path, tmp_path: Path
+) -> None:
+    tensors = read_safetensors(run(data, sd, tmp_path, steps=1, rate=1e6).adapter).tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_what_is_saved_is_put_into_its_names_once(
+    sd: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    write = Diffusers.write
+
+    def counted(self: Diffusers, adapter: Any) -> Any:
+        written.append(adapter)
+        return write(self, adapter)
+
+    monkeypatch.setattr(Diffusers, "write", counted)
+    run(data, sd, tmp_path, steps=1)
+    assert len(written) == 2  # before the first step, to see whether it can be, and after the last
 
 
 def test_the_same_run_makes_the_same_bytes(sd: Path, data: Path, tmp_path: Path) -> None:
@@ -403,7 +427,7 @@ def test_gradients_that_are_no_numbers_end_the_run_before_they_spoil_the_weights
         return found + (found * 0).abs().sqrt()  # 0, with a gradient of NaN
 
     monkeypatch.setattr(StableDiffusion, "predict", with_a_root_of_nothing)
-    with pytest.raises(TrainingError, match="The gradients of step 1 have the norm nan. Lower the learning"):
+    with pytest.raises(TrainingError, match="The gradients of step 1 have the norm nan"):
         run(data, sd, tmp_path, steps=1, clip=clip)
     assert not (tmp_path / "toy.safetensors").exists()
 

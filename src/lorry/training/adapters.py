@@ -13,6 +13,7 @@ from torch import nn
 from lorry.adapters import Adapter
 from lorry.dialects import DIALECTS, Dialect, get_dialect
 from lorry.errors import UnsupportedAdapterError
+from lorry.files import TensorFile
 from lorry.training.adapter_config import AdapterConfig
 from lorry.training.bases import Base
 from lorry.training.fresh import add_adapter
@@ -101,14 +102,16 @@ def described(components: Mapping[str, nn.Module]) -> dict[str, Any]:
 def write_adapter(
     components: Mapping[str, nn.Module], path: Path, dialect: str, header: Mapping[str, str]
 ) -> Path:
-    """Write the adapter in a dialect, in float16.
+    """Write the adapter in a dialect, in float16, or where that does not hold its numbers in float32.
 
     Raises:
         UnsupportedAdapterError: the dialect has no names for its family.
     """
-    adapter = get_adapter(components, NAME).map_tensors(lambda t: t.to("cpu", SAVED_AS))
-    writer = _dialect_for(adapter, dialect)
-    return write_with_hash(path, writer.write(replace(adapter, metadata=dict(header))))
+    whole = get_adapter(components, NAME)
+    adapter = whole.map_tensors(lambda t: t.to("cpu", SAVED_AS))
+    if not all(bool(t.isfinite().all()) for e in adapter.entries for t in e.delta.tensors().values()):
+        adapter = whole.map_tensors(lambda t: t.to("cpu", torch.float32))
+    return write_with_hash(path, _written(replace(adapter, metadata=dict(header)), dialect))
 
 
 def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> Adapter:
@@ -120,25 +123,28 @@ def check_can_be_written(components: Mapping[str, nn.Module], dialect: str) -> A
     """
     adapter = get_adapter(components, NAME)
     try:
-        _dialect_for(adapter, dialect).write(adapter)
+        _written(adapter, dialect)
     except UnsupportedAdapterError as error:
-        able = [other.name for other in DIALECTS if _is_written(adapter, other)]
+        able = [other.name for other in DIALECTS if _find_written(adapter, other) is not None]
         error.add_note(f"choose another `dialect`: {', '.join(able)}")
         raise
     return adapter
 
 
-def _dialect_for(adapter: Adapter, name: str) -> Dialect:
-    """Return the dialect of that name; where it is empty, the first of the usual ones that can hold the adapter."""
-    if name:
-        return get_dialect(name)
-    usual = [*map(get_dialect, USUAL)]
-    return next((dialect for dialect in usual if _is_written(adapter, dialect)), usual[0])
+def _written(adapter: Adapter, dialect: str) -> TensorFile:
+    """Return the file in the dialect of that name; where it is empty, in the first of the usual ones that can hold it.
+
+    Raises:
+        UnsupportedAdapterError: there is none.
+    """
+    for usual in () if dialect else USUAL:
+        if (file := _find_written(adapter, get_dialect(usual))) is not None:
+            return file
+    return get_dialect(dialect or USUAL[0]).write(adapter)
 
 
-def _is_written(adapter: Adapter, dialect: Dialect) -> bool:
+def _find_written(adapter: Adapter, dialect: Dialect) -> TensorFile | None:
     try:
-        dialect.write(adapter)
+        return dialect.write(adapter)
     except UnsupportedAdapterError:
-        return False
-    return True
+        return None
