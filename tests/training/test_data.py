@@ -104,6 +104,22 @@ def test_a_picture_without_a_caption_is_named_and_takes_the_trigger(tmp_path: Pa
     assert with_trigger.pictures[0].caption == "zork"
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("chalk, a cat", "chalk, a cat"),
+        ("chalk", "chalk"),
+        ("chalkboard", "chalk, chalkboard"),
+        ("a cat in chalk", "chalk, a cat in chalk"),
+    ],
+)
+def test_the_trigger_stands_as_a_word_in_front_of_every_caption(
+    caption: str, expected: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / "a.png", 1, caption=caption)
+    assert read_data(tmp_path, "chalk").pictures[0].caption == expected
+
+
 @pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
 def test_a_text_that_is_not_utf_8_is_named_and_refused(name: str, tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 1, caption=None)

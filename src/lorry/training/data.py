@@ -246,6 +246,6 @@ def _read(path: Path, caption: str, repeats: int, group: str) -> Picture:
 
 
 def _triggered(caption: str, trigger: str) -> str:
-    if not trigger or caption.startswith(trigger):
+    if not trigger or re.match(rf"{re.escape(trigger)}(?!\w)", caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
