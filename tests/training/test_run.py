@@ -531,6 +531,20 @@ def test_pictures_larger_than_the_base_has_places_for_are_refused(
         run(data, bases("sd3"), tmp_path, resolution=64)
 
 
+@pytest.mark.parametrize(("kind", "step", "needed"), [("sd", 3, 2), ("flux", 6, 4), ("sd3", 2, 4)])
+def test_sizes_that_a_base_cannot_draw_are_refused(
+    kind: str, step: int, needed: int, bases: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=f"`bucket_step`: {step} is no multiple of {needed}, which this"):
+        run(data, bases(kind), tmp_path / "a", bucket_step=step, resolution=4 * step)
+    with pytest.raises(SettingsError, match="`resolution`: 18 is no multiple of 8, which `bucket_step` asks"):
+        run(data, bases(kind), tmp_path / "b", bucket_step=8, resolution=18)
+
+
+def test_a_unet_is_trained_at_every_size_of_whole_latents(sd: Path, data: Path, tmp_path: Path) -> None:
+    assert run(data, sd, tmp_path, bucket_step=2, resolution=18).finished
+
+
 @pytest.mark.parametrize("name", ["min_snr", "noise_offset"])
 def test_what_flow_matching_has_no_meaning_for_is_refused(
     name: str, bases: Callable[[str], Path], data: Path, tmp_path: Path

@@ -83,6 +83,11 @@ class Base(ABC):
         return self.latent_factor * self.denoiser_factor
 
     @property
+    def least_step(self) -> int:
+        """What they can be multiples of at the least."""
+        return self.size_step
+
+    @property
     def resolution(self) -> int:
         """The side of the square pictures that it was made for."""
         config: Any = self.denoiser.config
@@ -124,6 +129,11 @@ class _UNetBase(Base):
     @property
     def denoiser_factor(self) -> int:
         return 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def least_step(self) -> int:
+        """A UNet trims what it enlarges to the size that it had before."""
+        return self.latent_factor
 
 
 @final

@@ -57,8 +57,13 @@ def prepare_material(process: Process, base: Base, data: DataSet, prior: DataSet
     """
     s, watcher = process.settings, process.watcher
     resolution, step = s.resolution or base.resolution, s.bucket_step or base.size_step
+    if step % base.least_step:
+        raise SettingsError(
+            f"`bucket_step`: {step} is no multiple of {base.least_step}, which this base needs."
+        )
     if resolution % step:
-        raise SettingsError(f"`resolution`: {resolution} is no multiple of {step}, which this base needs.")
+        why = "`bucket_step` asks for" if s.bucket_step else "this base needs"
+        raise SettingsError(f"`resolution`: {resolution} is no multiple of {step}, which {why}.")
     prior = prior or _drawn_priors(process, base)
     cache, vae_hash = TensorCache(process.out / "cache"), model_hash(base.pipeline.vae)
     items = []
