@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from lorry.adapters import Adapter, Ignored
 from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind, size_of
-from lorry.dialects import read_adapter
 from lorry.errors import FileError, StateError
-from lorry.files import read_adapter_file, stream_safetensors
+from lorry.files import stream_safetensors
 from lorry.patching.fusing import fused_parameter
 from lorry.workflows.checkpoints import Checkpoint, Place, Reader, open_checkpoint, skeleton_of
+from lorry.workflows.finite import read_finite
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.storing import get_dtype
 
@@ -160,7 +160,7 @@ def _plan(
     terms: dict[Path, Terms],
 ) -> tuple[LoadReport, float]:
     """Put what one adapter adds into `terms`."""
-    plan = bind(_without_tokens(read_adapter(read_adapter_file(source))), models, strict=strict)
+    plan = bind(_without_tokens(read_finite(source)), models, strict=strict)
     for component, deltas in plan.deltas.items():
         places = checkpoint.components[component]
         for path, delta in deltas.items():

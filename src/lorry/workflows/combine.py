@@ -17,10 +17,9 @@ from lorry.adapters.adding import added
 from lorry.adapters.mixing import Method
 from lorry.algebra import Delta
 from lorry.binding import size_of
-from lorry.dialects import read_adapter
 from lorry.errors import LorryError, StateError
-from lorry.files import read_adapter_file
 from lorry.workflows.accuracy import Errors, ErrorSum
+from lorry.workflows.finite import read_finite
 from lorry.workflows.matching import Layer, match
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.recipes import Recipe, combined
@@ -100,7 +99,7 @@ def combine_files(
     """
     check_destination(out)
     recipe = recipe or Recipe()
-    adapters = [read_adapter(read_adapter_file(source)) for source, _ in sources]
+    adapters = [read_finite(source) for source, _ in sources]
     named = tuple((adapter.source, factor) for adapter, (_, factor) in zip(adapters, sources, strict=True))
     layers = match(adapters)
     check_rules(recipe.rules, layers, len(adapters))

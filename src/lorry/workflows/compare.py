@@ -9,10 +9,9 @@ from typing import Any, final
 
 from lorry.adapters.matrices import matrix_of, needs_base
 from lorry.adapters.overlaps import Overlap, overlap
-from lorry.dialects import read_adapter
 from lorry.errors import StateError
-from lorry.files import read_adapter_file
 from lorry.workflows.blocks import block_of, column_of, in_order
+from lorry.workflows.finite import read_finite
 from lorry.workflows.matching import Layer, match
 from lorry.workflows.progress import Progress, silent
 
@@ -120,7 +119,7 @@ def compare_files(
     Raises:
         StateError: the deltas for a layer differ in shape, being for different base models.
     """
-    adapters = [read_adapter(read_adapter_file(path)) for path in (one, two)]
+    adapters = [read_finite(path) for path in (one, two)]
     layers = match(adapters)
     both = [layer for layer in layers if len(layer.present) == 2 and layer.present[0].delta.part("weight")]
     found: list[tuple[Layer, Overlap]] = []

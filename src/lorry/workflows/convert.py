@@ -29,6 +29,7 @@ from lorry.errors import FileError, UnsupportedAdapterError, some
 from lorry.files import HASH_KEYS, TensorFile, read_adapter_file, rehashed, write_folders, write_safetensors
 from lorry.workflows.accuracy import Errors
 from lorry.workflows.approximating import Approximation, Approximator
+from lorry.workflows.finite import check_read
 
 FOLDERS = "peft"
 """The dialect that is a folder and not a file."""
@@ -109,11 +110,14 @@ def convert_file(
         FormatError: the source is not understood.
         BindingError: it does not fit the base model.
         UnsupportedAdapterError: the dialect cannot carry what it holds.
+        NotFiniteError: it is to be approximated, and holds a NaN or an infinity.
     """
     dialect = _written(to)
     destination = Path(destination)
     _check_place(destination, dialect, overwrite)
     adapter = _read(source)
+    if approximator is not None:
+        check_read(adapter)
     said, told = find_models(None), base_of_adapter(adapter)
     models = find_models(told) if said is None else said
     base = base_of_models(said or {}) or (told if is_told(adapter) else None)

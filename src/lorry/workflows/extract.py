@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, final
 
 import torch
@@ -19,7 +20,7 @@ from lorry.adapters.approximating import nearest_kronecker, svd_to_energy
 from lorry.adapters.matrices import decompose, square_of
 from lorry.algebra import Delta, FullDelta, PartsDelta
 from lorry.binding import size_of
-from lorry.errors import ShapeMismatchError, StateError
+from lorry.errors import NotFiniteError, ShapeMismatchError, StateError
 from lorry.names import Target
 from lorry.workflows.accuracy import Errors, ErrorSum
 from lorry.workflows.checkpoints import Checkpoint, open_checkpoint
@@ -27,7 +28,7 @@ from lorry.workflows.combine import ranks_of
 from lorry.workflows.matching import Layer, common_name
 from lorry.workflows.memory import trim_heap
 from lorry.workflows.progress import Progress, silent
-from lorry.workflows.rules import Rule, check_rules, number_for
+from lorry.workflows.rules import Rule, check_ranks, check_rules, number_for
 from lorry.workflows.storing import DTYPES, check_destination, get_dtype, write_adapter
 
 EMBEDDING = re.compile(r"(token|position)_embedding|\bshared\b|embed_tokens|relative_attention_bias")
@@ -64,6 +65,7 @@ class Form:
         for name, value in (("rank", self.rank), ("Kronecker factor", self.kronecker)):
             if value is not None and value < 1:
                 raise StateError(f"A {name} of {value}: expected 1 or more.")
+        check_ranks(self.rules)
 
 
 @final
@@ -149,6 +151,7 @@ def extract_files(
     Raises:
         ShapeMismatchError: the two are of different architectures.
         StateError: they have no component in common, or do not differ.
+        NotFiniteError: a checkpoint holds a NaN or an infinity.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out)
@@ -268,6 +271,12 @@ def _changes(
             continue
         change = second.read(second.components[target.component][name]).float().sub_(one)
         norm = square_of(one)
+        if not isfinite(square_of(change)):
+            where = first.source if not isfinite(norm) else second.source
+            raise NotFiniteError(
+                f"`{target.component}.{name}` in {where} holds a NaN or an infinity, expected finite numbers: nothing "
+                "was written. The checkpoint is damaged, or its training went wrong. Take an earlier save of it."
+            )
         del one  # what is yielded is worked on for a while, and no second copy shall stand by
         yield parameter, change, (square_of(change) / norm) ** 0.5 if norm else float("inf")
 

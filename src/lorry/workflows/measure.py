@@ -13,9 +13,8 @@ from torch import Tensor
 from lorry.adapters.matrices import spectrum_of
 from lorry.adapters.reducing import find_core, find_reducible
 from lorry.adapters.svd import energies, rank_for
-from lorry.dialects import read_adapter
-from lorry.files import read_adapter_file
 from lorry.workflows.blocks import block_of, column_of, in_order
+from lorry.workflows.finite import read_finite
 from lorry.workflows.inspect import alpha_of
 from lorry.workflows.matching import match
 from lorry.workflows.progress import Progress, silent
@@ -121,7 +120,7 @@ def measure_file(path: str | os.PathLike[str], *, progress: Progress = silent) -
         path: a file, a folder or a Hub id.
         progress: told of each layer.
     """
-    adapter = read_adapter(read_adapter_file(path))
+    adapter = read_finite(path)
     layers, left_out = [], 0
     for layer in progress(match([adapter]), "measuring"):
         entry = layer.present[0]

@@ -13,15 +13,14 @@ import torch
 from lorry.adapters import Adapter, Entry
 from lorry.adapters.reducing import ranks_by_energy, ranks_by_size, reduced
 from lorry.binding import size_of
-from lorry.dialects import read_adapter
 from lorry.errors import StateError
-from lorry.files import read_adapter_file
 from lorry.workflows.accuracy import Errors, ErrorSum
 from lorry.workflows.combine import ranks_of
 from lorry.workflows.cutting import Spectra, spectra_of
+from lorry.workflows.finite import read_finite
 from lorry.workflows.matching import match
 from lorry.workflows.progress import Progress, silent
-from lorry.workflows.rules import Rule, check_rules, number_for
+from lorry.workflows.rules import Rule, check_ranks, check_rules, number_for
 from lorry.workflows.storing import (
     check_destination,
     dtype_of,
@@ -56,9 +55,7 @@ class Budget:
             raise StateError(f"A rank of {self.rank}: expected 1 or more.")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise StateError(f"An energy of {self.energy:g}: expected a share over 0 and up to 1.")
-        for rule in self.rules:
-            if any(number < 1 or number != int(number) for number in rule.numbers):
-                raise StateError(f"`{rule.pattern}`: expected a rank of 1 or more, got {rule.numbers[0]:g}.")
+        check_ranks(self.rules)
 
 
 @final
@@ -128,7 +125,7 @@ def resize_file(
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out)
-    adapter = read_adapter(read_adapter_file(source))
+    adapter = read_finite(source)
     chosen = get_dtype(dtype) or dtype_of([adapter])
     spectra = spectra_of(adapter, chosen, dialect, progress)
     ranks = _ranks(adapter, spectra, budget)

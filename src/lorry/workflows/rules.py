@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import final
 
 from lorry.binding.kinds import kind_of
@@ -34,7 +35,7 @@ class Rule:
             found = tuple(float(number) for number in numbers.split(","))
         except ValueError:
             found = ()
-        if not found or not pattern.strip():
+        if not found or not pattern.strip() or not all(map(isfinite, found)):
             raise StateError(f"{text!r}: expected PATTERN=NUMBER, as in `down_blocks.1=0.5`.")
         return cls(pattern.strip(), found)
 
@@ -60,6 +61,18 @@ def check_rules(rules: Sequence[Rule], layers: Sequence[Layer], adapters: int = 
                 word for layer in layers for word in (*layer.target.path.split("."), kind_of(layer.target))
             }
             raise StateError(f"No layer has {rule.pattern!r} in its name.{did_you_mean(rule.pattern, words)}")
+
+
+def check_ranks(rules: Sequence[Rule]) -> None:
+    """Raise where a rule's number is no rank.
+
+    Raises:
+        StateError: names the rule.
+    """
+    for rule in rules:
+        for number in rule.numbers:
+            if number < 1 or number != int(number):
+                raise StateError(f"`{rule.pattern}`: expected a rank of 1 or more, got {number:g}.")
 
 
 def number_for(layer: Layer, rules: Sequence[Rule], adapter: int = 0) -> float | None:

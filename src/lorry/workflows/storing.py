@@ -12,6 +12,7 @@ from lorry.adapters import Adapter
 from lorry.dialects import check_replaceable, get_dialect
 from lorry.errors import FileError, StateError, UnsupportedAdapterError
 from lorry.files import HASH_KEYS, TensorFile, check_writable, size_on_disk, write_safetensors
+from lorry.workflows.finite import check_made
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FALLBACK = "kohya"
@@ -77,7 +78,12 @@ def check_destination(path: str | os.PathLike[str] | None) -> None:
 
 
 def write_adapter(adapter: Adapter, path: str | os.PathLike[str], dialect: str | None = None) -> Path:
-    """Write an adapter to a safetensors file; see `to_file` for the dialect."""
+    """Write an adapter to a safetensors file; see `to_file` for the dialect.
+
+    Raises:
+        StateError: it has numbers that its dtype does not hold.
+    """
+    check_made(adapter, path)
     file = to_file(adapter, dialect)
     return write_safetensors(path, file.tensors, file.metadata)
 

@@ -11,10 +11,9 @@ import torch
 
 from lorry.adapters.reducing import ranks_by_energy, ranks_by_size
 from lorry.binding import size_of
-from lorry.dialects import read_adapter
 from lorry.errors import StateError
-from lorry.files import read_adapter_file
 from lorry.workflows.cutting import Spectra, spectra_of
+from lorry.workflows.finite import read_finite
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.storing import dtype_of, get_dtype, size_of_source
 
@@ -82,7 +81,7 @@ def preview(
         dtype: that would be written; the source's when None.
         progress: told of each layer.
     """
-    adapter = read_adapter(read_adapter_file(source))
+    adapter = read_finite(source)
     spectra = spectra_of(adapter, get_dtype(dtype) or dtype_of([adapter]), progress=progress)
     if not spectra.values:
         raise StateError(f"{adapter.source}: no layer of it has a rank that can be cut.")

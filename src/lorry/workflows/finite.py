@@ -1,0 +1,57 @@
+"""Whether there are numbers to compute with: of what is read before the work, and of what is written after it."""
+
+from __future__ import annotations
+
+import os
+
+from lorry.adapters import Adapter
+from lorry.dialects import read_adapter
+from lorry.errors import NotFiniteError, StateError
+from lorry.files import read_adapter_file
+from lorry.patching import is_finite
+
+
+def read_finite(source: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter that is to be computed with.
+
+    Raises:
+        NotFiniteError: a tensor of it holds a NaN or an infinity.
+    """
+    adapter = read_adapter(read_adapter_file(source))
+    check_read(adapter)
+    return adapter
+
+
+def check_read(adapter: Adapter) -> None:
+    """Raise where an adapter cannot be computed with.
+
+    Raises:
+        NotFiniteError: a tensor of it holds a NaN or an infinity.
+    """
+    if (found := _find_not_finite(adapter)) is not None:
+        raise NotFiniteError(
+            f"{adapter.source}: `{found[1]}` of `{found[0]}` holds a NaN or an infinity, expected finite numbers. Its "
+            "training went wrong, or the file is damaged. Take an earlier save of it."
+        )
+
+
+def check_made(adapter: Adapter, path: str | os.PathLike[str]) -> None:
+    """Raise where an adapter that was made of finite numbers has others, before it is written.
+
+    Raises:
+        StateError: a number is beyond what the dtype to write in holds.
+    """
+    if (found := _find_not_finite(adapter)) is not None:
+        raise StateError(
+            f"{path}: `{found[1]}` of `{found[0]}` has a number that {found[2]} does not hold, and nothing was "
+            "written. Write another dtype (`--dtype bfloat16` or `float32`)."
+        )
+
+
+def _find_not_finite(adapter: Adapter) -> tuple[str, str, str] | None:
+    """Return the target, the name and the dtype of a tensor that is not finite, or None."""
+    for entry in adapter.entries:
+        for name, tensor in entry.delta.tensors().items():
+            if not is_finite(tensor):
+                return str(entry.target), name, str(tensor.dtype).removeprefix("torch.")
+    return None
