@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algebra.contract import STRENGTHS, check_contract, check_fitting, check_formula
+from algebra.contract import STRENGTHS, check_close, check_contract, check_fitting, check_formula
 from lorry.algebra.lokr import LokrDelta
 from lorry.errors import FormatError
 
@@ -87,6 +87,19 @@ def test_the_delta_is_the_kronecker_product(one: str, two: str, kernel: tuple[in
 def test_it_keeps_the_contract_of_a_delta(one: str, two: str, kernel: tuple[int, ...]) -> None:
     check_contract(made(one, two, kernel), torch.randn(12, 10, *kernel))
     assert made(one, two, kernel).low_rank() is None
+
+
+def test_it_does_not_matter_how_its_matrices_lie_in_memory() -> None:
+    w1, w2 = torch.randn(4, 6), torch.randn(3, 5)
+    turned = LokrDelta(w1=w1.T.contiguous().T, w2=w2.T.contiguous().T)
+    assert torch.equal(turned.weight(), LokrDelta(w1=w1, w2=w2).weight())
+    # A core of rank 1: what lies transposed is called contiguous, as one of its sides is 1.
+    cored = LokrDelta(
+        w1=torch.randn(4, 8), w2_a=torch.randn(1, 2), w2_b=torch.randn(1, 3), t2=torch.randn(1, 1, 3, 3)
+    )
+    for delta in (turned, cored):
+        pair = delta.exact_factors()
+        check_close(pair.up @ pair.down.flatten(1), delta.weight().flatten(1), 1e-6)
 
 
 def test_two_whole_matrices_have_no_rank_and_heed_no_alpha() -> None:

@@ -115,7 +115,7 @@ class LokrDelta(Delta):
         one = _matrix(self.w1, self.w1_a, self.w1_b, None, dtype)
         two = _matrix(self.w2, self.w2_a, self.w2_b, self.t2, dtype)
         # The columns of `two` are (in2, kh, kw), those of the product (in1, in2, kh, kw): no kernel axis is crossed.
-        return torch.kron(one, two.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
+        return _product(one, two.flatten(1)).mul_(strength * self.rank_scale).reshape(self.shape)
 
     def exact_factors(self, dtype: torch.dtype = torch.float32) -> LowRank:
         """The Kronecker products of both matrices' factors: `(A B) x (C D) = (A x C)(B x D)`, of rank r1 * r2.
@@ -124,8 +124,8 @@ class LokrDelta(Delta):
         """
         up1, down1 = _factors(self.w1, self.w1_a, self.w1_b, None, dtype)
         up2, down2 = _factors(self.w2, self.w2_a, self.w2_b, self.t2, dtype)
-        down = torch.kron(down1, down2.flatten(1))
-        return LowRank(down.reshape(down.shape[0], *self.shape[1:]), torch.kron(up1, up2), self.rank_scale)
+        down = _product(down1, down2.flatten(1))
+        return LowRank(down.reshape(down.shape[0], *self.shape[1:]), _product(up1, up2), self.rank_scale)
 
     def fitted(self, shape: tuple[int, ...]) -> Self | None:
         """The same delta for a weight of `shape`, which settles how its columns divide; None where it differs."""
@@ -144,6 +144,12 @@ class LokrDelta(Delta):
             name: take_rows(factor, blocks) for name, factor in present(w1=self.w1, w1_a=self.w1_a).items()
         }
         return replace(self, **cut, target_shape=shape)
+
+
+def _product(one: Tensor, two: Tensor) -> Tensor:
+    """The Kronecker product of two matrices; torch's own fails for some that lie transposed in memory."""
+    rows, columns = one.shape[0] * two.shape[0], one.shape[1] * two.shape[1]
+    return (one[:, None, :, None] * two[None, :, None, :]).reshape(rows, columns)
 
 
 def _shape(
