@@ -97,3 +97,11 @@ def test_blocks_are_listed_as_a_model_runs_them() -> None:
         "conv_in",
     ]
     assert in_order(names) == [*reversed(names[2:]), "text_encoder.layers.2", "text_encoder.layers.10"]
+
+
+def test_a_layer_of_which_one_file_has_the_bias_alone_is_not_compared(tmp_path: Path) -> None:
+    one = kohya_file(tmp_path / "a.safetensors")
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    two = write_safetensors(tmp_path / "b.safetensors", {f"{name}.diff_b": torch.ones(WIDE[0])})
+    for report in (compare_files(one, two), compare_files(two, one)):
+        assert not report.layers

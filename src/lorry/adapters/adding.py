@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorry.adapters.matrices import Matrix, check_without_base, dense_of, matrix_of, needs_base, shape_of
 from lorry.adapters.svd import joined
-from lorry.algebra import Delta, FullDelta, LohaDelta, LokrDelta, LoraDelta, LowRank, PartsDelta
+from lorry.algebra import Delta, FullDelta, LohaDelta, LokrDelta, LoraDelta, LowRank, PartsDelta, VeraDelta
 from lorry.errors import ShapeMismatchError, UnsupportedAdapterError
 
 Term = tuple[Delta, float]
@@ -52,6 +52,8 @@ def scaled(delta: Delta, factor: float) -> Delta:
     """
     if factor == 1:
         return delta
+    if isinstance(delta, VeraDelta):
+        return replace(delta, lambda_b=delta.lambda_b * factor)
     if needs_base(delta):
         raise UnsupportedAdapterError(
             f"{delta.family}: it is not proportional to a factor, so that it can be kept as it is, at 1, and nothing "

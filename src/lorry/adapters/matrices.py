@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorry.adapters.svd import Svd, dense_svd, factor_spectrum, factor_svd, sketch_svd
-from lorry.algebra import Delta, LowRank
+from lorry.algebra import UNKNOWN, Delta, LowRank
 from lorry.errors import UnsupportedAdapterError
 
 Matrix = LowRank | Tensor
@@ -19,9 +19,9 @@ SKETCHED_BELOW = 0.25
 
 
 def needs_base(delta: Delta) -> bool:
-    """Whether a delta's numbers depend on the weight that it is added to."""
+    """Whether a delta's numbers depend on the weight that it is added to, if only on how many columns that has."""
     on_weight = delta.part("weight")
-    return on_weight is not None and on_weight.needs_base
+    return on_weight is not None and (on_weight.needs_base or UNKNOWN in on_weight.shape)
 
 
 def matrix_of(delta: Delta, dtype: torch.dtype = torch.float32) -> Matrix:

@@ -2,7 +2,7 @@
 
 from lorry.algebra._channels import PaddedDelta, pad_channels
 from lorry.algebra._rows import RowsDelta, cut_rows
-from lorry.algebra._shapes import Span, Spans, count_rows, same_numbers
+from lorry.algebra._shapes import UNKNOWN, Span, Spans, count_rows, same_numbers
 from lorry.algebra.base import Delta, LowRank
 from lorry.algebra.boft import BoftDelta
 from lorry.algebra.bora import BoraDelta
@@ -26,6 +26,7 @@ from lorry.algebra.vera import VeraDelta
 
 __all__ = [
     "START",
+    "UNKNOWN",
     "BoftDelta",
     "BoraDelta",
     "Delta",

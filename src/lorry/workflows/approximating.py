@@ -9,6 +9,7 @@ from typing import final
 from torch import Tensor, nn
 
 from lorry.adapters import Adapter, Entry
+from lorry.adapters.matrices import needs_base
 from lorry.adapters.reducing import reduced
 from lorry.adapters.rows import Rows, join_rows
 from lorry.algebra import (
@@ -105,7 +106,7 @@ class Approximator:
     def _without_base(self, entry: Entry) -> Delta:
         """An entry's delta as a full difference, where it depends on the base weight."""
         delta = entry.delta.part("weight")
-        if delta is None or not delta.needs_base:
+        if delta is None or not needs_base(delta):
             return entry.delta
         base = self._weight(entry)
         if base is None:

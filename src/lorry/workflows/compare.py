@@ -121,7 +121,7 @@ def compare_files(
     """
     adapters = [read_finite(path) for path in (one, two)]
     layers = match(adapters)
-    both = [layer for layer in layers if len(layer.present) == 2 and layer.present[0].delta.part("weight")]
+    both = [layer for layer in layers if len(layer.present) == 2 and _have_weights(layer)]
     found: list[tuple[Layer, Overlap]] = []
     for layer in progress(both, "comparing"):
         first, second = (entry.delta for entry in layer.present)
@@ -147,6 +147,10 @@ def compare_files(
         ),
         left_out=len(both) - len(found),
     )
+
+
+def _have_weights(layer: Layer) -> bool:
+    return all(entry.delta.part("weight") is not None for entry in layer.present)
 
 
 def _together(found: Iterable[tuple[Layer, Overlap]], name: str) -> Comparison:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 from lorry.adapters import Adapter, Entry
-from lorry.algebra import Delta, LohaDelta, LokrDelta
+from lorry.algebra import UNKNOWN, Delta, LohaDelta, LokrDelta
 from lorry.binding.kinds import kind_of
 from lorry.names import DENOISER, Target
 from lorry.workflows.original_layers import with_common_layers
@@ -39,7 +39,8 @@ def match(adapters: Sequence[Adapter]) -> list[Layer]:
     """Return every module that any of the adapters changes, in the order in which they name them.
 
     Where some have the names of a transformer's original checkpoint and others those of diffusers, fused layers are
-    taken apart. A LoHa or LoKr of a convolution gets the kernel that its name tells: see `with_kernel`.
+    taken apart. A LoHa or LoKr of a convolution gets the kernel that its name tells: see `with_kernel`. What does not
+    tell its columns (VeRA) gets those of another adapter's for the same module.
     """
     found: dict[str, dict[int, Entry]] = {}
     for number, adapter in enumerate(with_common_layers(adapters)):
@@ -49,8 +50,18 @@ def match(adapters: Sequence[Adapter]) -> list[Layer]:
             found.setdefault(name, {})[number] = replace(entry, delta=with_kernel(entry))
     return [
         Layer(min(entries.items())[1].target, name, tuple(entries.get(n) for n in range(len(adapters))))
-        for name, entries in found.items()
+        for name, entries in ((name, _with_columns(entries)) for name, entries in found.items())
     ]
+
+
+def _with_columns(entries: Mapping[int, Entry]) -> Mapping[int, Entry]:
+    known = [entry.delta.shape for entry in entries.values() if UNKNOWN not in entry.delta.shape]
+
+    def told(entry: Entry) -> Entry:
+        is_whole = entry.delta.needs_base or UNKNOWN not in entry.delta.shape
+        return entry if is_whole else replace(entry, delta=entry.delta.fitted(known[0]) or entry.delta)
+
+    return {number: told(entry) for number, entry in entries.items()} if known else entries
 
 
 def common_name(target: Target, layout: UnetLayout | None = None) -> str:
