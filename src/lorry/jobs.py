@@ -35,7 +35,7 @@ def convert(
             far that is off. When false, such a file is refused. Families that depend on the base weights need a folder
             with weights as `base`.
         rank: of those LoRAs.
-        overwrite: replace what is at `destination`.
+        overwrite: replace what is at `destination`, if that is an adapter, or empty.
 
     Returns:
         What was done; `print` it.

@@ -47,14 +47,29 @@ def test_a_folder_for_each_component_is_read_back_as_it_was(tmp_path: Path) -> N
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    (tmp_path / "out" / "old").mkdir(parents=True)
+    (tmp_path / "out" / "text_encoder_2").mkdir(parents=True)
+    write_folders(tmp_path / "out", joined())
     write_folders(tmp_path / "out", joined())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "text_encoder"}
 
 
+@pytest.mark.parametrize(
+    "lost",
+    ["unet/diffusion_pytorch_model.safetensors", "notes.txt", "cat/adapter_config.json", "unet/unet/x"],
+)
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path, lost: str) -> None:
+    write_folders(tmp_path / "out", joined())
+    (tmp_path / "out" / lost).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / lost).write_text("x")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileError, match=r"out is there already and holds .*, so that it is not overwritten"):
+        write_folders(tmp_path / "out", joined())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_what_cannot_be_written_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "out" / "old").mkdir(parents=True)
+    (tmp_path / "out" / "unet").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     bad = TensorFile({"unet.a": torch.empty(2, device="meta")})
     with pytest.raises(FileError, match="cannot be written to safetensors"):

@@ -659,6 +659,20 @@ def test_nothing_is_written_where_it_fails(tmp_path: Path) -> None:
     assert read_adapter(read_adapter_file(first)).dialect == "kohya"
 
 
+def test_nothing_but_an_adapter_is_overwritten(tmp_path: Path) -> None:
+    models = tiny("sd15")
+    first = written(tmp_path, loras(models, "unet"))
+    checkpoint = tmp_path / "pipeline" / "unet" / "model.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    write_safetensors(checkpoint, models["unet"].state_dict())
+    before = checkpoint.read_bytes()
+    with pytest.raises(FileError, match=r"model\.safetensors is there already and is no adapter"):
+        convert_file(first, checkpoint, "kohya", lambda _: models, overwrite=True)
+    with pytest.raises(FileError, match=r"pipeline is there already and holds .*model\.safetensors"):
+        convert_file(first, tmp_path / "pipeline", "peft", lambda _: models, overwrite=True)
+    assert checkpoint.read_bytes() == before
+
+
 def test_names_alone_are_enough_between_diffusers_names_and_kohyas(tmp_path: Path) -> None:
     models = tiny("sd15")
     first = tmp_path / "diffusers.safetensors"

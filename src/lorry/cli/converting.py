@@ -52,7 +52,9 @@ def convert(
         ),
     ] = False,
     rank: Annotated[int, typer.Option(min=1, help="Of those LoRAs.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an adapter that is there already.")
+    ] = False,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:

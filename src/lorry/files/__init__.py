@@ -4,7 +4,7 @@ from lorry.files._layout import Spans
 from lorry.files._shards import part_paths
 from lorry.files.closing import Closing
 from lorry.files.finding import check_inside, find_weights
-from lorry.files.folders import write_folders
+from lorry.files.folders import check_folder, write_folders
 from lorry.files.hashes import HASH_KEYS, Hashes, hash_file, rehashed, weights_hash
 from lorry.files.pickles import LIST_MARKER, read_pickle, write_pickle, write_torch
 from lorry.files.reading import read_adapter_file, read_weights
@@ -15,6 +15,7 @@ from lorry.files.streaming import PickleReader, TensorReader
 from lorry.files.tensor_file import TensorFile
 
 __all__ = [
+    "check_folder",
     "check_writable",
     "Closing",
     "HASH_KEYS",

@@ -24,9 +24,17 @@ from lorry.binding import (
     size_of,
     titles_of_adapter,
 )
-from lorry.dialects import DIALECTS, METADATA_KEY, Dialect, get_dialect, read_adapter
+from lorry.dialects import DIALECTS, METADATA_KEY, Dialect, check_replaceable, get_dialect, read_adapter
 from lorry.errors import FileError, UnsupportedAdapterError, some
-from lorry.files import HASH_KEYS, TensorFile, read_adapter_file, rehashed, write_folders, write_safetensors
+from lorry.files import (
+    HASH_KEYS,
+    TensorFile,
+    check_folder,
+    read_adapter_file,
+    rehashed,
+    write_folders,
+    write_safetensors,
+)
 from lorry.workflows.accuracy import Errors
 from lorry.workflows.approximating import Approximation, Approximator
 from lorry.workflows.finite import check_read
@@ -103,7 +111,7 @@ def convert_file(
         find_models: gives the base model's components, from the base that the file was made for, as far as it tells.
             Components that it gives for None are what the caller says, and go before that.
         approximator: gives other forms to what the dialect has no names for; such is refused when None.
-        overwrite: replace what is at `destination`.
+        overwrite: replace what is at `destination`, if that is an adapter, or empty.
 
     Raises:
         FileError: the source cannot be read, or the destination not be written.
@@ -214,6 +222,10 @@ def _check_place(destination: Path, dialect: Dialect, overwrite: bool) -> None:
         )
     if not is_folder and destination.suffix != ".safetensors":
         raise FileError(f"{destination}: expected a file that ends in .safetensors.")
+    if is_folder:
+        check_folder(destination)
+    else:
+        check_replaceable(destination)
 
 
 def _read(source: str | os.PathLike[str]) -> Adapter:
