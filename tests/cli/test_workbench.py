@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cli.runs import lorry_says
-from lorry.files import read_safetensors
+from lorry.files import read_safetensors, write_safetensors
 
 
 def check_picture(path: Path) -> None:
@@ -191,3 +192,87 @@ def test_an_adapter_is_not_written_over_something_else(
     assert said in result.stderr.replace("\n", " ")
     assert {path.name for path in tmp_path.iterdir()} == {"notes.safetensors", "picture.png", "assets"}
     assert (tmp_path / "notes.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "BAD", "--weights"],
+        ["compare", "ink", "BAD"],
+        ["combine", "BAD", "ink", "--out", "OUT"],
+        ["combine", "BAD", "ink", "--rank", "1"],
+        ["resize", "BAD", "--rank", "1", "--out", "OUT"],
+        ["resize", "BAD", "--dry-run"],
+        ["bake", "shipped", "BAD", "--out", "FOLDER"],
+    ],
+)
+def test_an_adapter_that_is_not_finite_is_named_and_nothing_is_written(
+    shipped: Path, tmp_path: Path, words: list[str]
+) -> None:
+    tensors = {
+        key: tensor.clone()
+        for key, tensor in read_safetensors(shipped / "loras" / "ink.safetensors").tensors.items()
+    }
+    first = next(iter(tensors))
+    tensors[first].view(-1)[0] = float("nan")
+    paths = {"BAD": write_safetensors(tmp_path / "bad.safetensors", tensors)}
+    paths |= {"OUT": tmp_path / "out.safetensors", "FOLDER": tmp_path / "out"}
+    result = lorry_says(*(paths.get(word, word) for word in words))
+    assert result.exit_code == 1
+    assert f"bad.safetensors: `down` of `{first.partition('.lora')[0]}` holds a" in result.stderr
+    assert "holds a NaN or an infinity" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["assets", "bad.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["combine", "ink:1e20", "wax", "--dtype", "float16", "--out", "OUT"],
+        ["bake", "shipped", "ink:1e20", "--dtype", "float16", "--out", "FOLDER"],
+        ["bake", "shipped", "ink:1e300", "--out", "FOLDER"],
+    ],
+)
+def test_what_would_not_be_finite_is_not_written(shipped: Path, tmp_path: Path, words: list[str]) -> None:
+    paths = {"OUT": tmp_path / "out.safetensors", "FOLDER": tmp_path / "out"}
+    result = lorry_says(*(paths.get(word, word) for word in words))
+    assert result.exit_code == 1
+    assert "would hold a NaN or an infinity" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["assets"]
+
+
+def test_a_checkpoint_that_is_not_finite_is_named(shipped: Path, tiny_base: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base, broken)
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in read_safetensors(path).tensors.items()}
+    tensors["conv_in.weight"].view(-1)[0] = float("inf")
+    path.unlink()
+    write_safetensors(path, tensors)
+    result = lorry_says("extract", tiny_base, broken, "--out", tmp_path / "out.safetensors")
+    assert result.exit_code == 1
+    assert f"`unet.conv_in.weight` in {broken} holds a NaN or an infinity" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["combine", "ink", "wax", "--at", "to_q=nan"], "`to_q`: expected finite numbers"),
+        (["resize", "ink", "--at", "to_q=inf"], "`to_q`: expected finite numbers"),
+        (["resize", "ink", "--size", "nan"], "A size of nan MB: expected a finite one over 0"),
+        (["resize", "ink", "--size", "-1"], "A size of -1 MB: expected a finite one over 0"),
+        (["extract", "BASE", "BASE", "--at", "to_q=-3"], "`to_q`: expected a rank of 1 or more, got -3"),
+        (["extract", "BASE", "BASE", "--at", "to_q=1.5"], "`to_q`: expected a rank of 1 or more, got 1.5"),
+    ],
+)
+def test_numbers_without_sense_are_refused(
+    shipped: Path, tiny_base: Path, words: list[str], said: str
+) -> None:
+    result = lorry_says(*(tiny_base if word == "BASE" else word for word in words))
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_json_stays_json_beside_a_picture(shipped: Path, tmp_path: Path) -> None:
+    result = lorry_says("resize", "ink", "--rank", "1", "--plot", tmp_path / "curve.png", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["targets"]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lorry.adapters import Adapter, Ignored
 from lorry.algebra import Delta
 from lorry.binding import LoadReport, bind, size_of
-from lorry.errors import FileError, StateError
+from lorry.errors import FileError, NotFiniteError, StateError
 from lorry.files import stream_safetensors
+from lorry.patching.finite import is_finite
 from lorry.patching.fusing import fused_parameter
 from lorry.workflows.checkpoints import Checkpoint, Place, Reader, open_checkpoint, skeleton_of
 from lorry.workflows.finite import read_finite
@@ -97,6 +98,7 @@ def bake_files(
 
     Raises:
         BindingError: an adapter does not fit the checkpoint.
+        NotFiniteError: an adapter, or the sum, holds a NaN or an infinity; nothing is written.
         FileError: `out` is there already, or cannot be written.
     """
     out, chosen = Path(out), get_dtype(dtype)
@@ -200,7 +202,14 @@ def _write(
             return _cast(tensor, dtype)
         # Another dtype is rounded to from the sum in float32, and not from the sum in the checkpoint's own.
         tensor = tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return _cast(_with_terms(key, tensor, terms[key], reader), dtype)
+        was_finite = is_finite(tensor)
+        made = _cast(_with_terms(key, tensor, terms[key], reader), dtype)
+        if was_finite and not is_finite(made):
+            raise NotFiniteError(
+                f"`{key}` would hold a NaN or an infinity in {made.dtype}, expected finite numbers. Lower the "
+                "strengths, or write another dtype (`--dtype`)."
+            )
+        return made
 
     stream_safetensors(to, outlines, produce, {**outline.metadata, **text})
     next(steps, None)

@@ -95,6 +95,7 @@ def combine_files(
             than 1; or an adapter brings tokens along, for which the dialect has no place.
         ShapeMismatchError: two adapters are for different base models.
         StateError: a rule matches nothing.
+        NotFiniteError: a source, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out)

@@ -151,7 +151,7 @@ def extract_files(
     Raises:
         ShapeMismatchError: the two are of different architectures.
         StateError: they have no component in common, or do not differ.
-        NotFiniteError: a checkpoint holds a NaN or an infinity.
+        NotFiniteError: a checkpoint, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out)

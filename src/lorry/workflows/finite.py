@@ -6,7 +6,7 @@ import os
 
 from lorry.adapters import Adapter
 from lorry.dialects import read_adapter
-from lorry.errors import NotFiniteError, StateError
+from lorry.errors import NotFiniteError
 from lorry.files import read_adapter_file
 from lorry.patching import is_finite
 
@@ -39,12 +39,12 @@ def check_made(adapter: Adapter, path: str | os.PathLike[str]) -> None:
     """Raise where an adapter that was made of finite numbers has others, before it is written.
 
     Raises:
-        StateError: a number is beyond what the dtype to write in holds.
+        NotFiniteError: a number is beyond what the dtype to write in holds.
     """
     if (found := _find_not_finite(adapter)) is not None:
-        raise StateError(
-            f"{path}: `{found[1]}` of `{found[0]}` has a number that {found[2]} does not hold, and nothing was "
-            "written. Write another dtype (`--dtype bfloat16` or `float32`)."
+        raise NotFiniteError(
+            f"{path}: `{found[1]}` of `{found[0]}` would hold a NaN or an infinity in {found[2]}, and nothing was "
+            "written. Lower the factors, or write another dtype (`--dtype bfloat16` or `float32`)."
         )
 
 

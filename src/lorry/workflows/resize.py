@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any, final
 
 import torch
@@ -55,6 +56,8 @@ class Budget:
             raise StateError(f"A rank of {self.rank}: expected 1 or more.")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise StateError(f"An energy of {self.energy:g}: expected a share over 0 and up to 1.")
+        if self.megabytes is not None and not 0 < self.megabytes < inf:
+            raise StateError(f"A size of {self.megabytes:g} MB: expected a finite one over 0.")
         check_ranks(self.rules)
 
 
@@ -122,6 +125,7 @@ def resize_file(
 
     Raises:
         StateError: the file cannot be made that small, or a rule matches nothing.
+        NotFiniteError: a source, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out)

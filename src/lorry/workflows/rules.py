@@ -23,19 +23,23 @@ class Rule:
     (`attention`, `convolution`, …). A `*` stands for any characters."""
     numbers: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not all(map(isfinite, self.numbers)):
+            raise StateError(f"`{self.pattern}`: expected finite numbers, got {self.numbers}.")
+
     @classmethod
     def parse(cls, text: str) -> Rule:
         """Read `PATTERN=NUMBER[,NUMBER…]`.
 
         Raises:
-            StateError: it is not of that form.
+            StateError: it is not of that form, or a number is not finite.
         """
         pattern, _, numbers = text.rpartition("=")
         try:
             found = tuple(float(number) for number in numbers.split(","))
         except ValueError:
             found = ()
-        if not found or not pattern.strip() or not all(map(isfinite, found)):
+        if not found or not pattern.strip():
             raise StateError(f"{text!r}: expected PATTERN=NUMBER, as in `down_blocks.1=0.5`.")
         return cls(pattern.strip(), found)
 

@@ -81,7 +81,7 @@ def write_adapter(adapter: Adapter, path: str | os.PathLike[str], dialect: str |
     """Write an adapter to a safetensors file; see `to_file` for the dialect.
 
     Raises:
-        StateError: it has numbers that its dtype does not hold.
+        NotFiniteError: it has numbers that its dtype does not hold.
     """
     check_made(adapter, path)
     file = to_file(adapter, dialect)

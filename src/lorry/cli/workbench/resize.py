@@ -63,7 +63,8 @@ def resize(
         if dry_run:
             tell_report(curve, as_json=as_json)
             return
-        tell(f"the curve: {plot}")
+        if not as_json:
+            tell(f"the curve: {plot}")
     budget = Budget(rank, energy, size, tuple(Rule.parse(text) for text in at or ()))
     report = resize_file(
         source, out, budget, dtype=dtype and dtype.value, dialect=dialect, seed=seed, progress=bar
