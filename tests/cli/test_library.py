@@ -42,6 +42,18 @@ def test_words_hashes_and_copies_are_asked_for(loras: Path, tmp_path: Path) -> N
     assert "wax" not in result.stdout
 
 
+def test_a_link_that_leads_nowhere_is_listed_and_the_others_have_their_hashes(
+    loras: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(loras, folder)
+    (folder / "gone.safetensors").symlink_to(folder / "nowhere")
+    result = lorry_says("library", folder, "--hashes", "--duplicates")
+    assert result.exit_code == 0, result.output
+    assert "gone.safetensors: the file cannot be opened: No such file or directory." in result.stdout
+    assert weights_hash(folder / "ink.safetensors")[:12] in result.stdout
+
+
 def test_json_has_all_of_it(loras: Path) -> None:
     said = json.loads(lorry_says("library", loras, "--json", "--duplicates").stdout)
     assert [one["name"] for one in said["adapters"]] == ["ink", "wax", "words"]

@@ -177,6 +177,21 @@ def test_files_that_are_no_adapters_are_listed_with_the_reason(shelf: Path) -> N
     assert "is in no dialect that lorry knows" in (problems["strange"] or "")
 
 
+def test_links_that_lead_nowhere_or_back_do_no_harm(shelf: Path) -> None:
+    before = [entry.name for entry in scan(shelf).entries]
+    (shelf / "gone.safetensors").symlink_to(shelf / "nowhere.safetensors")
+    (shelf / "styles" / "up").symlink_to(shelf)
+    other = write(shelf.parent / "other" / "pen.safetensors", seed=3).parent
+    (shelf / "linked").symlink_to(other)
+    (other / "back").symlink_to(shelf / "styles")
+    (shelf / "styles" / "on").symlink_to(other)
+    found = {entry.name: entry for entry in scan(shelf).entries}
+    assert found.keys() == {*before, "gone", "linked/pen", "linked/back/wax", "styles/on/pen"}
+    assert "No such file" in str(found["gone"])
+    write(shelf / "nowhere.safetensors", seed=4)
+    assert {entry.name: entry for entry in scan(shelf).entries}["gone"].facts.targets
+
+
 def test_search_finds_entries_that_all_words_are_said_of(shelf: Path) -> None:
     library = scan(shelf)
     assert [entry.name for entry in library.search("CANDLE lora")] == ["styles/wax"]

@@ -46,12 +46,11 @@ def library(
 
     from lorry.cli.console import tell
     from lorry.cli.progress import bar
-    from lorry.files import weights_hash
     from lorry.workflows.library import find_duplicates, scan_library
 
     found = scan_library(folder, again=again, progress=bar)
     entries = found.entries if search is None else found.search(search)
-    digests = {e.path: weights_hash(e.path)[:12] for e in bar(entries, "hashing")} if hashes else {}
+    digests = {e.path: _hash_of(e.path) for e in bar(entries, "hashing")} if hashes else {}
     groups = find_duplicates(entries, progress=bar) if duplicates else ()
     if sheet is not None:
         from lorry.cli.contact import draw_contact_sheet
@@ -67,7 +66,7 @@ def library(
         )
         return
     for entry in entries:
-        tell(f"{entry}" + (f", {digests[entry.path]}" if digests else ""))
+        tell(", ".join(filter(None, (str(entry), digests.get(entry.path)))))
         for remark in entry.beside.remarks:
             tell(f"  {remark}", "yellow")
     for group in groups:
@@ -76,3 +75,14 @@ def library(
     tell(f"{len(entries)}{said} adapters; {found.read} headers read, the others were known.", "dim")
     if sheet is not None:
         tell(sheet)
+
+
+def _hash_of(path: str) -> str | None:
+    """The hash as A1111 shows it; None for what cannot be read, which the list says why."""
+    from lorry.errors import FileError
+    from lorry.files import weights_hash
+
+    try:
+        return weights_hash(path)[:12]
+    except FileError:
+        return None

@@ -149,7 +149,10 @@ def scan_library(
 
 
 def _stamp(path: Path) -> Stamp:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError:  # a link that leads nowhere, or a file that has just gone: reading it says so
+        return 0, 0
     return found.st_mtime_ns, found.st_size
 
 

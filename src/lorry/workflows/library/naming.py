@@ -16,14 +16,22 @@ SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 def adapter_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the files below a folder that may be adapters, in the order of their names; hidden ones are left out.
 
+    Links to folders are followed, but those that lead back to a folder that they are in.
+
     Raises:
         AdapterNotFoundError: there is no such folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise AdapterNotFoundError(f"{folder}: there is no such folder. Expected a folder of adapter files.")
+    real = {str(root): (root.resolve(),)}  # by folder: itself and those on the way to it, without links
     for here, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        way = real.pop(str(Path(here)))
+        inside = {name: Path(here, name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [
+            name for name, path in inside.items() if not any(one.is_relative_to(path) for one in way)
+        ]
+        real |= {str(Path(here, name)): (*way, inside[name]) for name in folders}
         yield from (
             Path(here, name) for name in sorted(files) if name.endswith(SUFFIXES) and not name.startswith(".")
         )
