@@ -51,6 +51,13 @@ def test_an_error_is_one_message_without_a_traceback(shipped: Path) -> None:
     assert result.stdout == ""
 
 
+def test_ctrl_c_while_lorry_starts_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lorry.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
+
+
 def test_debug_lets_the_error_through(shipped: Path) -> None:
     result = lorry_says("inspect", "inkk", "--debug")
     assert isinstance(result.exception, AdapterNotFoundError)
