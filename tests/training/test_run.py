@@ -193,6 +193,15 @@ def test_the_file_says_its_title_and_the_words_that_call_it_up(sd: Path, data: P
     assert said["modelspec.trigger_phrase"] == "zork, plim"
 
 
+def test_what_accelerate_was_told_of_accumulating_changes_nothing(
+    sd: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_safetensors(run(data, sd, tmp_path / "a", clip=0.01).adapter).tensors
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    found = read_safetensors(run(data, sd, tmp_path / "b", clip=0.01).adapter).tensors
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
 def test_numbers_that_float16_does_not_hold_are_saved_in_float32(
     sd: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,8 @@ def started(settings: Settings, watcher: Watcher) -> Iterator[Process]:
             project_dir=out / LOGS,
         )
         _check_kind(settings, accelerator)
+        # Whatever `accelerate launch` was told: it would divide losses by that once more than `accumulate` does.
+        accelerator.gradient_accumulation_steps = 1
         if accelerator.is_main_process:
             accelerator.init_trackers("lorry")
         yield Process(settings, accelerator, watcher if accelerator.is_main_process else Silent())
