@@ -53,6 +53,16 @@ def test_tokens_are_carried_along_or_refused_and_never_lost_without_a_word(tmp_p
     )
 
 
+def test_a_bias_alone_does_not_keep_the_weights_beside_it_from_being_mixed(tmp_path: Path) -> None:
+    one, out = kohya_file(tmp_path / "a.safetensors"), tmp_path / "c.safetensors"
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    two = write_safetensors(tmp_path / "b.safetensors", {f"{name}.diff_b": torch.ones(WIDE[0])})
+    combine_files([(one, 1.0), (two, 0.5)], out, Recipe(Method.TIES, density=0.25))
+    tensors = read_safetensors(out).tensors
+    assert tensors[f"{name}.diff"].count_nonzero() == WIDE[0] * WIDE[1] // 4
+    assert torch.equal(tensors[f"{name}.diff_b"], torch.full((WIDE[0],), 0.5))
+
+
 def test_rules_set_factors_by_layer_and_adapter(tmp_path: Path) -> None:
     one, two = kohya_file(tmp_path / "a.safetensors"), kohya_file(tmp_path / "b.safetensors", seed=9)
     out = tmp_path / "c.safetensors"

@@ -86,18 +86,17 @@ def combined(
 
 def _mixes(terms: Sequence[tuple[Delta, float]], method: Method) -> bool:
     """Whether a method other than the sum has something to do on one layer."""
-    if method is Method.SUM or (method is Method.ORTHOGONAL and len(terms) < 2):
+    weights = [delta for delta, _ in terms if delta.part("weight") is not None]
+    if method is Method.SUM or len(weights) < (2 if method is Method.ORTHOGONAL else 1):
         return False
-    return all(find_reducible(delta) is not None and not needs_base(delta) for delta, _ in terms)
+    return all(find_reducible(delta) is not None and not needs_base(delta) for delta in weights)
 
 
 def _mixed(terms: Sequence[tuple[Delta, float]], recipe: Recipe, generator: torch.Generator) -> Delta:
-    shape = max((delta.shape for delta, _ in terms), key=len)
-    matrices = []
-    for delta, _ in terms:
-        weight = (delta.part("weight") or delta).fitted(shape)
-        matrices.append(matrix_of(weight or delta))
-    matrix = mix(recipe.method, matrices, [factor for _, factor in terms], recipe.density, generator)
+    weights = [(weight, factor) for delta, factor in terms if (weight := delta.part("weight")) is not None]
+    shape = max((weight.shape for weight, _ in weights), key=len)
+    matrices = [matrix_of(weight.fitted(shape) or weight) for weight, _ in weights]
+    matrix = mix(recipe.method, matrices, [factor for _, factor in weights], recipe.density, generator)
     weight = delta_of(matrix, torch.float32)
     biases = [(bias, factor) for delta, factor in terms if (bias := delta.part("bias")) is not None]
     bias = added(biases, torch.float32)
