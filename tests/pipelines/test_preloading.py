@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ def test_what_was_preloaded_is_loaded_bit_for_bit_and_without_a_copy(tmp_path: P
     pipeline, other = UnetAlone(), UnetAlone()
     path = written(tmp_path, pipeline)
     coming = lorry.preload(path)
+    assert coming._reading is not None
     adapter = coming._reading.result()
     places = {t.data_ptr() for entry in adapter.entries for t in entry.delta.tensors().values()}
     report = pipeline.load_lora_weights(coming, adapter_name="one")
@@ -124,6 +127,7 @@ def test_a_gpu_has_it_before_it_is_loaded(tmp_path: Path) -> None:
     path = written(tmp_path, pipeline)
     pipeline.unet.to("cuda")
     coming = lorry.preload(path, device="cuda")
+    assert coming._reading is not None
     assert {t.device.type for t in preloading._tensors(coming._reading.result())} == {"cuda"}
     pipeline.load_lora_weights(coming, adapter_name="one")
     pipeline.load_lora_weights(path, adapter_name="two")
@@ -140,3 +144,15 @@ def test_a_dict_that_is_on_a_gpu_is_copied_there() -> None:
     pipeline.load_lora_weights(tensors, adapter_name="two")
     for ours, theirs in zip(factors(pipeline, "one"), factors(pipeline, "two"), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["file", "dict"])
+def test_it_holds_nothing_once_it_is_loaded(kind: str, tmp_path: Path) -> None:
+    pipeline = UnetAlone()
+    coming = lorry.preload(written(tmp_path, pipeline) if kind == "file" else attention_loras(pipeline))
+    pipeline.load_lora_weights(coming, adapter_name="one")
+    held = [weakref.ref(tensor) for tensor in factors(pipeline, "one")]
+    pipeline.unload_lora_weights()
+    gc.collect()
+    assert coming.done
+    assert not any(one() is not None for one in held)

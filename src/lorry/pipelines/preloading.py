@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, final
 
 import torch
@@ -24,13 +25,13 @@ class Preloaded:
     def __init__(self, source: Source, device: torch.device, where: dict[str, Any]) -> None:
         """Begin to read it; `preload` makes these."""
         self._source, self._device = source, device
-        self._reading = begun(_read, source, device, where)
-        self._is_taken = False
+        self._reading: Future[Adapter] | None = begun(_read, source, device, where)
+        """None once it is taken: who has loaded it lets its memory go when it is taken off."""
 
     @property
     def done(self) -> bool:
         """Whether it is there, or reading it has failed: whether loading it would not wait."""
-        return self._reading.done()
+        return self._reading is None or self._reading.done()
 
     @property
     def owned(self) -> bool:
@@ -44,10 +45,13 @@ class Preloaded:
             FileError, FormatError: the file cannot be had, read or understood.
             StateError: it was taken already.
         """
-        adapter = self._reading.result()
-        if self._is_taken:
+        reading = self._reading
+        if reading is None:
             raise StateError(f"{self} was loaded already, and is loaded once. Call `lorry.preload` again.")
-        self._is_taken = True
+        adapter = reading.result()
+        self._reading = None
+        if isinstance(self._source, Mapping):
+            self._source = {}
         if self._device.type == "cuda":
             # Its memory was another stream's: it is not to be used again before the work of this one is done.
             stream = torch.cuda.current_stream(self._device)
