@@ -177,6 +177,7 @@ def test_several_pictures_number_the_file_that_was_named(tmp_path: Path) -> None
         (["--lora", "inkk"], "Did you mean 'ink'?"),
         (["--device", "abacus"], "The device 'abacus' cannot be used"),
         (["--device", "cuda:77"], "The device 'cuda:77' cannot be used"),
+        (["--guidance", "nan"], "A guidance of nan: expected a finite number"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(shipped: Path, tmp_path: Path, words: list[str], said: str) -> None:
@@ -203,6 +204,8 @@ def test_an_adapter_that_does_not_fit_is_an_error_that_says_what_was_done(
         (["--size", "big"], "--size"),
         (["--seed", "1", "--seed", "2", "--count", "1"], "2 seeds and a count of 1"),
         (["--dtype", "int8"], "--dtype"),
+        (["--seed", str(2**64)], "a seed of 18446744073709551616"),
+        (["--seed", str(2**63 - 2), "--count", "2"], "a seed of"),
     ],
 )
 def test_words_that_make_no_sense_are_usage_errors(words: list[str], said: str) -> None:
@@ -221,6 +224,15 @@ def test_an_argument_that_the_pipeline_does_not_take_is_an_error(
 
     with pytest.raises(generating.StateError, match="Odd takes no `negative_prompt`"):
         generating._arguments(Order(("a",), base="x", negative="b"), Odd())
+
+
+def test_what_the_pipeline_refuses_is_told_in_its_words(shipped: Path, tmp_path: Path) -> None:
+    result = lorry_says("generate", "a cat", "--size", "63", "--steps", "1", "--out", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert (
+        "StableDiffusionPipeline cannot draw this: `height` and `width` have to be divisible" in result.stderr
+    )
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_progress_is_on_standard_error(shipped: Path, tmp_path: Path) -> None:
@@ -496,6 +508,7 @@ def test_a_list_of_strengths_that_is_none_is_an_error(shipped: Path, words: list
     [
         (("--out", "notes.txt"), "expected a picture's name"),
         (("--grid", "grid.txt"), "expected a picture's name"),
+        (("--grid", "x.png", "--out", "x.png"), "cannot be one file"),
         (("--out", "file/x.png"), "its folder cannot be made"),
         (("--grid", "file/x.png"), "its folder cannot be made"),
         (("--out", "x" * 251 + ".png"), "cannot be written"),

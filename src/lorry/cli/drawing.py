@@ -67,9 +67,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise StateError(
-            f"The device {name!r} cannot be used: {reason} Leave `--device` away to have one chosen."
+            f"The device {name!r} cannot be used: {reason}. Leave `--device` away to have one chosen."
         ) from error
     return device
 

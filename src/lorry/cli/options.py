@@ -15,6 +15,8 @@ import typer
 from lorry.assets import base_folder, lora_files
 from lorry.errors import AdapterNotFoundError, did_you_mean
 
+LARGEST_SEED = 2**63 - 1
+
 
 class DtypeName(StrEnum):
     """The dtypes to compute in."""
@@ -144,10 +146,12 @@ def chosen_seeds(seeds: Sequence[int], count: int | None) -> tuple[int, ...]:
     """Return the seeds of each prompt's pictures: those given, and as many after the last one as `count` asks for.
 
     Raises:
-        typer.BadParameter: there are more seeds than pictures.
+        typer.BadParameter: there are more seeds than pictures, or one is larger than torch takes.
     """
     given = tuple(seeds) or (0,)
     wanted = len(given) if count is None else count
+    if max(given) + wanted > LARGEST_SEED:
+        raise typer.BadParameter(f"a seed of {max(given)}: expected one below {LARGEST_SEED - wanted}.")
     if len(given) > wanted:
         raise typer.BadParameter(
             f"{len(given)} seeds and a count of {wanted}: each seed is a picture of its own."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from lorry.cli.generate.order import Job, Order, plan_jobs
 from lorry.cli.generate.record import Making, read_order, save_picture
 from lorry.cli.grid import draw_grid
 from lorry.cli.pictures import kind_of, make_room, write_picture
-from lorry.errors import StateError
+from lorry.errors import FileError, LorryError, StateError
 from lorry.prompts import Parameters
 
 
@@ -39,7 +40,7 @@ def generate_and_print(
 
     Raises:
         LorryError: of the kind that loading the base model or an adapter raises.
-        StateError: the base model takes no such argument.
+        StateError: the base model takes no such argument, or not such a one.
         PromptError: a prompt, or what `like` says, cannot be read.
         FileError: a picture cannot be written where it is to go; nothing is drawn then.
     """
@@ -47,6 +48,8 @@ def generate_and_print(
     jobs = plan_jobs(order)
     if grid is not None:
         kind_of(grid)
+        if grid in {job.path for job in jobs}:
+            raise FileError(f"{grid}: the grid and a single picture cannot be one file. Choose another name.")
     loaded = load_pipeline(order.base or SHIPPED, order.device, order.dtype)
     arguments = _arguments(order, loaded.pipeline)
     wardrobe = Wardrobe.filled(loaded.pipeline, [job.uses for job in jobs])
@@ -70,6 +73,8 @@ def generate_and_print(
 
 
 def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
+    if order.guidance is not None and not math.isfinite(order.guidance):
+        raise StateError(f"A guidance of {order.guidance}: expected a finite number.")
     shipped = order.base in (None, SHIPPED)
     wanted = {
         "num_inference_steps": order.steps or (SHIPPED_STEPS if shipped else None),
@@ -151,11 +156,14 @@ def _drawing(pipeline: Any, arguments: Mapping[str, Any], count: int) -> Iterato
 
             # The noise is drawn on the CPU, so that a seed means the same picture on every device.
             noise = torch.Generator("cpu").manual_seed(job.seed)
-            with quiet():
-                picture = pipeline(job.text, generator=noise, callback_on_step_end=show, **arguments).images[
-                    0
-                ]
+            try:
+                with quiet():
+                    made = pipeline(job.text, generator=noise, callback_on_step_end=show, **arguments)
+            except ValueError as error:
+                if isinstance(error, LorryError):
+                    raise
+                raise StateError(f"{type(pipeline).__name__} cannot draw this: {error}") from error
             done += 1
-            return picture
+            return made.images[0]
 
         yield draw

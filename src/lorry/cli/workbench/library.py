@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lorry.cli.debugging import Debug
+from lorry.cli.options import LARGEST_SEED
 from lorry.cli.workbench.options import AsJson
 
 
@@ -34,7 +35,7 @@ def library(
     base: Annotated[
         str, typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model of the sheet.")
     ] = "shipped",
-    seed: Annotated[int, typer.Option(min=0, help="Of the sheet.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sheet.")] = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Read every header, also of files that are known.")
     ] = False,

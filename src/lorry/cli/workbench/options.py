@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lorry.cli.console import tell
+from lorry.cli.options import LARGEST_SEED
 
 
 class StoredDtype(StrEnum):
@@ -34,7 +35,7 @@ Dialect = Annotated[
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A picture of the numbers (.png, .svg or .pdf).")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of all random numbers.")]
 
 
 def tell_report(report: Any, *, as_json: bool) -> None:
