@@ -36,6 +36,13 @@ def test_a_file_is_converted_for_the_base_that_its_layers_tell(tmp_path: Path) -
     }
 
 
+def test_the_shipped_base_may_be_named(shipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = lorry_says("convert", "ink", out, "--to", "comfyui", "--base", "shipped")
+    assert result.exit_code == 0, result.output
+    assert any("input_blocks" in key or "output_blocks" in key for key in read_safetensors(out).tensors)
+
+
 def test_what_cannot_be_carried_is_an_error_and_with_approximate_a_printed_one(tmp_path: Path) -> None:
     diff = write_safetensors(tmp_path / "x.safetensors", {f"{LAYER}.diff": torch.randn(640, 2048)})
     out = tmp_path / "out.safetensors"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorry.cli.debugging import Debug
-from lorry.cli.options import find_adapter
+from lorry.cli.options import find_adapter, find_base
 from lorry.cli.workbench.options import AsJson, tell_report
 
 WRITTEN = (
@@ -40,8 +40,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
-            help="The base model that it is for: sd15, sdxl, flux, … or a pipeline's folder; told from the file "
-            "when not given.",
+            help="The base model that it is for: sd15, sdxl, flux, …, a pipeline's folder, or shipped; told from the "
+            "file when not given.",
         ),
     ] = None,
     approximate: Annotated[
@@ -61,6 +61,7 @@ def convert(
     """Write an adapter in another dialect: the same tensors under other names, or an error that says why not."""
     from lorry.jobs import convert as convert_file
 
+    base = base and find_base(base)
     report = convert_file(
         find_adapter(file), out, to, base, approximate=approximate, rank=rank, overwrite=overwrite
     )
