@@ -335,3 +335,11 @@ def test_tokens_are_told_as_what_no_checkpoint_holds(base: Path, tmp_path: Path)
     report = bake_files(base, [(source, 1.0)], tmp_path / "out")
     assert "ignored, the token 'zuzu', which is in no checkpoint: bundle_emb.zuzu.clip_l" in str(report)
     json.dumps(report.as_dict())
+
+
+def test_a_checkpoint_is_not_copied_into_itself(base: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "lora.safetensors", 1)
+    before = sorted(base.rglob("*"))
+    with pytest.raises(FileError, match=r"is inside .*which is copied: choose a place outside of it"):
+        bake_files(base, [(lora, 1.0)], base / "unet" / "new")
+    assert sorted(base.rglob("*")) == before

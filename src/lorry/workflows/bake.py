@@ -99,11 +99,13 @@ def bake_files(
     Raises:
         BindingError: an adapter does not fit the checkpoint.
         NotFiniteError: an adapter, or the sum, holds a NaN or an infinity; nothing is written.
-        FileError: `out` is there already, or cannot be written.
+        FileError: `out` is there already, is inside `base`, or cannot be written.
     """
     out, chosen = Path(out), get_dtype(dtype)
     if out.exists():
         raise FileError(f"{out} is there already. Choose another name, or remove it first.")
+    if Path(base).is_dir() and out.resolve().is_relative_to(Path(base).resolve()):
+        raise FileError(f"{out} is inside {base}, which is copied: choose a place outside of it.")
     if Path(base).is_file() and out.suffix != SAFE:
         raise FileError(
             f"{out}: a single file is written as a safetensors file. Let its name end in `{SAFE}`."
