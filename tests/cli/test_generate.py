@@ -100,6 +100,14 @@ def test_fusing_is_done_and_told(shipped: Path, tmp_path: Path, monkeypatch: pyt
     assert "fused" in result.stdout
 
 
+def test_a_tag_without_its_end_is_said_to_be_text(shipped: Path, tmp_path: Path) -> None:
+    words = ("generate", "a cat <lora:wax:0.4", *QUICK, "--out", tmp_path / "x.png")
+    result = lorry_says(*words)
+    assert result.exit_code == 0
+    assert "`<lora:wax:0.4` has no `>` at its end" in result.stderr
+    assert "has no `>`" not in lorry_says(*(word for word in words if word != words[1]), "a cat").stderr
+
+
 def test_load_reports_and_paths_are_printed(shipped: Path, tmp_path: Path) -> None:
     result = lorry_says(
         "generate", "a cat", *QUICK, "--lora", "wax:0.4", "--out", tmp_path / "new" / "folder"

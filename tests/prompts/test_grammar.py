@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorry.errors import PromptError
-from lorry.prompts import LoraTag, Prompt, parse_prompt
+from lorry.prompts import LoraTag, Prompt, find_unclosed, parse_prompt
 
 MIDD = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -116,6 +116,20 @@ def test_a_tag_that_makes_no_sense_is_an_error_that_shows_it(tag: str, said: str
     with pytest.raises(PromptError, match=said) as caught:
         parse_prompt(f"a cat {tag} and a dog")
     assert f"`{tag}` (character 7 of the prompt)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a cat <lora:ink:0.7", ["<lora:ink:0.7"]),
+        ("<lora:ink  <LyCo:wax:1> <lyco:", ["<lora:ink", "<lyco:"]),
+        (r"\<lora:ink", []),
+        ("<lora:ink:1>", []),
+        ("a < b, <lora ink", []),
+    ],
+)
+def test_tags_without_an_end_are_found(text: str, found: list[str]) -> None:
+    assert find_unclosed(text) == found
 
 
 PIECES = st.sampled_from(

@@ -24,6 +24,7 @@ from lorry.prompts._options import read_tag
 from lorry.prompts.tags import LoraTag
 
 _TAG: Final = re.compile(r"(\\*)<(?:lora|lyco|lycoris):((?:\\.|[^\\<>])*)>", re.IGNORECASE | re.DOTALL)
+_UNCLOSED: Final = re.compile(r"(?<!\\)<(?:lora|lyco|lycoris):[^<>]*(?![^<>]*>)", re.IGNORECASE)
 
 
 @final
@@ -67,6 +68,11 @@ def parse_prompt(text: str, *, te_first: bool = False) -> Prompt:
         pieces.append("")
     pieces[-1] += text[at:]
     return Prompt(_joined(pieces), tuple(loras))
+
+
+def find_unclosed(text: str) -> list[str]:
+    """Return what in the text of a prompt begins as a tag and has no end, so that it names no adapter."""
+    return [match[0].rstrip() for match in _UNCLOSED.finditer(text)]
 
 
 def _joined(pieces: list[str]) -> str:

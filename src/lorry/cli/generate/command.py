@@ -23,8 +23,8 @@ from lorry.cli.generate.order import Job, Order, plan_jobs
 from lorry.cli.generate.record import Making, read_order, save_picture
 from lorry.cli.grid import draw_grid
 from lorry.cli.pictures import kind_of, make_room, write_picture
-from lorry.errors import FileError, LorryError, StateError
-from lorry.prompts import Parameters
+from lorry.errors import FileError, LorryError, PromptError, StateError
+from lorry.prompts import Parameters, find_unclosed
 
 
 def generate_and_print(
@@ -96,6 +96,10 @@ def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
 def _tell_adapters(
     jobs: list[Job], wardrobe: Wardrobe, order: Order, making: Making, *, as_json: bool
 ) -> None:
+    for open_tag in dict.fromkeys(tag for job in jobs for tag in find_unclosed(job.text)):
+        tell_error(
+            PromptError(f"`{open_tag}` has no `>` at its end: it is drawn as text, and names no adapter.")
+        )
     uses = list(dict.fromkeys(use for job in jobs for use in job.uses))
     for use in uses:
         expected, got = order.hashes.get(use.tag.name), making.hash_of(use.source)
