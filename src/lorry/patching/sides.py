@@ -116,8 +116,12 @@ class SidePaths:
         if scene is not None and (self._scenes or scene.strengths.pieces.tensors):
             self._scenes, self._scene = {}, scene.without_tensors()
 
-    def depend_on_weights(self, undo: Undo) -> bool:
-        """Whether the next refresh has to make something anew, since modules have other weights; let it do so."""
+    def forget_weights(self, undo: Undo) -> bool:
+        """Make anew, at the next refresh, what was made from or for the modules' weights, which are others now.
+
+        Returns:
+            Whether there may be such.
+        """
         are_elsewhere = self._scene is not None and not self._scene.places.hold()
         if are_elsewhere:
             self.let_scenes_go()

@@ -427,7 +427,7 @@ class AdapterState:
     def weights_replaced(self) -> None:
         """Make anew what was made from the model's weights, which are others now."""
         with Undo() as undo:
-            if self._sides.depend_on_weights(undo) or self._bare_names:
+            if self._sides.forget_weights(undo) or self._bare_names:
                 self._refresh(undo)
 
     def _settle(self, paths: Iterable[str], undo: Undo) -> None:
