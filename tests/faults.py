@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorry.patching import Undo
 
-CHANGES = [name for name in vars(Undo) if name.startswith(("set_", "add_", "discard_", "delete_"))]
+CHANGES = [
+    name for name in vars(Undo) if name.startswith(("set_", "add_", "discard_", "delete_", "exchange"))
+]
 """The methods of an undo that change something."""
 
 

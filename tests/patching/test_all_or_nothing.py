@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from faults import FAULTS, FailingTorch, InjectedError
-from lorry.patching import AdapterState, Strength, Undo, find_state, get_state
+from lorry.patching import AdapterState, Strength, Undo, exchanging, find_state, get_state
 from lorry.training import AdapterConfig, add_adapter
 from models import random_deltas
 from small import Small, changing, put, small_input
@@ -226,6 +226,28 @@ def test_what_is_taken_back_goes_back_last_first() -> None:
         change_and_fail()
     assert list(holder.items()) == [("gone", 2), ("kept", 1)]
     assert thing.in_features == 1
+
+
+def test_tensors_change_places_back_where_a_pair_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    ones, others = ([nn.Parameter(torch.full((2,), 10.0 * i + j)) for i in range(3)] for j in range(2))
+    held = [one.detach().clone() for one in ones + others]
+    swap, calls = exchanging._swap, list[Tensor]()
+    assert swap is not None
+
+    def failing_once(one: Tensor, other: Tensor) -> None:
+        calls.append(one)
+        if len(calls) == 2:
+            raise InjectedError
+        swap(one, other)
+
+    monkeypatch.setattr(exchanging, "_swap", failing_once)
+    with pytest.raises(InjectedError), Undo() as undo:
+        undo.exchange(ones, others)
+    assert len(calls) == 3
+    assert all(map(torch.equal, ones + others, held))
+    with Undo() as undo:
+        undo.exchange(ones, others)
+    assert all(map(torch.equal, others + ones, held))
 
 
 def test_what_was_done_without_an_exception_stays_done() -> None:

@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lorry.algebra import DoraDelta, FullDelta
 from lorry.errors import FuseError, StateError
-from lorry.patching import Originals, Strength, find_state, fusing
+from lorry.patching import Originals, Strength, exchanging, find_state, fusing
 from lorry.patching.fusing import fused_parameter
 from models import random_delta, random_deltas
 from small import PATHS, Small, changing, check_near, put, small_input, state_of, total, with_deltas
@@ -175,6 +175,111 @@ def test_fused_parameters_are_the_same_parameters_with_other_values() -> None:
     fuse(model)
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_unfusing_gives_each_parameter_its_own_tensor_back() -> None:
+    model = Small()
+    parameters = [model.get_submodule(path).get_parameter("weight") for path in PATHS]
+    own = [parameter._cdata for parameter in parameters]
+    put(model)
+    for _ in range(2):
+        fuse(model)
+        put(model, "second", seed=1)
+        fuse(model)
+        assert {parameter._cdata for parameter in parameters}.isdisjoint(own)
+        unfuse(model)
+        assert [parameter._cdata for parameter in parameters] == own
+        with changing(model) as (state, undo):
+            state.remove(["second"], undo)
+
+
+def _gradient(model: Small) -> Tensor:
+    return torch.autograd.grad(model(small_input()).sum(), model.out.weight)[0]
+
+
+@pytest.mark.parametrize("when", ["before", "while fused", "while fused twice"])
+@pytest.mark.parametrize("what", ["gradient", "hook", "late hook", "frozen", "graph", "view"])
+def test_what_autograd_keeps_of_a_parameter_outlives_fusing_and_unfusing(what: str, when: str) -> None:
+    model, x, calls = Small(), small_input(), list[Tensor]()
+    parameter, before, bare = model.out.weight, weights(model), Small()
+    expected = _gradient(bare)
+    put(model, strength=1e-3)
+    if when != "before":
+        fuse(model)
+    kept: Any = None
+    if what == "gradient":
+        parameter.grad = kept = torch.ones_like(parameter)
+    elif what == "hook":
+        parameter.register_hook(calls.append)
+    elif what == "late hook":
+        parameter.register_post_accumulate_grad_hook(calls.append)
+    elif what == "frozen":
+        parameter.requires_grad_(False)
+    elif what == "graph":
+        kept = model(x).sum()
+    else:
+        kept = parameter.view(-1)
+    if when != "while fused":
+        put(model, "second", 1e-3, seed=1)
+        fuse(model)
+    unfuse(model)
+    check_equal(weights(model), before)
+    assert parameter.requires_grad == (what != "frozen")
+    if what == "gradient":
+        assert parameter.grad is kept
+    elif what == "graph":
+        kept.backward()
+        assert parameter.grad is not None
+        check_near(parameter.grad, expected, 0.1)
+    elif what == "view" and when == "before":
+        assert kept.data_ptr() == parameter.data_ptr()
+    clear(model)
+    parameter.grad = None
+    model(x).sum().backward()
+    assert (parameter.grad is None) == (what == "frozen")
+    assert len(calls) == (what in {"hook", "late hook"})
+
+
+def test_a_torch_that_cannot_exchange_tensors_fuses_and_unfuses_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchanging, "_swap", None)
+    model = Small()
+    before = weights(model)
+    put(model)
+    for _ in range(2):
+        fuse(model)
+        assert not torch.equal(model.out.weight, before["out"])
+        unfuse(model)
+        check_equal(weights(model), before)
+
+
+class Tagged(nn.Parameter):
+    """Another library's parameter, whose data is plain."""
+
+
+@pytest.mark.parametrize("originals", KEPT)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_parameter_of_another_class_gets_its_original_back(
+    dtype: torch.dtype, originals: Originals
+) -> None:
+    model = Small().to(dtype)
+    for path in PATHS:
+        layer = model.get_submodule(path)
+        layer.register_parameter("weight", Tagged(layer.get_parameter("weight").data))
+    before, put_in = weights(model), put(model, dtype=dtype)
+    for _ in range(2):  # the second time into memory of the first
+        fuse(model, originals=originals)
+        fused, exact = weights(model), with_deltas(Small().to(dtype), total({"toy": (put_in, Strength(1.0))}))
+        for path in PATHS:
+            check_near(fused[path], exact.get_submodule(path).get_parameter("weight"), 1e-2)
+        enable(model, False)
+        check_equal(weights(model), before)
+        enable(model, True)
+        check_equal(weights(model), fused)
+        unfuse(model)
+        check_equal(weights(model), before)
+    assert all(type(model.get_submodule(path).get_parameter("weight")) is Tagged for path in PATHS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

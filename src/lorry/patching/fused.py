@@ -15,12 +15,14 @@ from lorry.algebra import Delta
 from lorry.background import begun
 from lorry.binding import BareParameter
 from lorry.errors import FuseError
+from lorry.patching.exchanging import can_exchange
 from lorry.patching.following import bring
 from lorry.patching.fuse_loss import FuseLoss
 from lorry.patching.fusing import fused_parameter
 from lorry.patching.grouped import Grouped
 from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind, plain_parameter
 from lorry.patching.memory import is_held_once
+from lorry.patching.modes import without_modes
 from lorry.patching.originals import Keeper, Originals, Saved, no_originals, there
 from lorry.patching.undo import Undo
 
@@ -28,14 +30,16 @@ Contributions = Sequence[tuple[Delta, float]]
 
 
 class _One(NamedTuple):
-    """A plain parameter that was given fused memory, with its original beside it."""
+    """A plain parameter that was given fused memory in exchange for its tensor."""
 
     name: str
     holder: dict[str, nn.Parameter | None]
     """The parameters of its module."""
     key: str
     parameter: nn.Parameter
-    original: Tensor
+    own: Tensor
+    """Has the tensor that was the parameter's, with the original memory."""
+    needs_grad: bool
     dtype: torch.dtype
     address: int
     """Of the fused memory, which is not held: offloading may put other memory in its place to have it free."""
@@ -52,26 +56,27 @@ class _Given:
             self._holders,
             self._keys,
             self.parameters,
-            self.originals,
+            self.own,
+            self._need_grad,
             self._dtypes,
             self._addresses,
         ) = ([*next(columns, ())] for _ in _One._fields)
 
     def by_name(self) -> dict[str, _One]:
         """Return each by its name."""
-        columns = (self._holders, self._keys, self.parameters, self.originals, self._dtypes, self._addresses)
-        return {one[0]: _One(*one) for one in zip(self.names, *columns, strict=True)}
+        where = (self._holders, self._keys, self.parameters, self.own)
+        facts = (self._need_grad, self._dtypes, self._addresses)
+        return {one[0]: _One(*one) for one in zip(self.names, *where, *facts, strict=True)}
 
-    def fused(self) -> list[Tensor] | None:
-        """Return what was given to them; None where one of them is elsewhere, or has other memory, by now."""
-        standing = map(dict.get, self._holders, self._keys)
-        fused = [one.data for one in self.parameters]
-        is_unmoved = (
-            all(map(is_, standing, self.parameters))
-            and [*map(Tensor.data_ptr, fused)] == self._addresses
-            and all(map(is_, map(attrgetter("dtype"), fused), self._dtypes))
+    def are_as_given(self) -> bool:
+        """Whether all of them are where they were, with the memory that they were given and nothing else."""
+        return (
+            all(map(is_, map(dict.get, self._holders, self._keys), self.parameters))
+            and [*map(Tensor.data_ptr, self.parameters)] == self._addresses
+            and all(map(is_, map(attrgetter("dtype"), self.parameters), self._dtypes))
+            and [*map(attrgetter("requires_grad"), self.parameters)] == self._need_grad
+            and can_exchange(self.parameters)
         )
-        return fused if is_unmoved else None
 
 
 @final
@@ -82,7 +87,7 @@ class FusedWeights:
         self._originals: dict[str, Saved] = {}
         """Of each fused parameter."""
         self._given = _Given()
-        """Those of them that are plain, and have their originals beside them."""
+        """Those of them that exchanged their tensors, which are given back as they were."""
         self._aside: dict[str, Tensor] | None = None
         """The fused tensors, while they are put aside."""
         self._spare: dict[str, Tensor] = {}
@@ -143,11 +148,9 @@ class FusedWeights:
 
         return [(delta.completed(weight_of), strength) for delta, strength in parts]
 
-    def _original(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """Return what is to be put back where a parameter is: what is there, where it is not fused."""
-        if name not in self._originals:
-            return _contents(parameter)
-        return self._originals[name].found(parameter, name)
+    def _original(self, name: str, contents: Tensor) -> Tensor:
+        """Return what is to be put back in place of a parameter's contents: these, where it is not fused."""
+        return self._originals[name].found(contents, name) if name in self._originals else contents
 
     def follow(self, path: str, before: torch.device, now: torch.device) -> None:
         """Move what is kept beside a module's parameters from the device they were on to where they are."""
@@ -161,6 +164,7 @@ class FusedWeights:
                 if tensor is not None and type(tensor) is Tensor and tensor.device == before:
                     bring(tensor, now)
 
+    @without_modes()
     def rewrite(
         self,
         modules: Mapping[str, nn.Module],
@@ -211,15 +215,11 @@ class FusedWeights:
                         parameter, kind = check_fusable(path, modules[path], key, lossy=again)
                         _check_untied(names.setdefault(id(parameter), name), name)
                         if name not in self._originals:
-                            before[name] = _contents(parameter)  # `undo` holds it as long
+                            before[name] = _contents(parameter, kind)  # `undo` holds it as long
                         if kind.refusal is None:
-                            new = self._fuse(name, parameter, parts, later, keeper, undo)
-                            fused[name] = new
-                            module, original = modules[path], self._originals[name].beside_it(new)
-                            # for a bare parameter another module stands each time
-                            if original is not None and not isinstance(module, BareParameter):
-                                now = (original, new.dtype, new.data_ptr())
-                                given[name] = _One(name, module._parameters, key, parameter, *now)
+                            fused[name] = self._fuse(
+                                name, modules[path], parameter, parts, later, keeper, given, undo
+                            )
                         else:
                             lost[name] = self._repack(name, modules, kind, parts, safe, keeper, undo)
                     elif name in self._originals:
@@ -236,19 +236,39 @@ class FusedWeights:
     def _fuse(
         self,
         name: str,
+        module: nn.Module,
         parameter: nn.Parameter,
         parts: Contributions,
         later: Grouped,
         keeper: Keeper,
+        given: dict[str, _One],
         undo: Undo,
     ) -> Tensor:
-        original = self._original(name, parameter)
-        saved = self._originals[name] if name in self._originals else keeper.keep(original)
+        """Give a parameter the sum of its original and the deltas; return that, which may be filled `later`.
+
+        The parameter exchanges its tensor for one with the sum, where it can, or has done so before (`given`).
+        """
+        original = self._original(name, parameter.data)
+        saved = self._originals.get(name) or keeper.keep(original)
         out = _reusable(self._spare.pop(name, None), original)
         # an original that is kept elsewhere is not to be held until all are computed
         new = fused_parameter(original, parts, out=out, later=later if saved.beside else None)
+        own = saved.beside_it(new) if given.pop(name, None) is not None else None
+        if (
+            name not in self._originals
+            and saved.beside
+            and not isinstance(module, BareParameter)  # for one, another module stands each time
+            and can_exchange([parameter])
+        ):
+            own = new.detach().requires_grad_(parameter.requires_grad)
+            undo.exchange([parameter], [own])
+            saved = Saved(own, beside=True)
+        else:
+            undo.set_attribute(parameter, "data", new)
+        if own is not None:
+            where = (name, module._parameters, name.rpartition(".")[2], parameter, own)
+            given[name] = _One(*where, own.requires_grad, new.dtype, new.data_ptr())
         self._originals[name] = saved
-        undo.set_attribute(parameter, "data", new)
         self._written.append(parameter)
         return new
 
@@ -264,8 +284,7 @@ class FusedWeights:
     ) -> FuseLoss:
         """Quantize the sum of the dequantized original and the deltas as the original is quantized."""
         module, parameter = modules[name.rpartition(".")[0]], _parameter(modules, name)
-        _taken(parameter, modules, name, undo)
-        original = self._original(name, parameter)
+        original = self._original(name, _taken(parameter, modules, name, undo))
         base = kind.plain(module, original).float()
         exact = fused_parameter(base, parts)
         if safe:
@@ -295,15 +314,15 @@ class FusedWeights:
 
         Args:
             saved: the originals.
-            given: what those of them got that are on the device.
+            given: those of them that have exchanged their tensors.
             modules: by path.
             undo: takes it back.
         """
-        unmoved = given.fused()
-        if unmoved is None:
-            given, unmoved = _Given(), []
-        swapped, originals, fused = [*given.parameters], [*given.originals], unmoved
-        spare = dict(zip(given.names, fused, strict=True))
+        if not given.are_as_given():
+            given = _Given()
+        undo.exchange(given.parameters, given.own)
+        spare: dict[str, Tensor] = dict(zip(given.names, given.own, strict=True))
+        swapped, originals, fused = list[nn.Parameter](), list[Tensor](), list[Tensor]()
         others = [name for name in saved if name not in spare] if len(spare) < len(saved) else ()
         for name in others:
             if not _is_there(modules, name):
@@ -322,7 +341,7 @@ class FusedWeights:
                 self._put(parameter, original, modules, name, undo)
         undo.set_attribute(self, "_spare", {**self._spare, **spare} if self._spare else spare)
         undo.set_data(swapped, originals, fused)
-        self._written += swapped
+        self._written += given.parameters + swapped
 
     def free_spare(self, undo: Undo) -> None:
         """Let the memory go that is kept for the next time.
@@ -416,9 +435,10 @@ def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
     return parameter
 
 
-def _contents(parameter: nn.Parameter) -> Tensor:
+def _contents(parameter: nn.Parameter, kind: LayerKind | None) -> Tensor:
     """What makes a parameter what it is: its data, or itself where its library keeps more in it."""
-    return parameter.data if type(parameter) is nn.Parameter else parameter
+    is_data = type(parameter) is nn.Parameter or (kind is not None and kind.is_data)
+    return parameter.data if is_data else parameter
 
 
 def _taken(parameter: nn.Parameter, modules: Mapping[str, nn.Module], name: str, undo: Undo) -> Tensor:
@@ -431,7 +451,7 @@ def _taken(parameter: nn.Parameter, modules: Mapping[str, nn.Module], name: str,
         if getattr(parameter, part) is None:
             undo.set_attribute(parameter, part, getattr(module.state, part))
             undo.set_attribute(module.state, part, None)
-    return parameter
+    return _contents(parameter, kind)
 
 
 def _check_untied(other: str, name: str) -> None:
@@ -452,4 +472,4 @@ def _reusable(spare: Tensor | None, like: Tensor) -> Tensor | None:
     if spare is None or spare.shape != like.shape or spare.stride() != like.stride():
         return None
     fits = spare.dtype is like.dtype and spare.device == like.device
-    return spare if fits and is_held_once(spare) else None
+    return spare.data if fits and is_held_once(spare) else None

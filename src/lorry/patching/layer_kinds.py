@@ -32,6 +32,8 @@ class LayerKind(ABC):
         "path loses nothing. To fuse, dequantize the base first, or load it in bfloat16 or float16."
     )
     """Why an adapter is not fused into this kind, and what to do; None where fusing is exact (rounded once)."""
+    is_data: ClassVar[bool] = False
+    """Whether the data is all that a parameter has, of whatever class it is: no library keeps more in it."""
     moved: ClassVar[tuple[str, ...]] = ()
     """What belongs to the parameter, and is moved to its layer's `state` at the first call."""
 
@@ -66,6 +68,7 @@ class Plain(LayerKind):
 
     name = "plain numbers"
     refusal = None
+    is_data = True
 
     def claims(self, module: nn.Module, parameter: Tensor) -> bool:
         here = type(parameter.data) is Tensor and parameter.device.type != "meta"
@@ -114,6 +117,7 @@ class EightBitFloat(LayerKind):
     """Layerwise casting keeps weights so and casts them for each call."""
 
     name = "float8"
+    is_data = True
 
     def claims(self, module: nn.Module, parameter: Tensor) -> bool:
         small = parameter.is_floating_point() and parameter.dtype not in COMPUTE_DTYPES

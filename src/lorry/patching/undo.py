@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from operator import itemgetter, setitem
 from types import TracebackType
 from typing import Any, Self, final
 
 from torch import Tensor
+
+from lorry.patching.exchanging import exchange
 
 
 @final
@@ -104,6 +106,12 @@ class Undo:
         self._steps.append((_set_data, (parameters, now)))
         _set_data(parameters, values)
 
+    def exchange(self, ones: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Let the tensors of `ones` and of `others` change places, pair by pair: one step for them all."""
+        done = list[None]()  # as many as have changed places, should one fail
+        self._steps.append((_exchange_back, (done, ones, others)))
+        done.extend(exchange(ones, others))
+
     def delete_item(self, holder: dict[Any, Any], key: Any) -> None:
         """`del holder[key]`, to be put back in its place: the order of a module's parameters is part of it."""
         if next(reversed(holder)) != key:
@@ -141,6 +149,10 @@ def _discard_from(sets: Iterable[set[str]], names: Sequence[str]) -> None:
 
 def _set_data(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     deque(map(setattr, parameters, repeat("data"), values), maxlen=0)
+
+
+def _exchange_back(done: Sequence[None], ones: Iterable[Tensor], others: Iterable[Tensor]) -> None:
+    deque(exchange(islice(ones, len(done)), others), maxlen=0)
 
 
 def _move_to_end(holder: dict[Any, Any], key: Any) -> None:
