@@ -1,11 +1,13 @@
 """The kernel that fuses many layers in one launch, in Triton. CUDA builds of torch bring Triton along."""
+# pyright: reportMissingImports=false
+# Triton is for Linux alone.
 
 from __future__ import annotations
 
 from typing import Any, no_type_check
 
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 ROWS, COLUMNS, RANKS = 64, 128, 16
 """The tile of a weight that a program computes, and how much of the rank it takes at a time."""
