@@ -14,7 +14,7 @@ import torch
 import lorry
 from lorry.adapters import Adapter
 from lorry.binding.known import find_known
-from lorry.errors import AdapterNotFoundError, BindingError, StateError
+from lorry.errors import AdapterNotFoundError, BindingError, DuplicateAdapterError, StateError
 from lorry.files import write_safetensors
 from lorry.pipelines import preloading
 from pipelines.unet_alone import UnetAlone, attention_loras
@@ -113,6 +113,26 @@ def test_it_is_loaded_once_and_wrong_arguments_are_named(tmp_path: Path) -> None
     with pytest.raises(StateError, match="'moon' cannot be used on this machine"):
         lorry.preload(path, device="moon")
     assert pipeline.get_active_adapters() == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["file", "dict"])
+def test_a_load_that_fails_can_be_tried_again(kind: str, tmp_path: Path) -> None:
+    pipeline = UnetAlone()
+    pipeline.load_lora_weights(attention_loras(pipeline), adapter_name="one")
+    tensors = attention_loras(pipeline)
+    coming = lorry.preload(
+        str(write_safetensors(tmp_path / "a.safetensors", tensors)) if kind == "file" else tensors
+    )
+    for _ in range(2):
+        with pytest.raises(DuplicateAdapterError):
+            pipeline.load_lora_weights(coming, adapter_name="one")
+        assert coming.done
+    pipeline.load_lora_weights(coming, adapter_name="two")
+    with pytest.raises(StateError, match="was loaded already"):
+        pipeline.load_lora_weights(coming, adapter_name="three")
+    pipeline.load_lora_weights(tensors, adapter_name="three")
+    for ours, theirs in zip(factors(pipeline, "two"), factors(pipeline, "three"), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_its_device_is_named_as_tensors_name_it(tmp_path: Path) -> None:

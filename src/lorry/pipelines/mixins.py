@@ -89,7 +89,7 @@ class LoraLoaderMixin:
         for other in ("transformer_2", "transformer_ref"):
             if kwargs.pop(f"load_into_{other}", False):
                 denoisers = [other]
-        given = pretrained_model_name_or_path_or_dict
+        given, adapter = pretrained_model_name_or_path_or_dict, None
         try:
             with collector_paused():
                 adapter = _read(given, kwargs)
@@ -97,7 +97,9 @@ class LoraLoaderMixin:
             models, how = components_of(self), {"strict": strict, "hotswap": hotswap, "owned": owned}
             with exclusive(models.values()), collector_paused():
                 return load_adapter(adapter, models, adapter_name, **how, denoisers=denoisers, pipeline=self)
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(given, Preloaded) and adapter is not None:
+                given.put_back(adapter)
             error.add_note(f"while loading {_described(given)} into {type(self).__name__}")
             raise
 

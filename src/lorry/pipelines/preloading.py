@@ -39,7 +39,7 @@ class Preloaded:
         return self._device.type == "cuda" or not isinstance(self._source, Mapping)
 
     def take(self) -> Adapter:
-        """Wait for it, and return it, once.
+        """Wait for it, and return it, once, or again where it was put back.
 
         Raises:
             FileError, FormatError: the file cannot be had, read or understood.
@@ -58,6 +58,11 @@ class Preloaded:
             for tensor in _tensors(adapter):
                 tensor.record_stream(stream)
         return adapter
+
+    def put_back(self, adapter: Adapter) -> None:
+        """Have an adapter again that was taken from here, and could not be loaded."""
+        self._reading = Future()
+        self._reading.set_result(adapter)
 
     def __repr__(self) -> str:
         what = "a state dict" if isinstance(self._source, Mapping) else repr(str(self._source))
