@@ -638,6 +638,21 @@ def test_what_was_moved_since_it_was_fused_gets_its_original_back(how: str) -> N
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_weights_that_are_loaded_into_a_fused_model_are_said_to_go(
+    is_fused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Small()
+    put(model, "a style")
+    if is_fused:
+        fuse(model)
+    model.load_state_dict(model.state_dict())
+    said = [record.getMessage() for record in caplog.records if record.name == "lorry"]
+    assert [text.partition(":")[0] for text in said] == is_fused * [
+        "Weights were loaded into this Small while adapters (a style) are fused into it"
+    ]
+
+
 def test_fused_weights_that_somebody_took_hold_of_are_not_written_over() -> None:
     model = Small()
     put(model)

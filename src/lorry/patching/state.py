@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,8 @@ from lorry.patching.sides import SidePaths
 from lorry.patching.strength import Step, Strength
 from lorry.patching.undo import Undo
 from lorry.patching.widening import Widened
+
+log = logging.getLogger("lorry")
 
 
 def find_state(model: nn.Module | None) -> AdapterState | None:
@@ -426,6 +429,13 @@ class AdapterState:
 
     def weights_replaced(self) -> None:
         """Make anew what was made from the model's weights, which are others now."""
+        if self.fused:
+            log.warning(
+                "Weights were loaded into this %s while adapters (%s) are fused into it: taking these off brings back "
+                "the weights from before. Call `unfuse_lora()` first, load the weights, and fuse again.",
+                type(self.model).__name__,
+                ", ".join(self.fused),
+            )
         with Undo() as undo:
             if self._sides.forget_weights(undo) or self._bare_names:
                 self._refresh(undo)
