@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from lorry.binding import Base
+from lorry.errors import StateError
 from lorry.pipelines.architectures import ARCHITECTURES, skeleton
 from lorry.workflows.approximating import RANK, Approximator
 from lorry.workflows.convert import Conversion, convert_file
@@ -20,7 +21,7 @@ def convert(
     base: str | os.PathLike[str] | None = None,
     *,
     approximate: bool = False,
-    rank: int = RANK,
+    rank: int | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write an adapter in another dialect: the same tensors under other names.
@@ -34,15 +35,20 @@ def convert(
         approximate: write what the dialect has no names for in another form, rounded or as a LoRA by SVD, and say how
             far that is off. When false, such a file is refused. Families that depend on the base weights need a folder
             with weights as `base`.
-        rank: of those LoRAs.
+        rank: of those LoRAs; 32 when None.
         overwrite: replace what is at `destination`, if that is an adapter, or empty.
 
     Returns:
         What was done; `print` it.
 
     Raises:
+        StateError: `rank` without `approximate`.
         LorryError: the file cannot be read, understood, or carried by that dialect; nothing is written then.
     """
+    if rank is not None and not approximate:
+        raise StateError(
+            f"A rank of {rank} is that of LoRAs that approximate: ask for them (`--approximate`), or leave it away."
+        )
 
     def find_models(told: Base | None) -> Mapping[str, nn.Module] | None:
         name = base if base is not None else told.name if told and told.name in ARCHITECTURES else None
@@ -53,5 +59,5 @@ def convert(
             approximator.models = models
         return models
 
-    approximator = Approximator(rank) if approximate else None
+    approximator = Approximator(RANK if rank is None else rank) if approximate else None
     return convert_file(source, destination, to, find_models, approximator=approximator, overwrite=overwrite)

@@ -46,6 +46,9 @@ def test_the_shipped_base_may_be_named(shipped: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_carried_is_an_error_and_with_approximate_a_printed_one(tmp_path: Path) -> None:
     diff = write_safetensors(tmp_path / "x.safetensors", {f"{LAYER}.diff": torch.randn(640, 2048)})
     out = tmp_path / "out.safetensors"
+    idle = lorry_says("convert", diff, out, "--to", "lycoris", "--rank", "4")
+    assert idle.exit_code == 1
+    assert "A rank of 4 is that of LoRAs that approximate: ask for them (`--approximate`)" in idle.stderr
     refused = lorry_says("convert", diff, out, "--to", "diffusers")
     assert refused.exit_code == 1
     assert f"{LAYER} (full)" in refused.stderr

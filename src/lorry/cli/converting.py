@@ -51,7 +51,7 @@ def convert(
             help="Write what the dialect cannot carry as a LoRA by SVD, and print the error of each.",
         ),
     ] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Of those LoRAs.")] = 32,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of those LoRAs; 32 when not given.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an adapter that is there already.")
     ] = False,
