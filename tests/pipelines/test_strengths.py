@@ -196,6 +196,7 @@ def test_a_tag_of_a_prompt_is_a_strength() -> None:
         ),
         (lambda: lorry.Strengths(parts={"text_encoder_2": 0.5}), "covered by 'text_encoder_2'"),
         (lambda: lorry.Strengths(parts={"attn1": float("nan")}), "attn1: expected a finite number"),
+        (lambda: lorry.Strengths(scale=1e39), "the strength: expected a finite number"),
         (lambda: lorry.Strengths(scale=True), "the strength: expected a finite number"),
         (lambda: lorry.Strengths(steps=[]), "expected points by rising position"),
         (lambda: lorry.Strengths(steps=cast(Any, [1, 2])), "expected \\(position, factor\\) pairs"),

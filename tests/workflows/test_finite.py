@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cli.runs import write_lora
-from lorry.errors import NotFiniteError, StateError
+from lorry.errors import FormatError, NotFiniteError, StateError
 from lorry.files import read_safetensors, write_safetensors
 from lorry.workflows.approximating import Approximator
 from lorry.workflows.bake import bake_files
@@ -102,6 +102,20 @@ def test_numbers_that_the_dtype_does_not_hold_are_not_written(tmp_path: Path) ->
         work("bfloat16")
         assert all(bool(tensor.isfinite().all()) for tensor in read_safetensors(out).tensors.values())
         out.unlink()
+
+
+def test_an_alpha_that_float32_does_not_hold_is_neither_written_nor_read(tmp_path: Path) -> None:
+    source, out = kohya_file(tmp_path / "a.safetensors"), tmp_path / "out.safetensors"
+    with pytest.raises(
+        NotFiniteError, match=r"the alpha of `.*` would be .*e\+300, which float32 does not hold"
+    ):
+        combine_files([(source, 1e300)], out)
+    assert not out.exists()
+    tensors = read_safetensors(source).tensors
+    far = tmp_path / "far.safetensors"
+    write_safetensors(far, {k: t.double() * 1e300 if k.endswith(".alpha") else t for k, t in tensors.items()})
+    with pytest.raises(FormatError, match=r"expected an alpha that is finite and not zero, got .*e\+300"):
+        combine_files([(far, 1.0)], out)
 
 
 @pytest.mark.parametrize("rank", [0.0, -1.0, 2.5])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
-from typing import final
+from typing import Final, final
 
+import torch
 from torch import Tensor
 
 from lorry.adapters.adapter import ScaleSource
@@ -23,6 +23,8 @@ class Alpha:
 
 
 BY_RANK = Alpha(None, False, "rank")
+LARGEST: Final = torch.finfo(torch.float32).max
+"""Adapters are computed with in float32, and an alpha beyond it would be infinite there."""
 
 
 def read_alpha(tensor: Tensor, key: str) -> float:
@@ -54,10 +56,10 @@ def check_alpha(value: object, where: str) -> float:
     its word would leave the layer out without a sound.
 
     Raises:
-        FormatError: `value` is no finite number, or is zero.
+        FormatError: `value` is no number that is finite in float32, or is zero.
     """
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-    if not isfinite(number) or number == 0:
+    if not abs(number) <= LARGEST or number == 0:
         raise FormatError(
             f"{where}: expected an alpha that is finite and not zero, got {value!r}. The file is damaged. To load it "
             "at alpha = rank, remove that key."

@@ -9,7 +9,7 @@ from lorry.patching.memory import can_be_kept, copied
 from lorry.patching.originals import Originals
 from lorry.patching.resident import apart
 from lorry.patching.state import AdapterState, find_state, get_state, unknown_adapter
-from lorry.patching.strength import Strength, check_strength
+from lorry.patching.strength import Strength, check_strength, is_strength
 from lorry.patching.token_rows import TokenRows, add_rows, remove_rows
 from lorry.patching.trained import check_passes_gradients
 from lorry.patching.undo import Undo
@@ -33,6 +33,7 @@ __all__ = [
     "exclusive",
     "find_not_finite",
     "is_finite",
+    "is_strength",
     "find_state",
     "get_state",
     "layers_by_kind",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
+
+import torch
 
 from lorry.errors import StateError
 
 Step = tuple[int, int]
 """A denoising step, counted from 1, and how many there are."""
+LARGEST: Final = torch.finfo(torch.float32).max
+
+
+def is_strength(number: Real | float) -> bool:
+    """Whether a number is finite in float32, which strengths are computed in."""
+    return abs(float(number)) <= LARGEST
 
 
 def check_strength(given: object, where: str) -> float:
@@ -22,14 +29,16 @@ def check_strength(given: object, where: str) -> float:
         where: what it was written for, which begins the message.
 
     Raises:
-        StateError: it is no number, a NaN, or infinite.
+        StateError: it is no number, a NaN, or infinite, be it in float32 alone.
     """
     if getattr(given, "ndim", None) == 0:
         given = cast("Any", given).item()  # a tensor or an array that is one number
     if isinstance(given, bool) or not isinstance(given, Real):
         raise StateError(f"{where}: expected a number, got {given!r}.")
-    if not math.isfinite(given):
-        raise StateError(f"{where}: expected a finite number, got {float(given)}.")
+    if not is_strength(given):
+        raise StateError(
+            f"{where}: expected a finite number, got {float(given)}; float32 holds {LARGEST:.2g} at most."
+        )
     return float(given)
 
 

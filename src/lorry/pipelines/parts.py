@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,7 +14,7 @@ from lorry.binding.kinds import kind_of
 from lorry.binding.patterns import covers
 from lorry.errors import StateError, did_you_mean
 from lorry.names import TEXT_ENCODERS, Target
-from lorry.patching import Strength
+from lorry.patching import Strength, is_strength
 from lorry.pipelines.schedules import Points, Schedule
 
 
@@ -40,7 +39,7 @@ class Strengths:
 
     def __post_init__(self) -> None:
         for where, value in {"the strength": self.scale, **self.parts}.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not is_strength(value):
                 raise StateError(f"{where}: expected a finite number, got {value!r}.")
         if self.steps is not None and not callable(self.steps):
             object.__setattr__(self, "steps", Points.of(self.steps))
