@@ -64,6 +64,13 @@ def test_combine_takes_every_option(shipped: Path, tmp_path: Path) -> None:
         (("combine", "ink", "wax", "--method", "tis"), "Did you mean 'ties'"),
         (("combine", "ink", "--at", "to_z=1"), "No layer has 'to_z'"),
         (("combine", "ink:0"), "Every factor is 0"),
+        (
+            ("combine", "ink", "wax", "--density", "0.3"),
+            "the method sum keeps all numbers. Leave the density away",
+        ),
+        (("combine", "ink", "--dialect", "kohya"), "say where (`--out FILE`), or leave it away"),
+        (("extract", "shipped", "shipped", "--dialect", "kohya"), "say where (`--out FILE`)"),
+        (("combine", "ink:1e300", "--out", "x.safetensors"), "which float32 does not hold"),
         (("combine", "inc"), "Did you mean 'ink'"),
         (("combine", "ink", "--dialect", "kohyo", "--out", "x.safetensors"), "Did you mean 'kohya'"),
         (("resize", "ink"), "Expected one of a rank, an energy and a size"),

@@ -14,7 +14,6 @@ import torch
 
 from lorry.adapters import Adapter, Entry
 from lorry.adapters.adding import added
-from lorry.adapters.mixing import Method
 from lorry.algebra import Delta
 from lorry.binding import size_of
 from lorry.errors import LorryError, StateError
@@ -94,11 +93,11 @@ def combine_files(
         UnsupportedAdapterError: what depends on the base weight is in more than one adapter, or at another factor
             than 1; or an adapter brings tokens along, for which the dialect has no place.
         ShapeMismatchError: two adapters are for different base models.
-        StateError: a rule matches nothing.
+        StateError: a rule matches nothing, every factor is 0, or a dialect is said where nothing is written.
         NotFiniteError: a source, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
-    check_destination(out)
+    check_destination(out, dialect)
     recipe = recipe or Recipe()
     adapters = [read_finite(source) for source, _ in sources]
     named = tuple((adapter.source, factor) for adapter, (_, factor) in zip(adapters, sources, strict=True))
@@ -170,6 +169,6 @@ def _metadata(
         "energy": recipe.energy,
         "rules": {rule.pattern: list(rule.numbers) for rule in recipe.rules},
     }
-    if recipe.method not in (Method.SUM, Method.ORTHOGONAL):
-        made |= {"density": recipe.density, "seed": recipe.seed}
+    if recipe.thins:
+        made |= {"density": recipe.share, "seed": recipe.seed}
     return common_metadata(adapters) | {"lorry.combined": json.dumps({k: v for k, v in made.items() if v})}

@@ -29,7 +29,7 @@ from lorry.workflows.matching import Layer, common_name
 from lorry.workflows.memory import trim_heap
 from lorry.workflows.progress import Progress, silent
 from lorry.workflows.rules import Rule, check_ranks, check_rules, number_for
-from lorry.workflows.storing import DTYPES, check_destination, get_dtype, write_adapter
+from lorry.workflows.storing import DTYPES, FALLBACK, check_destination, get_dtype, write_adapter
 
 EMBEDDING = re.compile(r"(token|position)_embedding|\bshared\b|embed_tokens|relative_attention_bias")
 """Tables that are looked up, which no adapter's layer stands for."""
@@ -130,7 +130,7 @@ def extract_files(
     *,
     components: Sequence[str] = (),
     dtype: str | torch.dtype = "float16",
-    dialect: str = "kohya",
+    dialect: str | None = None,
     progress: Progress = silent,
 ) -> ExtractReport:
     """Write the difference of two checkpoints as an adapter: LoRA for linear layers, LoCon for convolutions, or LoKr.
@@ -145,16 +145,16 @@ def extract_files(
         form: ranks and families.
         components: which of them; all that both checkpoints have when none is given.
         dtype: to write in.
-        dialect: to write in.
+        dialect: to write in; kohya's when None.
         progress: told of each layer.
 
     Raises:
         ShapeMismatchError: the two are of different architectures.
-        StateError: they have no component in common, or do not differ.
+        StateError: they have no component in common, do not differ, or a dialect is said where nothing is written.
         NotFiniteError: a checkpoint, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
-    check_destination(out)
+    check_destination(out, dialect)
     form, chosen = form or Form(), get_dtype(dtype) or DTYPES["float16"]
     with open_checkpoint(base) as first, open_checkpoint(tuned) as second:
         layers = _layers(first, second, _common(first, second, components))
@@ -170,7 +170,7 @@ def extract_files(
     made = {"from": second.source.name, "base": first.source.name, "rank": form.rank, "energy": form.energy}
     text = {"lorry.extracted": json.dumps({key: value for key, value in made.items() if value})}
     adapter = Adapter(
-        tuple(found.entries), dialect, metadata=text, source=f"{second.source} - {first.source}"
+        tuple(found.entries), dialect or FALLBACK, metadata=text, source=f"{second.source} - {first.source}"
     )
     path = None if out is None else write_adapter(adapter, out, dialect)
     return ExtractReport(

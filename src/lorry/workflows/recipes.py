@@ -17,6 +17,9 @@ from lorry.algebra import Delta, PartsDelta
 from lorry.errors import StateError, did_you_mean
 from lorry.workflows.rules import Rule
 
+DENSITY = 0.5
+"""The share of numbers that is kept where none is given."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class Recipe:
     """How adapters are mixed, but for which they are."""
 
     method: Method = Method.SUM
-    density: float = 0.5
-    """The share of numbers that `ties`, `dare` and `magnitude` keep."""
+    density: float | None = None
+    """The share of numbers that `ties`, `dare` and `magnitude` keep: half when None. Other methods have none."""
     rank: int | None = None
     """To reduce the result to; None leaves it exact."""
     energy: float | None = None
@@ -36,14 +39,29 @@ class Recipe:
     """Of what `dare` drops, and of sketches."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
+        if self.density is not None and not 0 < self.density <= 1:
             raise StateError(f"A density of {self.density:g}: expected a share over 0 and up to 1.")
+        if self.density is not None and not self.thins:
+            raise StateError(
+                f"A density of {self.density:g}: the method {self.method.value} keeps all numbers. Leave the density "
+                "away, or choose ties, dare, dare-ties or magnitude (`--method`)."
+            )
         if self.energy is not None and not 0 < self.energy <= 1:
             raise StateError(f"An energy of {self.energy:g}: expected a share over 0 and up to 1.")
         if self.rank is not None and self.rank < 1:
             raise StateError(f"A rank of {self.rank}: expected 1 or more.")
         if self.rank is not None and self.energy is not None:
             raise StateError("A rank and an energy at once: give one of them.")
+
+    @property
+    def thins(self) -> bool:
+        """Whether the method keeps some of the numbers only."""
+        return self.method not in (Method.SUM, Method.ORTHOGONAL)
+
+    @property
+    def share(self) -> float:
+        """The share of numbers that is kept, by a method that keeps some only."""
+        return DENSITY if self.density is None else self.density
 
     @property
     def reduces(self) -> bool:
@@ -96,7 +114,7 @@ def _mixed(terms: Sequence[tuple[Delta, float]], recipe: Recipe, generator: torc
     weights = [(weight, factor) for delta, factor in terms if (weight := delta.part("weight")) is not None]
     shape = max((weight.shape for weight, _ in weights), key=len)
     matrices = [matrix_of(weight.fitted(shape) or weight) for weight, _ in weights]
-    matrix = mix(recipe.method, matrices, [factor for _, factor in weights], recipe.density, generator)
+    matrix = mix(recipe.method, matrices, [factor for _, factor in weights], recipe.share, generator)
     weight = delta_of(matrix, torch.float32)
     biases = [(bias, factor) for delta, factor in terms if (bias := delta.part("bias")) is not None]
     bias = added(biases, torch.float32)

@@ -63,14 +63,22 @@ def to_file(adapter: Adapter, dialect: str | None) -> TensorFile:
         return get_dialect(FALLBACK).write(adapter)
 
 
-def check_destination(path: str | os.PathLike[str] | None) -> None:
+def check_destination(path: str | os.PathLike[str] | None, dialect: str | None = None) -> None:
     """Raise, before the work, where `write_adapter` could not write or would write over another thing than an adapter.
 
     Raises:
         FileError: says what is wrong with the place.
+        StateError: there is none, and yet a dialect to write in.
+        UnknownDialectError: there is no such dialect.
     """
+    if path is None and dialect is not None:
+        raise StateError(
+            f"The dialect {dialect!r} is to be written in: say where (`--out FILE`), or leave it away."
+        )
     if path is None:
         return
+    if dialect is not None:
+        get_dialect(dialect)
     if Path(path).suffix != ".safetensors":
         raise FileError(f"{path}: expected a file that ends in .safetensors.")
     check_replaceable(path)

@@ -26,8 +26,9 @@ def combine(
         typer.Option(metavar="NAME", help="sum, ties, dare, dare-ties, magnitude or orthogonal."),
     ] = "sum",
     density: Annotated[
-        float, typer.Option(help="The share of numbers that ties, dare and magnitude keep.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="The share of numbers that ties, dare and magnitude keep; 0.5 when not given."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Reduce the result to this rank.")] = None,
     energy: Annotated[
         float | None,

@@ -50,7 +50,9 @@ def extract(
     ] = None,
     seed: Seed = 0,
     dtype: Annotated[StoredDtype, typer.Option(help="To write in.")] = StoredDtype.FLOAT16,
-    dialect: Annotated[str, typer.Option(metavar="NAME", help="To write in.")] = "kohya",
+    dialect: Annotated[
+        str | None, typer.Option(metavar="NAME", help="To write in; kohya's when not given.")
+    ] = None,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:
