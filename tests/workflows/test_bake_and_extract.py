@@ -88,6 +88,19 @@ def test_a_baked_folder_is_a_pipeline_that_says_what_went_in(base: Path, baked: 
     assert (baked / vae).read_bytes() == (base / vae).read_bytes()
 
 
+def test_tensors_that_keep_their_bits_are_not_told_as_changed(base: Path, tmp_path: Path) -> None:
+    one, two = write_lora(tmp_path / "a.safetensors", 1), write_lora(tmp_path / "b.safetensors", 2)
+    with pytest.raises(StateError, match="Every strength is 0: the checkpoint would be as it is"):
+        bake_files(base, [(one, 0.0), (two, 0.0)], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    report = bake_files(base, [(one, 1e-30)], tmp_path / "rounded")
+    count = sum(part.targets for part in report.adapters[0][0].components)
+    assert (report.tensors, report.unmoved) == (0, count)
+    assert f"  {count} stayed as they are: what was added is zero, or rounded away" in str(report)
+    report = bake_files(base, [(one, 0.0), (two, 1.0)], tmp_path / "one", dtype="float16")
+    assert (report.tensors, report.unmoved) == (count, 0)
+
+
 def test_half_precision_is_rounded_once(base: Path, tmp_path: Path) -> None:
     pipeline = tiny_sd_pipeline().to(torch.float16)
     pipeline.save_pretrained(tmp_path / "half")

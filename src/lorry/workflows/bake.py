@@ -55,7 +55,9 @@ class BakeReport:
     adapters: tuple[tuple[LoadReport, float], ...]
     """What each adapter changed, and its strength."""
     tensors: int
-    """How many tensors of the checkpoint were changed."""
+    """How many tensors of the checkpoint have other bits."""
+    unmoved: int
+    """How many have the bits that they had: what was added is zero, or rounded away."""
     path: str
     size: int
     """The bytes of the files that hold changed tensors."""
@@ -66,6 +68,8 @@ class BakeReport:
 
     def __str__(self) -> str:
         lines = [f"{self.base}: {self.tensors} tensors changed"]
+        if self.unmoved:
+            lines.append(f"  {self.unmoved} stayed as they are: what was added is zero, or rounded away")
         for report, strength in self.adapters:
             lines += [
                 f"  at {strength:g}: {line}" if n == 0 else f"    {line}"
@@ -97,6 +101,7 @@ def bake_files(
         progress: told of each file's tensors.
 
     Raises:
+        StateError: every strength is 0.
         BindingError: an adapter does not fit the checkpoint.
         NotFiniteError: an adapter, or the sum, holds a NaN or an infinity; nothing is written.
         FileError: `out` is there already, is inside `base`, or cannot be written.
@@ -110,6 +115,9 @@ def bake_files(
         raise FileError(
             f"{out}: a single file is written as a safetensors file. Let its name end in `{SAFE}`."
         )
+    if all(strength == 0 for _, strength in sources):
+        raise StateError("Every strength is 0: the checkpoint would be as it is.")
+    moved: set[tuple[Path, str]] = set()
     with open_checkpoint(base) as checkpoint:
         models = {name: skeleton_of(checkpoint, name) for name in checkpoint.components}
         terms: dict[Path, Terms] = {file: {} for file in checkpoint.readers}
@@ -129,7 +137,8 @@ def bake_files(
         text = _metadata(reports)
 
         def write(file: Path, to: Path) -> None:
-            _write(checkpoint.readers[file], to, terms[file], text, chosen, progress)
+            keys = _write(checkpoint.readers[file], to, terms[file], text, chosen, progress)
+            moved.update((file, key) for key in keys)
 
         changed = [file for file in terms if terms[file] or chosen is not None]
         if checkpoint.is_folder:
@@ -140,7 +149,8 @@ def bake_files(
     return BakeReport(
         base=str(checkpoint.source),
         adapters=tuple(reports),
-        tensors=sum(len(keys) for keys in terms.values()),
+        tensors=len(moved),
+        unmoved=sum(len(keys) for keys in terms.values()) - len(moved),
         path=str(out),
         size=sum(path.stat().st_size for path in written),
     )
@@ -191,11 +201,12 @@ def _write(
     text: Mapping[str, str],
     dtype: torch.dtype | None,
     progress: Progress,
-) -> None:
-    """Write one file anew. The bar counts tensors as they are written."""
+) -> set[str]:
+    """Write one file anew, and return the keys whose numbers are others. The bar counts tensors as they are written."""
     outline = reader.outline
     outlines = {key: _cast(tensor, dtype) for key, tensor in outline.tensors.items()}
     steps = iter(progress(list(outlines), to.name))
+    moved: set[str] = set()
 
     def produce(key: str) -> Tensor:
         next(steps, None)
@@ -204,8 +215,10 @@ def _write(
             return _cast(tensor, dtype)
         # Another dtype is rounded to from the sum in float32, and not from the sum in the checkpoint's own.
         tensor = tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        was_finite = is_finite(tensor)
+        was_finite, was = is_finite(tensor), _cast(tensor.clone(), dtype)
         made = _cast(_with_terms(key, tensor, terms[key], reader), dtype)
+        if not torch.equal(made, was):
+            moved.add(key)
         if was_finite and not is_finite(made):
             raise NotFiniteError(
                 f"`{key}` would hold a NaN or an infinity in {made.dtype}, expected finite numbers. Lower the "
@@ -215,6 +228,7 @@ def _write(
 
     stream_safetensors(to, outlines, produce, {**outline.metadata, **text})
     next(steps, None)
+    return moved
 
 
 def _with_terms(key: str, tensor: Tensor, terms: Sequence[_Term], reader: Reader) -> Tensor:
