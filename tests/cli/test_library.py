@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from cli.runs import bad_lora, lorry_says
 from lorry.cli.grid import Panel, draw_grid
-from lorry.files import weights_hash
+from lorry.files import weights_hash, write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,34 @@ def test_a_link_that_leads_nowhere_is_listed_and_the_others_have_their_hashes(
     assert result.exit_code == 0, result.output
     assert "gone.safetensors: the file cannot be opened: No such file or directory." in result.stdout
     assert weights_hash(folder / "ink.safetensors")[:12] in result.stdout
+
+
+def test_what_is_no_adapter_is_listed_and_not_counted(loras: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(loras, folder)
+    write_safetensors(folder / "vae.safetensors", {"decoder.conv_in.weight": torch.ones(8, 4, 3, 3)})
+    result = lorry_says("library", folder)
+    assert f"vae: {folder}/vae.safetensors is " in result.stdout.replace("\n", " ")
+    assert "3 adapters and 1 that lorry cannot apply; 4 headers read" in result.stdout
+    said = json.loads(lorry_says("library", folder, "--json").stdout)
+    assert [one["name"] for one in said["adapters"]] == ["ink", "wax", "words"]
+    assert [one["name"] for one in said["others"]] == ["vae"]
+    assert "0 of 3 adapters; 0 headers" in lorry_says("library", folder, "--search", "nothing").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prompt", "a cat"), "`--prompt` without `--sheet FILE`: it would do nothing"),
+        (("--base", "shipped", "--seed", "0"), "`--base`, `--seed` without `--sheet FILE`"),
+    ],
+)
+def test_what_is_for_the_sheet_alone_is_refused_without_it(
+    loras: Path, words: tuple[str, ...], said: str
+) -> None:
+    result = lorry_says("library", loras, *words)
+    assert result.exit_code == 2
+    assert said in re.sub(r"[\s│]+", " ", result.stderr)
 
 
 def test_json_has_all_of_it(loras: Path) -> None:

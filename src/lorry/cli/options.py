@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -140,6 +140,24 @@ def find_base(source: str) -> str:
 def _strength_hint(source: str) -> str:
     head, _, tail = source.rpartition(":")
     return f" Is {tail!r} meant as a strength? It is not a number." if len(head) > 1 else ""
+
+
+def check_needed(needed: str, given: Mapping[str, object]) -> None:
+    """Raise where options were given that do nothing without another one, which was not.
+
+    Args:
+        needed: the option that was not given.
+        given: the others; None where one was not.
+
+    Raises:
+        typer.BadParameter: names them.
+    """
+    idle = [name for name, value in given.items() if value is not None]
+    if idle:
+        listed = ", ".join(f"`{name}`" for name in idle)
+        raise typer.BadParameter(
+            f"{listed} without `{needed}`: it would do nothing. Give both, or none of them."
+        )
 
 
 def chosen_seeds(seeds: Sequence[int], count: int | None) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorry.cli.debugging import Debug
-from lorry.cli.options import LARGEST_SEED
+from lorry.cli.options import LARGEST_SEED, check_needed
 from lorry.cli.workbench.options import AsJson
 
 
@@ -29,13 +29,21 @@ def library(
         typer.Option(metavar="FILE", help="Draw what each of them does to one prompt, as one picture."),
     ] = None,
     prompt: Annotated[
-        str,
-        typer.Option(metavar="TEXT", help="For the sheet; `{words}` in it stands for each adapter's words."),
-    ] = "a red apple",
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="For the sheet; `{words}` in it stands for each adapter's words; `a red apple` when not given.",
+        ),
+    ] = None,
     base: Annotated[
-        str, typer.Option(metavar="FOLDER|HUBID|shipped", help="The base model of the sheet.")
-    ] = "shipped",
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sheet.")] = 0,
+        str | None,
+        typer.Option(
+            metavar="FOLDER|HUBID|shipped", help="The base model of the sheet; shipped when not given."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of the sheet; 0 when not given.")
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Read every header, also of files that are known.")
     ] = False,
@@ -49,6 +57,8 @@ def library(
     from lorry.cli.progress import bar
     from lorry.workflows.library import find_duplicates, scan_library
 
+    if sheet is None:
+        check_needed("--sheet FILE", {"--prompt": prompt, "--base": base, "--seed": seed})
     found = scan_library(folder, again=again, progress=bar)
     entries = found.entries if search is None else found.search(search)
     digests = {e.path: _hash_of(e.path) for e in bar(entries, "hashing")} if hashes else {}
@@ -56,13 +66,19 @@ def library(
     if sheet is not None:
         from lorry.cli.contact import draw_contact_sheet
 
-        draw_contact_sheet(entries, sheet, prompt, base, seed)
+        prompt = "a red apple" if prompt is None else prompt
+        draw_contact_sheet(entries, sheet, prompt, base or "shipped", seed or 0)
     if as_json:
-        listed = [entry.as_dict() | {"hash": digests.get(entry.path)} for entry in entries]
+        listed, others = (
+            [e.as_dict() | {"hash": digests.get(e.path)} for e in entries if e.is_adapter is wanted]
+            for wanted in (True, False)
+        )
         same = [[entry.path for entry in group] for group in groups]
         tell(
             json.dumps(
-                {"folder": str(folder), "adapters": listed, "duplicates": same}, indent=2, ensure_ascii=False
+                {"folder": str(folder), "adapters": listed, "others": others, "duplicates": same},
+                indent=2,
+                ensure_ascii=False,
             )
         )
         return
@@ -72,8 +88,10 @@ def library(
             tell(f"  {remark}", "yellow")
     for group in groups:
         tell("the same weights: " + ", ".join(entry.name for entry in group), "bold")
-    said = f" of {len(found.entries)}" if search is not None else ""
-    tell(f"{len(entries)}{said} adapters; {found.read} headers read, the others were known.", "dim")
+    adapters = sum(entry.is_adapter for entry in entries)
+    said = f" of {sum(entry.is_adapter for entry in found.entries)}" if search is not None else ""
+    others = f" and {count} that lorry cannot apply" if (count := len(entries) - adapters) else ""
+    tell(f"{adapters}{said} adapters{others}; {found.read} headers read, the others were known.", "dim")
     if sheet is not None:
         tell(sheet)
 

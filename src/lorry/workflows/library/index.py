@@ -47,6 +47,11 @@ class LibraryEntry:
         """The words that call what it teaches, as the files beside it say, else its header."""
         return self.beside.words or self.facts.words
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether lorry can apply it. What it cannot is listed with the reason: a VAE, a damaged file."""
+        return self.facts.problem is None
+
     def matches(self, text: str) -> bool:
         """Whether every word of `text` is somewhere in what is known of it; upper and lower case are the same."""
         facts = self.facts
@@ -90,7 +95,7 @@ class Library:
 
     folder: str
     entries: tuple[LibraryEntry, ...]
-    """By name."""
+    """By name, with what may be an adapter by its name and is none."""
     read: int
     """How many headers were read; the others were known."""
 
