@@ -17,6 +17,7 @@ from cli.runs import bad_lora, lorry_says
 from lorry.cli.generate.layout import panels_of
 from lorry.cli.generate.order import Job, Order, plan_jobs
 from lorry.cli.grid import Panel, draw_grid
+from lorry.cli.options import Varied
 from lorry.files import weights_hash
 from lorry.prompts import parse_parameters
 from models import tiny_sd_pipeline
@@ -173,6 +174,20 @@ def test_pictures_have_files_of_their_own(tmp_path: Path) -> None:
     assert jobs[1].path == tmp_path / "a-cat-1.png"
 
 
+def test_adapters_and_strengths_whose_names_are_alike_have_files_of_their_own(
+    shipped: Path, loras: Path, tmp_path: Path
+) -> None:
+    for name in ("x y", "x-y", "X y"):
+        shutil.copy(loras / "ink.safetensors", tmp_path / f"{name}.safetensors")
+    vary = tuple(Varied(str(path), (1.0, 1.00000001)) for path in sorted(tmp_path.glob("*.safetensors")))
+    jobs = plan_jobs(Order(("a cat",), vary=vary, out=tmp_path))
+    names = [one.path.name for one in jobs if one.path]
+    assert len(set(map(str.lower, names))) == 6
+    assert "a-cat-x-y-1-0-no2.png" in map(str.lower, names)
+    jobs = plan_jobs(Order(("a", "a b"), vary=(Varied("ink"), Varied("ink")), seeds=(0, 0), out=tmp_path))
+    assert len({one.path for one in jobs}) == 8
+
+
 def test_several_pictures_number_the_file_that_was_named(tmp_path: Path) -> None:
     jobs = plan_jobs(Order(("a", "b"), out=tmp_path / "x.png"))
     assert [one.path and one.path.name for one in jobs] == ["x-1.png", "x-2.png"]
@@ -212,6 +227,7 @@ def test_an_adapter_that_does_not_fit_is_an_error_that_says_what_was_done(
         (["--size", "big"], "--size"),
         (["--seed", "1", "--seed", "2", "--count", "1"], "2 seeds and a count of 1"),
         (["--dtype", "int8"], "--dtype"),
+        (["--fuse"], "nothing to fuse"),
         (["--seed", str(2**64)], "a seed of 18446744073709551616"),
         (["--seed", str(2**63 - 2), "--count", "2"], "a seed of"),
     ],
@@ -328,6 +344,7 @@ def test_names_are_looked_up_in_the_library(shipped: Path, tmp_path: Path, loras
         (["a <lora:ink:1:2:3>"], r"`<lora:ink:1:2:3>` (character 3 of the prompt): it has 3 strengths"),
         (["a", "--negative", "<lora:ink:1>"], "The negative prompt names an adapter"),
         (["a <lora:ink:1>", "--library", "/no/such"], "/no/such: there is no such folder"),
+        (["a cat", "--library", "/no/such"], "/no/such: there is no such folder"),
         (["--like", "/no/such.png"], "/no/such.png: there is no such picture"),
     ],
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Final, final
 
+import typer
+
 from lorry.cli.generate.naming import Shelf, Use
 from lorry.cli.options import LoraChoice, Size, Varied, chosen_seeds
-from lorry.errors import FileError, PromptError
+from lorry.errors import AdapterNotFoundError, FileError, PromptError
 from lorry.prompts import Prompt, parse_prompt
 
 AXES: Final = ("prompt", "adapter", "seed", "strength")
@@ -72,8 +75,12 @@ def plan_jobs(order: Order) -> list[Job]:
     Raises:
         PromptError: a prompt cannot be read.
         AdapterNotFoundError: it names an adapter that is not in the library.
-        typer.BadParameter: there are more seeds than pictures.
+        typer.BadParameter: there are more seeds than pictures, or nothing to fuse.
     """
+    if order.library is not None and not order.library.expanduser().is_dir():
+        raise AdapterNotFoundError(
+            f"{order.library}: there is no such folder. Expected a folder of adapter files."
+        )
     if parse_prompt(order.negative or "").loras:
         raise PromptError(
             "The negative prompt names an adapter. Adapters act on the whole picture: name it in the prompt."
@@ -86,6 +93,10 @@ def plan_jobs(order: Order) -> list[Job]:
         for prompt, found in prompts.items()
     }
     variants = [*_variants(order, shelf)] or [("", "", ())]
+    if order.fuse and not any(used for used in (*uses.values(), *(varied for *_, varied in variants))):
+        raise typer.BadParameter(
+            "nothing to fuse: name an adapter in a prompt or by `--lora`, or leave `--fuse` away."
+        )
     places = [(prompt, variant, seed) for prompt in order.prompts for variant in variants for seed in seeds]
     return [
         Job(
@@ -121,10 +132,12 @@ def _paths(order: Order, places: list[Place]) -> Iterator[Path | None]:
                 "Make the folder first, if one of that name is meant."
             )
         slugs = _slugs(order.prompts)
+        stems = []
         for prompt, (name, scale, _), seed in places:
             words = [word for word in (name, scale.rpartition(" ")[2]) if word]
             varied = "".join("-" + re.sub(r"[^\w.-]+", "-", word) for word in words)
-            yield order.out / f"{slugs[prompt]}{varied}-{seed}.png"
+            stems.append(f"{slugs[prompt]}{varied}-{seed}")
+        yield from (order.out / f"{stem}.png" for stem in _told_apart(stems))
     elif len(places) == 1:
         yield order.out
     else:
@@ -133,11 +146,16 @@ def _paths(order: Order, places: list[Place]) -> Iterator[Path | None]:
 
 def _slugs(prompts: tuple[str, ...]) -> dict[str, str]:
     """A file name for each prompt; prompts that begin alike are told apart by a number."""
-    slugs: dict[str, str] = {}
-    for prompt in prompts:
-        slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture"
-        alike = sum(
-            re.fullmatch(rf"{re.escape(slug)}(-no\d+)?", other) is not None for other in slugs.values()
-        )
-        slugs.setdefault(prompt, f"{slug}-no{alike + 1}" if alike else slug)
-    return slugs
+    each = list(dict.fromkeys(prompts))
+    slugs = [re.sub(r"\W+", "-", text.lower()).strip("-")[:60].strip("-") or "picture" for text in each]
+    return dict(zip(each, _told_apart(slugs), strict=True))
+
+
+def _told_apart(names: Iterable[str]) -> Iterator[str]:
+    """Yield names, with a number where one before is the same; upper and lower case are the same to some disks."""
+    taken: set[str] = set()
+    for name in names:
+        numbered = (name if number == 1 else f"{name}-no{number}" for number in count(1))
+        free = next(one for one in numbered if one.lower() not in taken)
+        taken.add(free.lower())
+        yield free
