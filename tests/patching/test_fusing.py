@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import pickle
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -280,6 +282,37 @@ def test_a_parameter_of_another_class_gets_its_original_back(
         unfuse(model)
         check_equal(weights(model), before)
     assert all(type(model.get_submodule(path).get_parameter("weight")) is Tagged for path in PATHS)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["exchanged", "in place"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_context_of_autocast_sees_what_is_fused_and_taken_out_inside_of_it(grad: bool, kept: bool) -> None:
+    model, x = Small(), small_input()
+    if kept:
+        model.out.weight.grad = torch.ones_like(model.out.weight)
+    put(model)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        model(x)
+        changes = (fuse, partial(enable, enabled=False), partial(enable, enabled=True), unfuse)
+        for change in changes:
+            change(model)
+            assert torch.equal(model(x), copy.deepcopy(model)(x)), "a copy has nothing cast yet"
+
+
+@pytest.mark.parametrize("originals", KEPT)
+@pytest.mark.parametrize("cast", [False, True])
+def test_weights_taken_out_in_inference_mode_can_be_trained(cast: bool, originals: Originals) -> None:
+    model = Small()
+    put(model)
+    for way in (unfuse, partial(enable, enabled=False)):
+        with torch.inference_mode():
+            fuse(model, originals=originals)
+        if cast:
+            model.bfloat16()
+        with torch.inference_mode():
+            way(model)
+        model(small_input(dtype=model.out.weight.dtype)).sum().backward()
+        assert model.out.weight.grad is not None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

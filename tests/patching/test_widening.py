@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -370,3 +371,14 @@ def test_an_adapter_for_4_channels_leaves_the_others_of_an_inpainting_unet_alone
     model.conv_in.weight.data[:, :4] += delta.weight()
     with torch.no_grad():
         torch.testing.assert_close(got, model(**unet_inputs(model)).sample)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_a_context_of_autocast_sees_a_layer_that_is_made_wider_and_narrower_inside_of_it() -> None:
+    model = tiny_flux_transformer()
+    with torch.autocast("cpu", torch.bfloat16):
+        bare = output(model, IN)
+        load(model, "control", control())
+        assert torch.equal(output(model), output(copy.deepcopy(model))), "a copy has nothing cast yet"
+        change(model, "clear")
+        assert torch.equal(output(model, IN), bare)

@@ -22,7 +22,7 @@ from lorry.patching.fusing import fused_parameter
 from lorry.patching.grouped import Grouped
 from lorry.patching.layer_kinds import PARAMETERS, LayerKind, check_fusable, find_kind, plain_parameter
 from lorry.patching.memory import is_held_once
-from lorry.patching.modes import without_modes
+from lorry.patching.modes import changing_weights
 from lorry.patching.originals import Keeper, Originals, Saved, no_originals, there
 from lorry.patching.undo import Undo
 
@@ -164,7 +164,7 @@ class FusedWeights:
                 if tensor is not None and type(tensor) is Tensor and tensor.device == before:
                     bring(tensor, now)
 
-    @without_modes()
+    @changing_weights()
     def rewrite(
         self,
         modules: Mapping[str, nn.Module],
@@ -296,6 +296,7 @@ class FusedWeights:
         self._put(parameter, new, modules, name, undo)
         return FuseLoss.of(base, exact, kind.plain(module, new).float())
 
+    @changing_weights()
     def restore(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put back all originals: nothing is fused any more."""
         saved, given = self._originals, self._given
@@ -353,6 +354,7 @@ class FusedWeights:
             undo.on_success(partial(begun, self._spare.clear))
             undo.set_attribute(self, "_spare", {})
 
+    @changing_weights()
     def put_aside(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the originals in place of the fused parameters.
 
@@ -367,6 +369,7 @@ class FusedWeights:
         for name, one in parameters.items():
             self._put(one, self._original(name, one), modules, name, undo)
 
+    @changing_weights()
     def bring_back(self, modules: Mapping[str, nn.Module], undo: Undo) -> None:
         """Put the fused parameters back that were put aside."""
         for name, tensor in (self._aside or {}).items():

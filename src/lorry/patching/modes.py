@@ -16,3 +16,13 @@ def without_modes() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextmanager
+def changing_weights() -> Iterator[None]:
+    """Do so where parameters get other numbers. The casts of them that autocast keeps for a whole context are let go:
+    they would be computed with as if nothing had changed.
+    """
+    torch.clear_autocast_cache()
+    with without_modes():
+        yield

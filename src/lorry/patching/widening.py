@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from lorry.algebra import Delta
@@ -18,6 +17,7 @@ from lorry.binding import INPUTS
 from lorry.errors import FuseError, StateError
 from lorry.patching.group_copies import check_not_on_disk, groups_by_stream
 from lorry.patching.layer_kinds import check_plain
+from lorry.patching.modes import changing_weights
 from lorry.patching.placement import module_device
 from lorry.patching.undo import Undo
 
@@ -80,7 +80,7 @@ class Widened:
                 f"`{path}` is offloaded, and this adapter makes it wider. Load the adapter before offloading is put on."
             )
         before = self._before.get(path) or _Before(weight.shape[1], _config_that_says(model, weight.shape[1]))
-        with torch.inference_mode(False), torch.no_grad():
+        with changing_weights():
             wide = weight.new_zeros(weight.shape[0], inputs)
             wide[:, : weight.shape[1]] = weight
         _set(layer, weight, wide, undo)
@@ -104,7 +104,7 @@ class Widened:
         undo.set_attribute(self, "_before", {p: b for p, b in self._before.items() if p != path})
         if bool(weight.data[:, before.inputs :].any()):
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with changing_weights():
             own = weight.data[:, : before.inputs].clone()
         _set(layer, weight, own, undo)
         if before.config is not None:
