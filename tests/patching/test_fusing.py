@@ -686,15 +686,19 @@ def test_weights_that_are_loaded_into_a_fused_model_are_said_to_go(
     ]
 
 
-def test_fused_weights_that_somebody_took_hold_of_are_not_written_over() -> None:
+@pytest.mark.parametrize("how", ["tensor", "storage"])
+def test_fused_weights_that_somebody_took_hold_of_are_not_written_over(how: str) -> None:
     model = Small()
     put(model)
     fuse(model)
     taken = model.state_dict()["out.weight"]
-    before = taken.clone()
+    before, memory = taken.clone(), taken.data_ptr()
+    held = taken if how == "tensor" else taken.untyped_storage()
+    del taken
     unfuse(model)
     fuse(model, scale=0.5)
-    assert torch.equal(taken, before)
+    assert model.out.weight.data_ptr() != memory
+    assert torch.equal(torch.empty(0).set_(held).view(7, 5), before)
 
 
 def test_the_memory_kept_for_the_next_time_goes_with_an_adapter() -> None:

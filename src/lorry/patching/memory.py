@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter, mul
+from sys import getrefcount
 from typing import Any, final
 
 import torch
@@ -63,11 +64,13 @@ def one_storage(tensors: Sequence[Tensor]) -> torch.UntypedStorage | None:
 
 
 def is_held_once(tensor: Tensor) -> bool:
-    """Whether no other tensor has the same memory: a `state_dict()`, for one, may still have it."""
+    """Whether nobody else has the same memory, neither another tensor, as of a `state_dict()`, nor the bare storage."""
     if count_views is None:
         return False
     alone = torch.empty(1, device="cpu")
-    return count_views(tensor.untyped_storage()._cdata) == count_views(alone.untyped_storage()._cdata)
+    both = (tensor.untyped_storage(), alone.untyped_storage())  # a storage has one object in Python at most
+    views, holders = {count_views(one._cdata) for one in both}, {getrefcount(one) for one in both}
+    return len(views) == len(holders) == 1
 
 
 def padded(nbytes: int) -> int:
