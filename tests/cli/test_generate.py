@@ -200,6 +200,7 @@ def test_several_pictures_number_the_file_that_was_named(tmp_path: Path) -> None
         (["--lora", "inkk"], "Did you mean 'ink'?"),
         (["--device", "abacus"], "The device 'abacus' cannot be used"),
         (["--device", "cuda:77"], "The device 'cuda:77' cannot be used"),
+        (["--guidance", "1", "--negative", "x"], "give a `--guidance` above 1, or leave it away"),
         (["--guidance", "nan"], "A guidance of nan: expected a finite number"),
     ],
 )
@@ -208,6 +209,22 @@ def test_what_cannot_be_had_is_an_error(shipped: Path, tmp_path: Path, words: li
     assert result.exit_code == 1
     assert said in result.stderr
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--guidance", "1e38", "--steps", "3"], "The picture of 'a cat' (seed 0) came out as NaN"),
+        (["--lora", "ink:1e300"], "`<lora:ink:1e+300>`: expected a finite number, got 1e+300"),
+    ],
+)
+def test_numbers_that_no_picture_comes_of_are_errors_and_none_is_written(
+    shipped: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    result = lorry_says("generate", "a cat", *QUICK, "--out", tmp_path / "x.png", *words)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_an_adapter_that_does_not_fit_is_an_error_that_says_what_was_done(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lorry.names import TEXT_ENCODERS
-from lorry.patching import Strength
+from lorry.patching import Strength, check_strength
 from lorry.pipelines.block_weights import block_factors, text_encoder_factor
 from lorry.pipelines.schedules import Between, Points, Schedule, Times
 from lorry.prompts import LoraTag
@@ -15,8 +15,10 @@ def strength_of(tag: LoraTag, component: str, model: nn.Module) -> Strength:
     """Return the strength that a tag asks for on a component of a pipeline.
 
     Raises:
-        StateError: the model does not have the blocks that the tag gives factors for.
+        StateError: the model does not have the blocks that the tag gives factors for, or a strength is beyond float32.
     """
+    for number in (tag.scale, tag.text_encoder_scale):
+        check_strength(number, f"`{tag}`")
     if component in TEXT_ENCODERS:
         factor = 1.0 if tag.blocks is None else text_encoder_factor(tag.blocks, component)
         return Strength(tag.text_encoder_scale * factor)

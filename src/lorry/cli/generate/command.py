@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL.Image import Image
@@ -25,6 +26,9 @@ from lorry.cli.grid import draw_grid
 from lorry.cli.pictures import kind_of, make_room, write_picture
 from lorry.errors import FileError, LorryError, PromptError, StateError
 from lorry.prompts import Parameters, find_unclosed
+
+NO_NUMBERS: Final = "invalid value encountered in cast"
+"""What numpy warns of where diffusers makes a picture of NaN."""
 
 
 def generate_and_print(
@@ -90,6 +94,18 @@ def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
             raise StateError(
                 f"{type(pipeline).__name__} takes no `{name}`: leave that option away for this base model."
             )
+    name = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    guidance = given.get(name, known[name].default) if name in known else None
+    if order.negative and isinstance(guidance, int | float) and guidance <= 1:
+        raise StateError(
+            f"{type(pipeline).__name__} does not look at a negative prompt with a `{name}` of {guidance:g}: "
+            + (
+                "leave it away"
+                if name != "guidance_scale"
+                else "give a `--guidance` above 1, or leave it away"
+            )
+            + ' (`--negative ""` leaves away that of a picture).'
+        )
     return given
 
 
@@ -162,7 +178,13 @@ def _drawing(pipeline: Any, arguments: Mapping[str, Any], count: int) -> Iterato
             noise = torch.Generator("cpu").manual_seed(job.seed)
             try:
                 with quiet():
+                    warnings.filterwarnings("error", NO_NUMBERS, RuntimeWarning)
                     made = pipeline(job.text, generator=noise, callback_on_step_end=show, **arguments)
+            except RuntimeWarning as error:
+                raise StateError(
+                    f"The picture of {job.text!r} (seed {job.seed}) came out as NaN, which would be black. Lower the "
+                    "guidance or the strengths, or choose another `--dtype`."
+                ) from error
             except ValueError as error:
                 if isinstance(error, LorryError):
                     raise
