@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cli.runs import lorry_says
-from lorry.files import write_safetensors
+from lorry.files import weights_hash, write_safetensors
 
 
 def test_a_shipped_adapter_is_inspected_by_its_name(shipped: Path) -> None:
@@ -47,6 +47,13 @@ def test_a_file_that_lorry_cannot_apply_is_told_about_and_exits_with_1(tmp_path:
     assert "somebody" in result.stdout
     assert result.stderr.startswith("error: ")
     assert "no dialect" in result.stderr
+
+
+def test_the_hashes_of_such_a_file_are_given_all_the_same(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", {"strange": torch.ones(2)})
+    result = lorry_says("inspect", path, "--hashes", "--weights")
+    assert result.exit_code == 1
+    assert weights_hash(path)[:12] in result.stdout
 
 
 def test_json_of_such_a_file_has_the_problem_and_exits_with_1(tmp_path: Path) -> None:

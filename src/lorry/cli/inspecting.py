@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from lorry.cli.console import tell, tell_error
 from lorry.cli.options import find_adapter, find_base
@@ -14,11 +15,12 @@ from lorry.workflows import inspect_file
 def inspect_and_print(file: str, further: Further, model: str | None = None, *, as_json: bool) -> bool:
     """Print what a file holds, with the further reports that are asked for.
 
+    Of what lorry cannot apply these are the hashes alone, which need no more than the file.
     Returns whether lorry can apply it, to `model` where one is given.
     """
     source = find_adapter(file)
     report = inspect_file(source)
-    more = {} if report.problem else further.reports(source)
+    more = (replace(further, weights=False, plot=None) if report.problem else further).reports(source)
     support = None
     if model is not None:
         from lorry.pipelines.support import is_supported
