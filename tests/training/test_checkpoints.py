@@ -155,5 +155,8 @@ def test_a_run_that_is_asked_to_stop_says_so_to_scripts_too(
     assert stopped.exit_code == 130, stopped.output
     assert "Stopped at step" in stopped.stdout
     monkeypatch.undo()
+    idle = CliRunner().invoke(app, ["train", "--resume", str(tmp_path / "out"), "--out", str(tmp_path / "x")])
+    assert idle.exit_code == 2
+    assert "`--out` beside `--resume`" in idle.stderr
     resumed = CliRunner().invoke(app, ["train", "--resume", str(tmp_path / "out")])
     assert resumed.exit_code == 0, resumed.output

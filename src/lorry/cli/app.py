@@ -13,7 +13,16 @@ from typer.core import TyperGroup
 from lorry.cli.console import tell_error
 from lorry.cli.converting import convert
 from lorry.cli.debugging import Debug, wants_debug
-from lorry.cli.options import DtypeName, LoraChoice, Size, Varied, parse_lora, parse_size, parse_varied
+from lorry.cli.options import (
+    DtypeName,
+    LoraChoice,
+    Size,
+    Varied,
+    check_apart,
+    parse_lora,
+    parse_size,
+    parse_varied,
+)
 from lorry.cli.train_options import with_settings
 from lorry.cli.workbench import add_workbench
 from lorry.errors import LorryError
@@ -237,6 +246,11 @@ def train(
     """Train an adapter on a folder of pictures."""
     from lorry.cli.training import train_and_tell
 
+    if resume is not None:
+        chosen = {"--config": config, "--out": given.get("out")}
+        check_apart(
+            "--resume", chosen, "The run goes on in its folder, with the settings that are written there."
+        )
     if not train_and_tell({**given, "data": data} if data else given, config, resume).finished:
         raise typer.Exit(STOPPED)
 

@@ -160,6 +160,23 @@ def check_needed(needed: str, given: Mapping[str, object]) -> None:
         )
 
 
+def check_apart(one: str, given: Mapping[str, object], why: str) -> None:
+    """Raise where options were given that do nothing beside another one.
+
+    Args:
+        one: the option that was given.
+        given: the others; None where one was not.
+        why: ends the message: why they do nothing, or what to do.
+
+    Raises:
+        typer.BadParameter: names them.
+    """
+    idle = [name for name, value in given.items() if value is not None]
+    if idle:
+        listed = ", ".join(f"`{name}`" for name in idle)
+        raise typer.BadParameter(f"{listed} beside `{one}`: it would do nothing. {why}")
+
+
 def chosen_seeds(seeds: Sequence[int], count: int | None) -> tuple[int, ...]:
     """Return the seeds of each prompt's pictures: those given, and as many after the last one as `count` asks for.
 

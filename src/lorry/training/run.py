@@ -22,7 +22,7 @@ from lorry.training.optimisers import check_optimiser
 from lorry.training.outputs import Outputs
 from lorry.training.processes import Process, started
 from lorry.training.quantizing import get_package, quantize
-from lorry.training.settings import Settings
+from lorry.training.settings import Settings, check_used
 from lorry.training.sharding import share_out
 from lorry.training.watching import Watcher
 
@@ -49,6 +49,8 @@ def train(settings: Settings, watcher: Watcher, *, resume: bool = False) -> Resu
     for name in ("data", "out"):
         if not getattr(settings, name):
             raise SettingsError(f"`{name}` is not given: say which folder.")
+    if not resume:
+        check_used(settings)
     check_optimiser(settings)
     adapters.check_form(settings)
     if settings.dialect:

@@ -241,6 +241,32 @@ _NOT_NEGATIVE = (
 _ABOVE_ZERO = ("alpha", "conv_rank", "conv_alpha", "text_rank", "text_alpha")
 
 
+_OF_NO_USE_WITHOUT: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("text_rank", "text_alpha", "text_rate"), ("text_encoder",)),
+    (("prior_count",), ("prior_prompt",)),
+    (("prior_weight",), ("prior", "prior_prompt")),
+    (("sample_prompts",), ("sample_every",)),
+    (("sample_steps", "sample_guidance"), ("sample_every", "prior_prompt")),
+)
+"""(settings, those of which one must be given for them to do anything)."""
+
+
+def check_used(settings: Settings) -> None:
+    """Raise where a setting was changed that does nothing beside the others.
+
+    Raises:
+        SettingsError: names it, and the one that it needs.
+    """
+    usual = {one.name: one.default for one in fields(Settings)}
+    for names, needed in _OF_NO_USE_WITHOUT:
+        idle = [name for name in names if getattr(settings, name) != usual[name]]
+        if idle and not any(getattr(settings, name) for name in needed):
+            wanted = " or ".join(f"`{name}`" for name in needed)
+            raise SettingsError(
+                f"`{idle[0]}` does nothing without {wanted}: give that too, or leave it away."
+            )
+
+
 def setting_fields() -> tuple[Field[Any], ...]:
     """Return the settings as dataclass fields: `metadata` has their `section` and `help`."""
     return fields(Settings)
