@@ -68,6 +68,7 @@ def test_combine_takes_every_option(shipped: Path, tmp_path: Path) -> None:
             ("combine", "ink", "wax", "--density", "0.3"),
             "the method sum keeps all numbers. Leave the density away",
         ),
+        (("combine", "ink", "--method", "orthogonal"), "give two or more"),
         (("combine", "ink", "--dialect", "kohya"), "say where (`--out FILE`), or leave it away"),
         (("extract", "shipped", "shipped", "--dialect", "kohya"), "say where (`--out FILE`)"),
         (("combine", "ink:1e300", "--out", "x.safetensors"), "which float32 does not hold"),
@@ -104,6 +105,12 @@ def test_resize_shows_the_curve_and_writes_nothing(shipped: Path, tmp_path: Path
     check_picture(picture)
     report = json.loads(lorry_says("resize", "wax", "--dry-run", "--json").stdout)
     assert report["points"][0]["way"] == "rank"
+
+
+def test_a_dry_run_takes_nothing_that_it_does_not_look_at(shipped: Path) -> None:
+    result = lorry_says("resize", "wax", "--dry-run", "--rank", "2", "--at", "to_q=1")
+    assert result.exit_code == 2
+    assert "`--rank`, `--at` beside `--dry-run`" in result.stderr
 
 
 def test_bake_and_extract_go_back_and_forth(shipped: Path, tmp_path: Path) -> None:

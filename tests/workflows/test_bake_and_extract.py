@@ -317,6 +317,8 @@ def test_ranks_by_layer_and_components(base: Path, baked: Path) -> None:
     report = extract_files(base, baked, None, form, components=["unet"])
     assert set(report.ranks) == {1, 2}
     assert set(report.targets) == {"unet"}
+    twice = extract_files(base, baked, None, form, components=["unet", "unet"])
+    assert (twice.unchanged, twice.errors) == (report.unchanged, report.errors)
 
 
 @pytest.mark.parametrize(

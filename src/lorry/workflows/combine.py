@@ -14,6 +14,7 @@ import torch
 
 from lorry.adapters import Adapter, Entry
 from lorry.adapters.adding import added
+from lorry.adapters.mixing import Method
 from lorry.algebra import Delta
 from lorry.binding import size_of
 from lorry.errors import LorryError, StateError
@@ -93,12 +94,15 @@ def combine_files(
         UnsupportedAdapterError: what depends on the base weight is in more than one adapter, or at another factor
             than 1; or an adapter brings tokens along, for which the dialect has no place.
         ShapeMismatchError: two adapters are for different base models.
-        StateError: a rule matches nothing, every factor is 0, or a dialect is said where nothing is written.
+        StateError: a rule matches nothing, one adapter alone is to be orthogonal, every factor is 0, or a dialect is
+            said where nothing is written.
         NotFiniteError: a source, or the result, holds a NaN or an infinity; nothing is written.
         FileError: `out` cannot be written, or is there already and is no adapter.
     """
     check_destination(out, dialect)
     recipe = recipe or Recipe()
+    if recipe.method is Method.ORTHOGONAL and len(sources) < 2:
+        raise StateError("The method orthogonal takes adapters out of each other's way: give two or more.")
     adapters = [read_finite(source) for source, _ in sources]
     named = tuple((adapter.source, factor) for adapter, (_, factor) in zip(adapters, sources, strict=True))
     layers = match(adapters)

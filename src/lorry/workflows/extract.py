@@ -195,7 +195,7 @@ def _common(first: Checkpoint, second: Checkpoint, wanted: Sequence[str]) -> lis
             f"{first.source} has {', '.join(first.components)}, {second.source} has {', '.join(second.components)}: "
             f"{', '.join(missing) or 'no component'} is not in both."
         )
-    return list(wanted) or both
+    return list(dict.fromkeys(wanted)) or both
 
 
 def _layers(first: Checkpoint, second: Checkpoint, components: Sequence[str]) -> dict[Target, list[str]]:

@@ -8,7 +8,7 @@ import typer
 
 from lorry.cli.console import tell
 from lorry.cli.debugging import Debug
-from lorry.cli.options import find_adapter
+from lorry.cli.options import check_apart, find_adapter
 from lorry.cli.workbench.options import AsJson, Dialect, Dtype, Out, Plot, Seed, tell_report
 
 
@@ -35,7 +35,9 @@ def resize(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what ranks, energies and sizes would keep, and write nothing."),
+        typer.Option(
+            "--dry-run", help="Show what all ranks, energies and sizes would keep, and write nothing."
+        ),
     ] = False,
     plot: Plot = None,
     seed: Seed = 0,
@@ -53,6 +55,17 @@ def resize(
     from lorry.workflows.rules import Rule
     from lorry.workflows.trade_off import preview
 
+    if dry_run:
+        chosen = {
+            "--rank": rank,
+            "--energy": energy,
+            "--size": size,
+            "--at": at or None,
+            "--dialect": dialect,
+        }
+        check_apart(
+            "--dry-run", chosen, "It shows all that there are; without `--out` too nothing is written."
+        )
     source = find_adapter(file)
     if dry_run or plot is not None:
         curve = preview(source, dtype=dtype and dtype.value, progress=bar)
