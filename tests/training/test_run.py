@@ -502,7 +502,6 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
         ({"family": "oft", "rank": 4, "text_rank": 1, "text_encoder": True}, "`rank`: expected at least 2"),
         ({"text_rate": 1e-3}, "`text_rate` does nothing without `text_encoder`"),
         ({"prior_weight": 0.5}, "`prior_weight` does nothing without `prior` or `prior_prompt`"),
-        ({"sample_prompts": ["a"]}, "`sample_prompts` does nothing without `sample_every`"),
         ({"family": "dora", "init": "pissa"}, "pissa is for LoRA, and `family` is 'dora'"),
     ],
     ids=str,

@@ -240,15 +240,14 @@ _NOT_NEGATIVE = (
 )
 _ABOVE_ZERO = ("alpha", "conv_rank", "conv_alpha", "text_rank", "text_alpha")
 
-
 _OF_NO_USE_WITHOUT: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("text_rank", "text_alpha", "text_rate"), ("text_encoder",)),
     (("prior_count",), ("prior_prompt",)),
     (("prior_weight",), ("prior", "prior_prompt")),
-    (("sample_prompts",), ("sample_every",)),
-    (("sample_steps", "sample_guidance"), ("sample_every", "prior_prompt")),
 )
-"""(settings, those of which one must be given for them to do anything)."""
+"""(settings, those of which one must be given for them to do anything). What samples are drawn of and how is not among
+them: a run without samples is begun by `sample_every` alone, whatever its file says of them.
+"""
 
 
 def check_used(settings: Settings) -> None:
