@@ -57,6 +57,7 @@ def generate_and_print(
     loaded = load_pipeline(order.base or SHIPPED, order.device, order.dtype)
     arguments = _arguments(order, loaded.pipeline)
     wardrobe = Wardrobe.filled(loaded.pipeline, [job.uses for job in jobs])
+    _tell_idle_negative(loaded.pipeline, arguments)
     making = Making(order, loaded, arguments)
     _tell_adapters(jobs, wardrobe, order, making, as_json=as_json)
     make_room(path for path in (*(job.path for job in jobs), grid) if path is not None)
@@ -94,19 +95,22 @@ def _arguments(order: Order, pipeline: Any) -> dict[str, Any]:
             raise StateError(
                 f"{type(pipeline).__name__} takes no `{name}`: leave that option away for this base model."
             )
-    name = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
-    guidance = given.get(name, known[name].default) if name in known else None
-    if order.negative and isinstance(guidance, int | float) and guidance <= 1:
-        raise StateError(
-            f"{type(pipeline).__name__} does not look at a negative prompt with a `{name}` of {guidance:g}: "
-            + (
-                "leave it away"
-                if name != "guidance_scale"
-                else "give a `--guidance` above 1, or leave it away"
-            )
-            + ' (`--negative ""` leaves away that of a picture).'
-        )
     return given
+
+
+def _tell_idle_negative(pipeline: Any, arguments: Mapping[str, Any]) -> None:
+    """Say where the model does not look at the negative prompt; a picture made so is drawn again as it was."""
+    known = inspect.signature(pipeline.__call__).parameters
+    name = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    guidance = arguments.get(name, known[name].default) if name in known else None
+    if arguments.get("negative_prompt") and isinstance(guidance, int | float) and guidance <= 1:
+        what_to_do = " Give a `--guidance` above 1." if name == "guidance_scale" else ""
+        tell_error(
+            PromptError(
+                f"{type(pipeline).__name__} does not look at the negative prompt with a `{name}` of {guidance:g}: it "
+                f"is drawn without.{what_to_do}"
+            )
+        )
 
 
 def _tell_adapters(
